@@ -130,12 +130,12 @@ fn functions_are_not_too_long() {
 }
 
 fn opens_function(line: &str) -> bool {
-    let words = line.trim_start();
-    let declared = words.split_once("fn ").is_some_and(|(before, _)| {
+    let args = line.trim_start();
+    let declared = args.split_once("fn ").is_some_and(|(before, _)| {
         before.split_whitespace().all(|word| word.starts_with("pub") || ["const", "async", "unsafe"].contains(&word))
     });
     // One-liners and declarations without a body end on their own line.
-    declared && !words.ends_with('}') && !words.ends_with(';')
+    declared && !args.ends_with('}') && !args.ends_with(';')
 }
 
 #[test]

@@ -65,7 +65,7 @@ impl Copies {
             pair.submit(&self.cell, id, &["--limit", LIMIT, "--overwrite", "--max-attempts", "100"]);
         }
         let copies = ids.into_iter().enumerate();
-        copies.map(|(index, id)| Copy { node: self.cell.wait_for_way(&id), id, index }).collect()
+        copies.map(|(index, id)| Copy { node: self.cell.wait_for_progress(&id), id, index }).collect()
     }
 
     /// Lets one finish as fast as it can, and compares every byte.
@@ -87,7 +87,7 @@ impl Copies {
     }
 
     /// Starts a node that is gone, and waits until all are there.
-    pub(crate) fn bring_back(&mut self, node: usize) {
+    pub(crate) fn restart_node(&mut self, node: usize) {
         if !self.cell.nodes[node].is_running() {
             self.cell.nodes[node].kill();
             self.cell.nodes[node].start();

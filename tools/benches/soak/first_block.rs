@@ -16,7 +16,7 @@ pub(crate) fn measure(options: &Options) -> Vec<Measure> {
         let id = format!("first{number}");
         let start = Instant::now();
         pair.submit(&cell, &id, &["--overwrite"]);
-        let first = traffic.first_of_others(&before);
+        let first = traffic.first_write_of_others(&before);
         cell.wait_for_success(&id);
         pair.assert_copied();
         before = traffic.writers();

@@ -26,6 +26,6 @@ fn trial(copies: &mut Copies, number: usize) -> (Duration, Duration) {
     let elsewhere = all.iter().filter(|copy| copy.node != leader);
     let pause = elsewhere.map(|copy| traffic[copy.index].longest_pause(start, end)).max();
     copies.end(&all);
-    copies.bring_back(leader);
+    copies.restart_node(leader);
     (end - start, pause.unwrap_or_default())
 }

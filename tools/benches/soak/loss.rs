@@ -10,29 +10,29 @@ use std::time::{Duration, Instant};
 
 /// How a runner goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum LossKind {
     /// Asked to: it gives its copy back.
     Stopped,
     /// Killed: its session has to expire.
     Killed,
 }
 
-pub(crate) fn measure(options: &Options, way: Way) -> Vec<Measure> {
-    let both = in_cells(options, move |copies, number| trial(copies, way, number % 2 == 0));
+pub(crate) fn measure(options: &Options, kind: LossKind) -> Vec<Measure> {
+    let both = in_cells(options, move |copies, number| trial(copies, kind, number % 2 == 0));
     let (moves, ends): (Vec<_>, Vec<_>) = both.into_iter().unzip();
-    match way {
-        Way::Stopped => vec![
+    match kind {
+        LossKind::Stopped => vec![
             Measure::of_times("graceful stop to the copy running elsewhere", &moves, Bound::P99AtMost(2e3)),
             Measure::of_times("graceful stop to the end of the process", &ends, Bound::AtMost(2e4)),
         ],
-        Way::Killed => {
+        LossKind::Killed => {
             vec![Measure::of_times("SIGKILL of a runner to the copy running elsewhere", &moves, Bound::P99AtMost(15e3))]
         }
     }
 }
 
 /// Times to the copy running elsewhere, and to the end of the process.
-fn trial(copies: &mut Copies, way: Way, of_leader: bool) -> (Duration, Duration) {
+fn trial(copies: &mut Copies, kind: LossKind, of_leader: bool) -> (Duration, Duration) {
     let all = copies.begin();
     let traffic = copies.traffic();
     let leader = copies.leader();
@@ -45,24 +45,24 @@ fn trial(copies: &mut Copies, way: Way, of_leader: bool) -> (Duration, Duration)
     std::thread::sleep(Duration::from_millis(50));
     let before = traffic.writers();
     let start = Instant::now();
-    let end = match way {
-        Way::Killed => {
+    let end = match kind {
+        LossKind::Killed => {
             copies.cell.nodes[node].kill();
             None
         }
-        Way::Stopped => {
+        LossKind::Stopped => {
             copies.cell.nodes[node].signal(Signal::SIGTERM);
             let status = copies.cell.nodes[node].wait();
             assert!(status.success(), "a stop ends with {status}");
             Some(start.elapsed())
         }
     };
-    let moved = traffic.first_of_others(&before) - start;
+    let moved = traffic.first_write_of_others(&before) - start;
     copies.finish(victim);
     let task = copies.cell.task(&victim.id);
-    let expected = if way == Way::Killed { "ELeaseLost" } else { "ERunnerInterrupt" };
+    let expected = if kind == LossKind::Killed { "ELeaseLost" } else { "ERunnerInterrupt" };
     assert_eq!(task.outcomes(), [expected, "succeeded"], "{task:?}");
     copies.end(&all);
-    copies.bring_back(node);
+    copies.restart_node(node);
     (moved, end.unwrap_or_default())
 }

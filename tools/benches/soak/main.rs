@@ -37,8 +37,8 @@ type Named = (&'static str, fn(&Options) -> Vec<Measure>);
 /// What can be measured, in the order in which it is.
 const ALL: [Named; 7] = [
     ("first-block", first_block::measure),
-    ("stop", |options| loss::measure(options, loss::Way::Stopped)),
-    ("kill", |options| loss::measure(options, loss::Way::Killed)),
+    ("stop", |options| loss::measure(options, loss::LossKind::Stopped)),
+    ("kill", |options| loss::measure(options, loss::LossKind::Killed)),
     ("leader", leader::measure),
     ("ensemble", ensemble::measure),
     ("queue", queue::measure),

@@ -21,18 +21,19 @@ impl Options {
     ///
     /// # Errors
     /// A sentence about what was typed.
-    pub(crate) fn parse(words: impl Iterator<Item = String>, known: &[&str]) -> Result<Option<Self>, String> {
-        let words: Vec<String> = words.collect();
+    pub(crate) fn parse(args: impl Iterator<Item = String>, known: &[&str]) -> Result<Option<Self>, String> {
+        let args: Vec<String> = args.collect();
         // What cargo adds when it is asked for a benchmark; tests are run without.
-        let is_soak = words.iter().any(|word| word == "--bench");
-        let mut words = words.into_iter().filter(|word| word != "--bench");
+        let is_soak = args.iter().any(|word| word == "--bench");
+        let mut args = args.into_iter().filter(|word| word != "--bench");
         if !is_soak {
             // A test's filter names tests, of which there are none here.
-            let look = Self { trials: 1, cells: 1, tasks: 50, runners: 2, is_soak, names: vec![known[0].to_owned()] };
-            return Ok(words.next().is_none().then_some(look));
+            let shortest =
+                Self { trials: 1, cells: 1, tasks: 50, runners: 2, is_soak, names: vec![known[0].to_owned()] };
+            return Ok(args.next().is_none().then_some(shortest));
         }
         let mut options = Self { trials: 100, cells: 1, tasks: 50_000, runners: 200, is_soak, names: Vec::new() };
-        while let Some(word) = words.next() {
+        while let Some(word) = args.next() {
             let target = match word.as_str() {
                 "--trials" => &mut options.trials,
                 "--cells" => &mut options.cells,
@@ -44,7 +45,7 @@ impl Options {
                 }
                 _ => return Err(format!("soak measures {}, not '{word}'", known.join(", "))),
             };
-            let number = words.next().and_then(|text| text.parse().ok()).filter(|&number| number > 0);
+            let number = args.next().and_then(|text| text.parse().ok()).filter(|&number| number > 0);
             *target = number.ok_or_else(|| format!("{word} takes a number above zero"))?;
         }
         Ok(Some(options))

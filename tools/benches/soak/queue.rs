@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// Submissions under way at once.
 const CLIENTS: usize = 32;
 /// Between two looks at the center.
-const GLANCE: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 pub(crate) fn measure(options: &Options) -> Vec<Measure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads can be made");
@@ -27,7 +27,7 @@ pub(crate) fn measure(options: &Options) -> Vec<Measure> {
     cell.nodes[0].start();
     runtime.block_on(until(&address, |pending, _| pending >= options.tasks));
     let reconciled = start.elapsed();
-    let folder = cell.site.path("fleet");
+    let folder = cell.dirs.path("fleet");
     std::fs::create_dir(&folder).expect("the room is empty");
     let zookeeper = format!("{}/cell", cell.ensemble.addresses());
     runtime.block_on(fleet::launch(options.runners, &zookeeper, &folder));
@@ -83,7 +83,7 @@ async fn until(address: &str, holds: impl Fn(usize, usize) -> bool) {
             last = Some(status.tasks);
         }
         assert!(Instant::now() < deadline, "the queue does not move: {last:?}");
-        tokio::time::sleep(GLANCE).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 

@@ -10,9 +10,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Between two looks at the log: how exact times are.
-const GLANCE: Duration = Duration::from_millis(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// Nothing that is waited for takes half of this.
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Connections that wrote something, and when that was seen, oldest first.
 type Seen = Arc<Mutex<Vec<(Instant, u64)>>>;
@@ -35,7 +35,7 @@ impl Traffic {
                 match File::open(&log) {
                     Ok(file) => break file,
                     Err(_) if until.load(Relaxed) => return,
-                    Err(_) => std::thread::sleep(GLANCE),
+                    Err(_) => std::thread::sleep(POLL_INTERVAL),
                 }
             };
             let mut text = String::new();
@@ -45,37 +45,37 @@ impl Traffic {
                 let (now, lines) = (Instant::now(), text.drain(..whole).collect::<String>());
                 let writes = lines.lines().filter_map(writer_of).map(|connection| (now, connection));
                 into.lock().unwrap_or_else(PoisonError::into_inner).extend(writes);
-                std::thread::sleep(GLANCE);
+                std::thread::sleep(POLL_INTERVAL);
             }
         });
         Self { seen, over, follower: Some(follower) }
     }
 
-    fn look<T>(&self, look: impl FnOnce(&[(Instant, u64)]) -> T) -> T {
-        look(&self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+    fn with_seen<T>(&self, read: impl FnOnce(&[(Instant, u64)]) -> T) -> T {
+        read(&self.seen.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Connections that have written so far.
     pub(crate) fn writers(&self) -> BTreeSet<u64> {
-        self.look(|seen| seen.iter().map(|(_, connection)| *connection).collect())
+        self.with_seen(|seen| seen.iter().map(|(_, connection)| *connection).collect())
     }
 
     /// When somebody wrote first that is not one of `known`.
-    pub(crate) fn first_of_others(&self, known: &BTreeSet<u64>) -> Instant {
-        let until = Instant::now() + PATIENCE;
+    pub(crate) fn first_write_of_others(&self, known: &BTreeSet<u64>) -> Instant {
+        let until = Instant::now() + WAIT_MAX;
         loop {
-            let first = self.look(|seen| seen.iter().find(|(_, connection)| !known.contains(connection)).copied());
+            let first = self.with_seen(|seen| seen.iter().find(|(_, connection)| !known.contains(connection)).copied());
             if let Some((at, _)) = first {
                 return at;
             }
-            assert!(Instant::now() < until, "nobody else has written in {} s", PATIENCE.as_secs());
-            std::thread::sleep(GLANCE);
+            assert!(Instant::now() < until, "nobody else has written in {} s", WAIT_MAX.as_secs());
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 
     /// The longest time without a write from `since` to `until`.
     pub(crate) fn longest_pause(&self, since: Instant, until: Instant) -> Duration {
-        self.look(|seen| {
+        self.with_seen(|seen| {
             let within = seen.iter().map(|(at, _)| *at).filter(|at| (since..until).contains(at));
             let times: Vec<Instant> = std::iter::once(since).chain(within).chain([until]).collect();
             times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()

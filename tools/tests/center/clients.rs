@@ -9,8 +9,8 @@ fn a_repeated_request_is_the_same_task_and_other_work_of_that_name_is_refused() 
     let cell = Cell::new(2, 1);
     // Whichever node is asked first.
     for node in [&cell.nodes[0], &cell.nodes[1], &cell.nodes[0]] {
-        let words = ["submit", "noop", "50ms", "--id", "same", "--center", &node.address()];
-        let outcome = cell.site.blockhaul(&words);
+        let args = ["submit", "noop", "50ms", "--id", "same", "--center", &node.address()];
+        let outcome = cell.dirs.blockhaul(&args);
         assert_eq!(outcome.code, Some(0), "{outcome:?}");
     }
     cell.wait_for_success("same");
@@ -28,7 +28,7 @@ fn a_copy_is_paused_resumed_and_cancelled() {
     let cell = Cell::new(2, 1);
     let pair = Pair::new(&cell, "paused", 48 * MIB);
     pair.submit(&cell, "paused", &["--limit", "2MiB/s"]);
-    cell.wait_for_way("paused");
+    cell.wait_for_progress("paused");
     cell.ask(&["pause", "paused"]);
     cell.wait_for("paused", "that it waits", |task| task.state() == "PAUSED");
     let still = pair.writes();
@@ -36,14 +36,14 @@ fn a_copy_is_paused_resumed_and_cancelled() {
     cell.wait_for_success("meanwhile");
     assert_eq!(pair.writes(), still, "a paused copy writes nothing");
     cell.ask(&["resume", "paused"]);
-    cell.hurry("paused");
+    cell.lift_limit("paused");
     let task = cell.wait_for_success("paused");
     assert!(task.resumed() > 0, "{task:?}");
     pair.assert_copied();
 
     let pair = Pair::new(&cell, "dropped", 48 * MIB);
     pair.submit(&cell, "dropped", &["--limit", "2MiB/s"]);
-    cell.wait_for_way("dropped");
+    cell.wait_for_progress("dropped");
     let waiting = cell.launch(&["watch", "dropped"]);
     cell.ask(&["cancel", "dropped"]);
     let task = cell.wait_for("dropped", "its end", Task::is_over);
@@ -60,8 +60,8 @@ fn only_copies_can_be_paused() {
     need!("only_copies_can_be_paused", &NEEDS);
     let cell = Cell::new(1, 1);
     cell.submit_noop("noop", Duration::from_secs(2), &[]);
-    for words in [&["pause", "noop"][..], &["resume", "noop"], &["set", "noop", "--limit", "1MiB/s"]] {
-        let outcome = cell.blockhaul(words);
+    for args in [&["pause", "noop"][..], &["resume", "noop"], &["set", "noop", "--limit", "1MiB/s"]] {
+        let outcome = cell.blockhaul(args);
         assert!(outcome.code == Some(1) && outcome.stderr.contains("EUnsupported"), "{outcome:?}");
     }
     assert_eq!(cell.wait_for_success("noop").outcomes(), ["succeeded"]);
@@ -73,7 +73,7 @@ fn tasks_wait_for_a_claim_a_slot_and_tasks_of_higher_priority() {
     let cell = Cell::with(1, 1, &["--slots", "2"]);
     let pair = Pair::new(&cell, "one", 32 * MIB);
     pair.submit(&cell, "first", &["--limit", "2MiB/s"]);
-    cell.wait_for_way("first");
+    cell.wait_for_progress("first");
     pair.submit(&cell, "second", &["--overwrite"]);
     let task = cell.wait_for("second", "why it waits", |task| !task.reason().is_empty());
     assert_eq!(task.state(), "PENDING", "two tasks never have one destination: {task:?}");
@@ -89,7 +89,7 @@ fn tasks_wait_for_a_claim_a_slot_and_tasks_of_higher_priority() {
     let (high, low) = (began("high"), began("low"));
     assert!(high.as_str() <= low.as_str(), "the more urgent one goes first: {high} {low}");
     assert_eq!(cell.task("second").state(), "PENDING");
-    cell.hurry("first");
+    cell.lift_limit("first");
     cell.wait_for_success("first");
     cell.wait_for_success("second");
     pair.assert_copied();

@@ -18,12 +18,12 @@ fn fails(cell: &Cell, pair: &Pair, id: &str, attempts: usize, code: &str) -> Tas
 fn a_destination_that_fails_to_write_fails_the_task_and_its_claim_is_released() {
     need!("a_destination_that_fails_to_write_fails_the_task_and_its_claim_is_released", &NEEDS);
     let cell = Cell::new(2, 1);
-    for (id, said, code) in [("io", "EIO", "EIo"), ("space", "ENOSPC", "ENoSpace")] {
-        let trigger = cell.site.file(&format!("{id}.trigger"), b"");
+    for (id, errno, code) in [("io", "EIO", "EIo"), ("space", "ENOSPC", "ENoSpace")] {
+        let trigger = cell.dirs.file(&format!("{id}.trigger"), b"");
         let parameters = ["write", "zero", "trim"].map(|call| {
             let call = if call == "write" { "pwrite" } else { call };
             let trigger = text(&trigger);
-            [format!("error-{call}={said}"), format!("error-{call}-rate=50%"), format!("error-{call}-file={trigger}")]
+            [format!("error-{call}={errno}"), format!("error-{call}-rate=50%"), format!("error-{call}-file={trigger}")]
         });
         let parameters: Vec<&str> = parameters.iter().flatten().map(String::as_str).collect();
         let pair = Pair::with(&cell, id, 4 * MIB, &["--filter=error"], &parameters);
@@ -48,10 +48,10 @@ fn a_destination_that_fails_to_write_fails_the_task_and_its_claim_is_released() 
 fn a_destination_that_fails_to_flush_fails_the_task_and_nothing_counts_as_durable() {
     need!("a_destination_that_fails_to_flush_fails_the_task_and_nothing_counts_as_durable", &NEEDS);
     let cell = Cell::new(2, 1);
-    let golden = cell.site.file("golden", &noise(MIB, 9));
+    let golden = cell.dirs.file("golden", &noise(MIB, 9));
     let source = ["--readonly", "file", text(&golden)];
-    let source = Server::nbdkit_at(&cell.site, "source", address(), &source);
-    let destination = Server::without_flush(&cell.site, "destination", address());
+    let source = Server::nbdkit_at(&cell.dirs, "source", address(), &source);
+    let destination = Server::without_flush(&cell.dirs, "destination", address());
     cell.submit("flush", &source.uri(), &destination.uri(), &["--max-attempts", "2"]);
     let task = cell.wait_for("flush", "its end", Task::is_over);
     assert_eq!((task.state(), task.error()), ("FAILED", "EIo"), "{task:?}");

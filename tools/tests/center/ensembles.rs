@@ -1,17 +1,19 @@
 //! Tests faults of the coordination service: servers that die, pause, lose quorum, or lose their data.
 
-use crate::support::{Cell, MIB, NEEDS, Node, PATIENT, Pair, QUICK, Settings, assert_same, mixed, need, run, text};
+use crate::support::{
+    Cell, LONG_SESSION, MIB, NEEDS, Node, Pair, SHORT_SESSION, Settings, assert_same, mixed, need, run, text,
+};
 use std::time::Duration;
 
 /// A network copy lives through `fault` without a word in its record.
-fn outlives(fault: impl FnOnce(&mut Cell, &Pair)) {
+fn assert_copy_survives(fault: impl FnOnce(&mut Cell, &Pair)) {
     // Followers that are quick to leave a leader that says nothing.
-    let mut cell = Cell::on(Settings { sync_limit: 4, ..Settings::new(3) }, 2, &PATIENT);
+    let mut cell = Cell::on(Settings { sync_limit: 4, ..Settings::new(3) }, 2, &LONG_SESSION);
     let pair = Pair::new(&cell, "pair", 96 * MIB);
     pair.submit(&cell, "steady", &["--limit", "3MiB/s"]);
-    cell.wait_for_way("steady");
+    cell.wait_for_progress("steady");
     fault(&mut cell, &pair);
-    cell.hurry("steady");
+    cell.lift_limit("steady");
     let task = cell.wait_for_success("steady");
     assert_eq!(task.outcomes(), ["succeeded"], "{task:?}");
     pair.assert_copied();
@@ -22,7 +24,7 @@ fn outlives(fault: impl FnOnce(&mut Cell, &Pair)) {
 #[test]
 fn copies_continue_when_zookeepers_leader_is_killed() {
     need!("copies_continue_when_zookeepers_leader_is_killed", &NEEDS);
-    outlives(|cell, pair| {
+    assert_copy_survives(|cell, pair| {
         let leader = cell.ensemble.leader();
         cell.ensemble.kill(leader);
         let writes = pair.writes();
@@ -34,7 +36,7 @@ fn copies_continue_when_zookeepers_leader_is_killed() {
 #[test]
 fn copies_continue_when_zookeepers_leader_pauses() {
     need!("copies_continue_when_zookeepers_leader_pauses", &NEEDS);
-    outlives(|cell, pair| {
+    assert_copy_survives(|cell, pair| {
         let leader = cell.ensemble.leader();
         cell.ensemble.pause(leader);
         // Those that are left elect another one.
@@ -47,18 +49,18 @@ fn copies_continue_when_zookeepers_leader_pauses() {
 #[test]
 fn without_a_quorum_network_copies_stop_local_copies_continue_and_no_node_exits() {
     need!("without_a_quorum_network_copies_stop_local_copies_continue_and_no_node_exits", &NEEDS);
-    let mut cell = Cell::with(2, 3, &QUICK);
+    let mut cell = Cell::with(2, 3, &SHORT_SESSION);
     let pair = Pair::new(&cell, "pair", 96 * MIB);
     let bytes = mixed(40 * MIB, 17);
     cell.fill("source", &bytes);
     cell.submit("local", &cell.uri(0, "source"), &cell.uri(0, "destination"), &["--limit", "4MiB/s"]);
     pair.submit(&cell, "network", &["--limit", "2MiB/s"]);
-    cell.wait_for_way("local");
+    cell.wait_for_progress("local");
     cell.wait_for_checkpoint("network");
     let old = pair.connections();
     [0, 1].into_iter().for_each(|server| cell.ensemble.kill(server));
     // The lease runs out, and the copy with it; the other one has no lease.
-    cell.wait_until("that it is cut off", |cell| cell.nodes.iter().any(|node| node.said().contains("lease lost")));
+    cell.wait_until("that it is cut off", |cell| cell.nodes.iter().any(|node| node.log().contains("lease lost")));
     let writes = pair.writes();
     cell.wait_until("all of the local bytes", |cell| cell.read("destination") == bytes);
     assert_eq!(pair.writes(), writes, "a network copy is written without a lease");
@@ -68,46 +70,46 @@ fn without_a_quorum_network_copies_stop_local_copies_continue_and_no_node_exits(
     let task = cell.wait_for_success("local");
     assert_eq!(task.outcomes(), ["succeeded"], "it never stopped: {task:?}");
     assert_same(&cell.read("destination"), &bytes, "the local destination");
-    cell.hurry("network");
+    cell.lift_limit("network");
     let task = cell.wait_for_success("network");
     assert!(task.resumed() > 0, "it went on: {task:?}");
-    pair.assert_one_after_the_other(&old);
+    pair.assert_no_overlap(&old);
     pair.assert_copied();
 }
 
 #[test]
 fn runners_register_again_after_an_outage_longer_than_their_sessions() {
     need!("runners_register_again_after_an_outage_longer_than_their_sessions", &NEEDS);
-    let mut cell = Cell::with(2, 1, &QUICK);
+    let mut cell = Cell::with(2, 1, &SHORT_SESSION);
     let pair = Pair::new(&cell, "pair", 96 * MIB);
     let bytes = mixed(80 * MIB, 19);
     cell.fill("source", &bytes);
     cell.submit("local", &cell.uri(0, "source"), &cell.uri(0, "destination"), &["--limit", "2MiB/s"]);
     pair.submit(&cell, "network", &["--limit", "2MiB/s"]);
-    cell.wait_for_way("local");
+    cell.wait_for_progress("local");
     cell.wait_for_checkpoint("network");
     let old = pair.connections();
     cell.ensemble.kill(0);
     // As many as there are nodes.
     cell.wait_until("that the sessions are over", |cell| {
-        cell.nodes.iter().all(|node| node.said().contains("session ended"))
+        cell.nodes.iter().all(|node| node.log().contains("session ended"))
     });
     cell.ensemble.restart(0);
     cell.wait_until_complete();
-    ["local", "network"].into_iter().for_each(|id| cell.hurry(id));
+    ["local", "network"].into_iter().for_each(|id| cell.lift_limit(id));
     let task = cell.wait_for_success("local");
     assert_eq!(task.outcomes(), ["succeeded"], "it never stopped: {task:?}");
     assert_same(&cell.read("destination"), &bytes, "the local destination");
     let task = cell.wait_for_success("network");
     assert!(task.resumed() > 0, "it went on: {task:?}");
-    pair.assert_one_after_the_other(&old);
+    pair.assert_no_overlap(&old);
     pair.assert_copied();
 }
 
 #[test]
 fn copies_resume_after_all_nodes_and_servers_were_killed() {
     need!("copies_resume_after_all_nodes_and_servers_were_killed", &NEEDS);
-    let mut cell = Cell::with(2, 3, &QUICK);
+    let mut cell = Cell::with(2, 3, &SHORT_SESSION);
     let pair = Pair::new(&cell, "pair", 64 * MIB);
     let bytes = mixed(64 * MIB, 23);
     cell.fill("source", &bytes);
@@ -122,7 +124,7 @@ fn copies_resume_after_all_nodes_and_servers_were_killed() {
     (0..3).for_each(|server| cell.ensemble.wait_until_it_serves(server));
     cell.start();
     for id in ["local", "network"] {
-        cell.hurry(id);
+        cell.lift_limit(id);
         let task = cell.wait_for_success(id);
         assert_eq!(task.outcomes(), ["ELeaseLost", "succeeded"], "{task:?}");
         assert!(task.resumed() > 0, "it went on: {task:?}");
@@ -134,7 +136,7 @@ fn copies_resume_after_all_nodes_and_servers_were_killed() {
 #[test]
 fn an_older_state_of_the_service_is_not_acted_on() {
     need!("an_older_state_of_the_service_is_not_acted_on", &NEEDS);
-    let mut cell = Cell::with(1, 1, &QUICK);
+    let mut cell = Cell::with(1, 1, &SHORT_SESSION);
     let bytes = mixed(MIB, 29);
     cell.fill("source", &bytes);
     // What the ensemble is put back to: it knows of a copy that has not begun.
@@ -142,7 +144,7 @@ fn an_older_state_of_the_service_is_not_acted_on() {
     let (source, destination) = (cell.uri(0, "source"), cell.uri(0, "destination"));
     cell.submit("early", &source, &destination, &[]);
     cell.ensemble.kill(0);
-    let (data, kept) = (cell.ensemble.data(0), cell.site.path("kept"));
+    let (data, kept) = (cell.ensemble.data(0), cell.dirs.path("kept"));
     run("cp", &["-a", text(&data), text(&kept)]);
     cell.ensemble.restart(0);
     // What it forgets: the copy was done, and another term began, with an epoch that it will not reach again so soon.
@@ -159,14 +161,14 @@ fn an_older_state_of_the_service_is_not_acted_on() {
     run("cp", &["-a", text(&kept), text(&data)]);
     cell.ensemble.restart(0);
     // It will not have a session that has seen more than it knows.
-    let registered = |cell: &Cell| cell.nodes[0].said().matches(" registered node=").count();
+    let registered = |cell: &Cell| cell.nodes[0].log().matches(" registered node=").count();
     let before = registered(&cell);
     cell.wait_until("another session", |cell| registered(cell) > before);
     cell.wait_until_complete();
     assert_eq!(cell.task("early").state(), "PENDING", "it is as it was");
     cell.ask(&["drain", "n0", "--undo"]);
     cell.wait_until("an alarm", |cell| {
-        cell.nodes[0].said().contains("call refused: lower leader epoch than seen before")
+        cell.nodes[0].log().contains("call refused: lower leader epoch than seen before")
     });
     let task = cell.wait_for("early", "a reason", |task| !task.reason().is_empty());
     assert!(!task.is_over() && task.outcomes().iter().all(|outcome| outcome != "succeeded"), "{task:?}");

@@ -1,11 +1,11 @@
 //! Tests the main promise: a copy is submitted, its runner dies, and the copy completes on another node, byte-equal.
 
-use crate::support::{Cell, MIB, NEEDS, Pair, QUICK, assert_same, mixed, need};
+use crate::support::{Cell, MIB, NEEDS, Pair, SHORT_SESSION, assert_same, mixed, need};
 
 #[test]
 fn a_copy_moves_from_a_killed_runner_to_another_and_finishes() {
     need!("a_copy_moves_from_a_killed_runner_to_another_and_finishes", &NEEDS);
-    let mut cell = Cell::with(3, 3, &QUICK);
+    let mut cell = Cell::with(3, 3, &SHORT_SESSION);
     let pair = Pair::new(&cell, "moving", 64 * MIB);
     let (source, destination) = (pair.source.uri(), pair.destination.uri());
     let waiting =
@@ -13,7 +13,7 @@ fn a_copy_moves_from_a_killed_runner_to_another_and_finishes() {
     let first = cell.wait_for_checkpoint("moving");
     cell.nodes[first].kill();
     assert_ne!(cell.wait_for_second_attempt("moving"), first);
-    cell.hurry("moving");
+    cell.lift_limit("moving");
     let outcome = waiting.end();
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
     assert_eq!(outcome.lines.last().expect("it shows the task")["state"], "SUCCEEDED", "{outcome:?}");

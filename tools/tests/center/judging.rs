@@ -32,10 +32,10 @@ fn an_invalid_request_is_refused_and_stores_no_task() {
         (&["submit", "noop", "1ms", "--max-attempts", "101"], "EBadRequest"),
         (&["get", "nobody"], "ENotFound"),
     ];
-    for (words, code) in refused {
-        let outcome = cell.blockhaul(words);
-        assert!(matches!(outcome.code, Some(1 | 2)), "{words:?}: {outcome:?}");
-        assert!(outcome.stderr.contains(code), "{words:?}: {outcome:?}");
+    for (args, code) in refused {
+        let outcome = cell.blockhaul(args);
+        assert!(matches!(outcome.code, Some(1 | 2)), "{args:?}: {outcome:?}");
+        assert!(outcome.stderr.contains(code), "{args:?}: {outcome:?}");
     }
     assert!(cell.ask(&["list"]).is_empty(), "nothing of it was stored");
 }
@@ -45,9 +45,9 @@ fn a_volume_that_is_not_allowed_fails_the_task_and_is_not_touched() {
     need!("a_volume_that_is_not_allowed_fails_the_task_and_is_not_touched", &NEEDS);
     let cell = Cell::with(1, 1, &["--allow-nbd", "127.0.0.2"]);
     cell.fill("inside", &mixed(MIB, 1));
-    let outside = cell.site.file("outside", b"mine");
+    let outside = cell.dirs.file("outside", b"mine");
     std::os::unix::fs::symlink(&outside, cell.volume("link")).expect("the folder is ours");
-    std::os::unix::fs::symlink(cell.site.path(""), cell.volume("folder")).expect("the folder is ours");
+    std::os::unix::fs::symlink(cell.dirs.path(""), cell.volume("folder")).expect("the folder is ours");
     let pair = Pair::new(&cell, "pair", MIB);
     let (inside, elsewhere) = (cell.uri(0, "inside"), pair.destination.uri());
     let of = |path: &Path| format!("file://n0{}", text(path));
@@ -67,8 +67,8 @@ fn a_volume_that_is_not_allowed_fails_the_task_and_is_not_touched() {
     cell.submit("source", &of(&outside), &cell.uri(0, "copy"), &[]);
     let task = cell.wait_for("source", "its refusal", Task::is_over);
     assert_eq!((task.state(), task.error()), ("FAILED", "EPermission"), "{task:?}");
-    assert_eq!(cell.site.read("outside"), b"mine");
-    assert!(!cell.site.path("new").exists() && !cell.volume("copy").exists());
+    assert_eq!(cell.dirs.read("outside"), b"mine");
+    assert!(!cell.dirs.path("new").exists() && !cell.volume("copy").exists());
     assert_eq!(pair.writes(), 0);
 }
 
@@ -141,11 +141,11 @@ fn undecodable_records_are_left_alone_and_reported() {
     assert_eq!(cell.nodes[leader].stop().code(), Some(0));
     let successor = cell.wait_for_successor(leader);
     let unreadable = cell.center().expect("it leads")["unreadable"].clone();
-    let told: Vec<&str> = unreadable.as_array().into_iter().flatten().filter_map(|line| line.as_str()).collect();
+    let reported: Vec<&str> = unreadable.as_array().into_iter().flatten().filter_map(|line| line.as_str()).collect();
     for path in bad.iter().map(|(path, _)| path).chain([&path("good")]) {
-        assert!(told.iter().any(|line| line.starts_with(&**path)), "{path}: {told:?}");
+        assert!(reported.iter().any(|line| line.starts_with(&**path)), "{path}: {reported:?}");
     }
-    assert!(cell.nodes[successor].said().contains("cannot decode a record: leaving it alone"));
+    assert!(cell.nodes[successor].log().contains("cannot decode a record: leaving it alone"));
     cell.submit_noop("after", Duration::from_millis(10), &[]);
     cell.wait_for_success("after");
     let taken = cell.blockhaul(&["submit", "noop", "10ms", "--id", "garbage"]);
@@ -166,7 +166,7 @@ fn a_node_refuses_calls_with_a_lower_epoch_than_it_has_stored() {
     cell.submit_noop("refused", Duration::from_millis(10), &[]);
     let task = cell.wait_for("refused", "a reason", |task| task.reason().contains("epoch"));
     assert!(!task.is_over(), "{task:?}");
-    assert!(cell.nodes[0].said().contains("call refused: lower leader epoch than seen before"));
+    assert!(cell.nodes[0].log().contains("call refused: lower leader epoch than seen before"));
     assert_eq!(cell.nodes[0].stop().code(), Some(0));
     std::fs::write(&stored, heard).expect("it is a file");
     cell.start();
@@ -184,15 +184,15 @@ fn a_node_takes_no_role_in_another_center_until_its_state_directory_is_reset() {
     assert_eq!(cell.nodes[0].stop().code(), Some(0));
     // Its epochs are far higher than those of the other center will ever be.
     std::fs::write(cell.nodes[0].state("leader_epoch"), i64::MAX.to_string()).expect("it is a file");
-    let other = format!("{}/other", cell.way(0, 0).address());
-    cell.nodes[0].tell(&["--zookeeper", &other]);
+    let other = format!("{}/other", cell.server_link(0, 0).address());
+    cell.nodes[0].set_flags(&["--zookeeper", &other]);
     cell.nodes[0].start();
     cell.wait_until("it says which center it belongs to", |cell| {
-        let said = cell.nodes[0].said();
-        said.contains(&format!("this node belongs to center {first}, but")) && said.contains("/leader_epoch")
+        let log = cell.nodes[0].log();
+        log.contains(&format!("this node belongs to center {first}, but")) && log.contains("/leader_epoch")
     });
     assert_eq!(cell.nodes[0].stop().code(), Some(0));
-    assert!(!cell.nodes[0].said().contains("lower leader epoch"), "it has heard nobody");
+    assert!(!cell.nodes[0].log().contains("lower leader epoch"), "it has heard nobody");
     for name in ["center", "leader_epoch"] {
         std::fs::remove_file(cell.nodes[0].state(name)).expect("it is there");
     }

@@ -1,25 +1,25 @@
 //! Tests changes of the leader, and what happens to the work that a leader had begun.
 
-use crate::support::{Cell, MIB, Mode, NEEDS, Need, Pair, QUICK, need};
+use crate::support::{Cell, MIB, Mode, NEEDS, Need, Pair, SHORT_SESSION, need};
 use nix::sys::signal::Signal;
 use std::time::Duration;
 
 #[test]
 fn a_killed_leader_is_replaced_and_running_copies_continue() {
     need!("a_killed_leader_is_replaced_and_running_copies_continue", &NEEDS);
-    let mut cell = Cell::with(3, 1, &QUICK);
+    let mut cell = Cell::with(3, 1, &SHORT_SESSION);
     let pair = Pair::new(&cell, "pair", 64 * MIB);
     let leader = cell.leader().expect("somebody leads");
     let runner = (leader + 1) % 3;
     pair.submit_on(&cell, "steady", runner, &["--limit", "4MiB/s"]);
-    assert_eq!(cell.wait_for_way("steady"), runner);
+    assert_eq!(cell.wait_for_progress("steady"), runner);
     let watched = cell.launch(&["submit", "noop", "1ms", "--id", "next", "--node", &format!("n{runner}"), "--wait"]);
     let watching = cell.launch(&["watch", "steady"]);
     cell.nodes[leader].kill();
     cell.wait_for_successor(leader);
     let connections = pair.connections();
     assert_eq!(watched.end().code, Some(0), "whoever waits for a task waits for whoever leads");
-    cell.hurry("steady");
+    cell.lift_limit("steady");
     let watching = watching.end();
     assert_eq!(watching.code, Some(0), "{watching:?}");
     assert_eq!(watching.lines.last().expect("it shows the task")["state"], "SUCCEEDED", "{watching:?}");
@@ -32,7 +32,7 @@ fn a_killed_leader_is_replaced_and_running_copies_continue() {
 #[test]
 fn a_leader_resumed_after_its_term_decides_nothing() {
     need!("a_leader_resumed_after_its_term_decides_nothing", &NEEDS);
-    let cell = Cell::with(3, 1, &QUICK);
+    let cell = Cell::with(3, 1, &SHORT_SESSION);
     let leader = cell.leader().expect("somebody leads");
     cell.nodes[leader].signal(Signal::SIGSTOP);
     let now = cell.wait_for_successor(leader);
@@ -44,7 +44,7 @@ fn a_leader_resumed_after_its_term_decides_nothing() {
     // It may answer once from what it remembers; then it knows better, and says who leads.
     let address = cell.nodes[leader].address();
     cell.wait_until("that it follows", |cell| {
-        let asked = cell.site.blockhaul(&["get", "meanwhile", "--center", &address]);
+        let asked = cell.dirs.blockhaul(&["get", "meanwhile", "--center", &address]);
         asked.lines.last().is_some_and(|task| task["state"] == "SUCCEEDED")
     });
     cell.wait_until_complete();
@@ -58,7 +58,7 @@ fn a_leader_resumed_after_its_term_decides_nothing() {
 #[test]
 fn a_new_leader_reads_every_task_and_continues_the_unfinished_ones() {
     need!("a_new_leader_reads_every_task_and_continues_the_unfinished_ones", &NEEDS);
-    let mut cell = Cell::with(2, 1, &[&QUICK[..], &["--slots", "1"]].concat());
+    let mut cell = Cell::with(2, 1, &[&SHORT_SESSION[..], &["--slots", "1"]].concat());
     for index in 0..10 {
         cell.submit_noop(&format!("task-{index}"), Duration::from_millis(500), &[]);
     }
@@ -76,18 +76,18 @@ fn a_new_leader_reads_every_task_and_continues_the_unfinished_ones() {
 #[test]
 fn a_decision_of_a_killed_leader_is_executed_once() {
     need!("a_decision_of_a_killed_leader_is_executed_once", &NEEDS);
-    let mut cell = Cell::with(3, 1, &QUICK);
+    let mut cell = Cell::with(3, 1, &SHORT_SESSION);
     let pair = Pair::new(&cell, "pair", 8 * MIB);
     let leader = cell.leader().expect("somebody leads");
     let runner = (leader + 1) % 3;
     // The decision is stored; the runner is not told.
-    cell.door(runner).set(Mode::Stall);
+    cell.inbound_link(runner).set(Mode::Stall);
     pair.submit(&cell, "decided", &["--node", &format!("n{runner}")]);
     let task = cell.wait_for("decided", "the decision", |task| task.state() == "ASSIGNED");
     assert_eq!(task.runners(), [format!("n{runner}")], "{task:?}");
     cell.nodes[leader].kill();
-    cell.door(runner).set(Mode::Cut);
-    cell.door(runner).set(Mode::Pass);
+    cell.inbound_link(runner).set(Mode::Cut);
+    cell.inbound_link(runner).set(Mode::Pass);
     cell.wait_for_successor(leader);
     let task = cell.wait_for_success("decided");
     let attempts = task.0["attempts"].as_array().expect("a list");
@@ -101,15 +101,15 @@ fn a_decision_of_a_killed_leader_is_executed_once() {
 fn a_leader_whose_clock_is_off_resigns_and_does_not_stand_until_the_clock_is_set() {
     let needs = [&NEEDS[..], &[Need::Program("faketime")]].concat();
     need!("a_leader_whose_clock_is_off_resigns_and_does_not_stand_until_the_clock_is_set", &needs);
-    let mut cell = Cell::idle(3, 1, &QUICK);
-    let clock = cell.site.file("clock", b"+0d\n");
+    let mut cell = Cell::idle(3, 1, &SHORT_SESSION);
+    let clock = cell.dirs.file("clock", b"+0d\n");
     cell.nodes[0].fake_clock(&clock);
     cell.nodes[0].start();
     cell.wait_until("that it leads", |cell| cell.leader() == Some(0));
     cell.start();
     std::fs::write(&clock, "+1d\n").expect("it was made above");
     let next = cell.wait_for_successor(0);
-    cell.wait_until("that it says so", |cell| cell.nodes[0].said().contains("not standing for election"));
+    cell.wait_until("that it says so", |cell| cell.nodes[0].log().contains("not standing for election"));
     cell.wait_until("that others see it, too", |cell| {
         let runners = cell.ask(&["runners"]);
         runners
@@ -120,8 +120,8 @@ fn a_leader_whose_clock_is_off_resigns_and_does_not_stand_until_the_clock_is_set
     let last = cell.wait_for_successor(next);
     assert_eq!(last, 3 - next, "it is not the one whose clock is off");
     std::fs::write(&clock, "+0d\n").expect("it was made above");
-    cell.wait_until("that its clock is good again", |cell| cell.nodes[0].said().contains("agrees with its peers'"));
+    cell.wait_until("that its clock is good again", |cell| cell.nodes[0].log().contains("agrees with its peers'"));
     cell.nodes[last].kill();
     assert_eq!(cell.wait_for_successor(last), 0);
-    assert_eq!(cell.nodes[0].said().matches("not standing for election").count(), 1, "{}", cell.nodes[0].said());
+    assert_eq!(cell.nodes[0].log().matches("not standing for election").count(), 1, "{}", cell.nodes[0].log());
 }

@@ -1,7 +1,7 @@
 //! Tests partitions: nodes cut off from the ensemble, from one of its servers, or from each other, while the servers of the
 //! volumes reach all of them.
 
-use crate::support::{Cell, MIB, Mode, NEEDS, PATIENT, Pair, QUICK, Settings, assert_same, mixed, need};
+use crate::support::{Cell, LONG_SESSION, MIB, Mode, NEEDS, Pair, SHORT_SESSION, Settings, assert_same, mixed, need};
 use std::time::Duration;
 
 #[test]
@@ -16,7 +16,7 @@ fn a_runner_cut_off_from_the_center_stops_writing_before_another_one_starts() {
     cell.cut_off(first);
     assert_ne!(cell.wait_for_second_attempt("moving"), first);
     pair.wait_for_more_writes(&cell);
-    cell.let_in(first);
+    cell.reconnect(first);
     cell.wait_until_complete();
     let task = pair.assert_taken_over(&cell, "moving", &old);
     assert!(task.resumed() > 0, "{task:?}");
@@ -38,7 +38,7 @@ fn a_leader_and_a_runner_both_cut_off_neither_decide_nor_write() {
     assert_eq!(cell.wait_for_successor(leader), third);
     assert_eq!(cell.wait_for_second_attempt("moving"), third);
     pair.wait_for_more_writes(&cell);
-    [leader, first].into_iter().for_each(|node| cell.let_in(node));
+    [leader, first].into_iter().for_each(|node| cell.reconnect(node));
     cell.wait_until_complete();
     assert_eq!(cell.leader(), Some(third), "whoever comes back follows");
     pair.assert_taken_over(&cell, "moving", &old);
@@ -47,19 +47,19 @@ fn a_leader_and_a_runner_both_cut_off_neither_decide_nor_write() {
 #[test]
 fn a_local_copy_continues_without_the_center() {
     need!("a_local_copy_continues_without_the_center", &NEEDS);
-    let cell = Cell::with(2, 1, &QUICK);
+    let cell = Cell::with(2, 1, &SHORT_SESSION);
     let bytes = mixed(24 * MIB, 13);
     cell.fill("source", &bytes);
     let node = 1 - cell.leader().expect("somebody leads");
     let (source, destination) = (cell.uri(node, "source"), cell.uri(node, "destination"));
     cell.submit("local", &source, &destination, &["--limit", "4MiB/s"]);
-    cell.wait_for_way("local");
+    cell.wait_for_progress("local");
     cell.cut_off(node);
     cell.wait_for("local", "that it is thought lost", |task| task.state() == "LOST");
     // Nobody tells it anything: it comes to its end by itself.
     cell.wait_until("all bytes", |cell| cell.read("destination") == bytes);
     assert_eq!(cell.task("local").state(), "LOST");
-    cell.let_in(node);
+    cell.reconnect(node);
     let task = cell.wait_for_success("local");
     assert_eq!(task.outcomes(), ["succeeded"], "it never stopped: {task:?}");
     assert_same(&cell.read("destination"), &bytes, "the destination");
@@ -68,17 +68,17 @@ fn a_local_copy_continues_without_the_center() {
 #[test]
 fn a_runner_whose_server_stalls_connects_to_another() {
     need!("a_runner_whose_server_stalls_connects_to_another", &NEEDS);
-    let cell = Cell::with(2, 3, &PATIENT);
+    let cell = Cell::with(2, 3, &LONG_SESSION);
     let pair = Pair::new(&cell, "pair", 64 * MIB);
     pair.submit(&cell, "steady", &["--limit", "4MiB/s"]);
-    let first = cell.wait_for_way("steady");
+    let first = cell.wait_for_progress("steady");
     let silent = cell.server_of(first).expect("it is connected");
-    cell.way(first, silent).set(Mode::Stall);
+    cell.server_link(first, silent).set(Mode::Stall);
     cell.wait_until("another server", |cell| {
-        (0..3).any(|server| server != silent && cell.way(first, server).connections() > 0)
+        (0..3).any(|server| server != silent && cell.server_link(first, server).connections() > 0)
     });
     pair.wait_for_more_writes(&cell);
-    cell.hurry("steady");
+    cell.lift_limit("steady");
     let task = cell.wait_for_success("steady");
     assert_eq!(task.outcomes(), ["succeeded"], "{task:?}");
     pair.assert_copied();
@@ -87,22 +87,22 @@ fn a_runner_whose_server_stalls_connects_to_another() {
 #[test]
 fn a_runner_whose_server_is_isolated_leaves_that_server_and_keeps_its_copy() {
     need!("a_runner_whose_server_is_isolated_leaves_that_server_and_keeps_its_copy", &NEEDS);
-    let cell = Cell::on(Settings { wired: true, ..Settings::new(3) }, 2, &PATIENT);
+    let cell = Cell::on(Settings { wired: true, ..Settings::new(3) }, 2, &LONG_SESSION);
     let pair = Pair::new(&cell, "pair", 96 * MIB);
     pair.submit(&cell, "steady", &["--limit", "2MiB/s"]);
-    let first = cell.wait_for_way("steady");
+    let first = cell.wait_for_progress("steady");
     let ahead = cell.ensemble.leader();
     // A follower is what lags.
-    cell.way(first, ahead).set(Mode::Cut);
+    cell.server_link(first, ahead).set(Mode::Cut);
     cell.wait_until("that it is with a follower", |cell| cell.server_of(first).is_some_and(|server| server != ahead));
     let behind = cell.server_of(first).expect("it was just there");
-    cell.way(first, ahead).set(Mode::Pass);
+    cell.server_link(first, ahead).set(Mode::Pass);
     cell.ensemble.isolate(behind);
     // It reads from that server, and is told nothing; only what it writes is not answered.
     cell.wait_until("that it leaves the server", |cell| cell.server_of(first).is_some_and(|server| server != behind));
     pair.wait_for_more_writes(&cell);
     cell.ensemble.rejoin(behind);
-    cell.hurry("steady");
+    cell.lift_limit("steady");
     let task = cell.wait_for_success("steady");
     assert_eq!(task.outcomes(), ["succeeded"], "{task:?}");
     pair.assert_copied();
@@ -116,15 +116,15 @@ fn a_runner_that_the_leader_cannot_call_continues() {
     let leader = cell.leader().expect("somebody leads");
     let first = 1 - leader;
     pair.submit_on(&cell, "steady", first, &["--limit", "4MiB/s"]);
-    cell.wait_for_way("steady");
-    [leader, first].into_iter().for_each(|node| cell.door(node).set(Mode::Stall));
+    cell.wait_for_progress("steady");
+    [leader, first].into_iter().for_each(|node| cell.inbound_link(node).set(Mode::Stall));
     // No call arrives, neither of the leader nor of the runner: the record says how it is.
     let task = cell.wait_for_success("steady");
     assert_eq!(task.outcomes(), ["succeeded"], "{task:?}");
     pair.assert_copied();
     for node in [leader, first] {
-        cell.door(node).set(Mode::Cut);
-        cell.door(node).set(Mode::Pass);
+        cell.inbound_link(node).set(Mode::Cut);
+        cell.inbound_link(node).set(Mode::Pass);
     }
     cell.submit_noop("after", Duration::from_millis(10), &["--node", &format!("n{first}")]);
     cell.wait_for_success("after");
@@ -138,13 +138,13 @@ fn writes_with_lost_answers_take_effect_once() {
     for round in 0..12 {
         let id = format!("lost-{round}");
         // In turn what the leader writes and what the runner does.
-        let way = cell.way(if round % 2 == 0 { leader } else { 1 - leader }, 0);
-        way.set(Mode::LoseAnswers);
-        let words = ["submit", "noop", "100ms", "--id", &id, "--node", &format!("n{}", 1 - leader)];
-        let asked = cell.launch(&words);
+        let link = cell.server_link(if round % 2 == 0 { leader } else { 1 - leader }, 0);
+        link.set(Mode::LoseAnswers);
+        let args = ["submit", "noop", "100ms", "--id", &id, "--node", &format!("n{}", 1 - leader)];
+        let asked = cell.launch(&args);
         std::thread::sleep(Duration::from_millis(200 + 50 * round));
-        way.set(Mode::Cut);
-        way.set(Mode::Pass);
+        link.set(Mode::Cut);
+        link.set(Mode::Pass);
         let outcome = asked.end();
         assert_eq!(outcome.code, Some(0), "{outcome:?}");
     }

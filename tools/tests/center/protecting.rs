@@ -1,6 +1,8 @@
 //! Tests access control: certificates between all parts of a center, and credentials in the coordination service.
 
-use crate::support::{Authority, Cell, Identity, MIB, NEEDS, Need, QUICK, Records, Site, need, noise, port, text};
+use crate::support::{
+    Authority, Cell, Identity, MIB, NEEDS, Need, Records, SHORT_SESSION, TestDirs, need, noise, port, text,
+};
 use blockhaul_control::coord::{CoordError, Refusal};
 use nix::sys::signal::Signal;
 use std::io::{Read, Write};
@@ -17,13 +19,13 @@ fn only_nodes_and_clients_of_one_authority_can_call_each_other() {
     need!("only_nodes_and_clients_of_one_authority_can_call_each_other", &needs);
     let (mut cell, ours) = (Cell::idle(2, 1, &[]), Authority::new());
     for index in 0..2 {
-        cell.nodes[index].tell(&ours.certify(&format!("n{index}")).flags());
+        cell.nodes[index].set_flags(&ours.certify(&format!("n{index}")).flags());
         cell.nodes[index].start();
     }
     let client = ours.certify("client");
     let theirs = Authority::new();
     let stranger = theirs.certify("stranger");
-    let ask = |words: &[&str], identity: &Identity| cell.blockhaul(&[words, &identity.flags()].concat());
+    let ask = |args: &[&str], identity: &Identity| cell.blockhaul(&[args, &identity.flags()].concat());
     // They try for as long as a client does, one with a certificate of its own and one without any.
     let strangers = [&stranger.flags()[..], &[]].map(|flags| cell.launch(&[&["center"], flags].concat()));
     cell.wait_until("both nodes", |_| {
@@ -46,13 +48,13 @@ fn only_nodes_and_clients_of_one_authority_can_call_each_other() {
 fn a_leader_whose_certificate_expires_resigns_and_its_copies_continue() {
     let needs = [&NEEDS[..], &[Need::Program("openssl")]].concat();
     need!("a_leader_whose_certificate_expires_resigns_and_its_copies_continue", &needs);
-    let (mut cell, ours) = (Cell::idle(2, 1, &QUICK), Authority::new());
+    let (mut cell, ours) = (Cell::idle(2, 1, &SHORT_SESSION), Authority::new());
     let live: Vec<Identity> = (0..2).map(|index| ours.certify(&format!("n{index}"))).collect();
     let client = ours.certify("client");
-    let ask = |cell: &Cell, words: &[&str]| cell.blockhaul(&[words, &client.flags()].concat());
+    let ask = |cell: &Cell, args: &[&str]| cell.blockhaul(&[args, &client.flags()].concat());
     let leader = |cell: &Cell| ask(cell, &["center"]).lines.last().map(|center| center["leader"].clone());
     for (node, identity) in cell.nodes.iter_mut().zip(&live) {
-        node.tell(&identity.flags());
+        node.set_flags(&identity.flags());
     }
     cell.nodes[0].start();
     cell.wait_until("the first one leads", |cell| leader(cell).is_some_and(|leader| leader == "n0"));
@@ -71,16 +73,16 @@ fn a_leader_whose_certificate_expires_resigns_and_its_copies_continue() {
         live[0].replace(&ours.certify_for("brief", now - HOUR, now + BRIEF));
         cell.nodes[0].signal(Signal::SIGHUP);
         std::thread::sleep(BRIEF);
-        cell.nodes[0].said().contains("does not lead: the certificate")
+        cell.nodes[0].log().contains("does not lead: the certificate")
     });
     cell.wait_until("the other one leads", |cell| leader(cell).is_some_and(|leader| leader == "n1"));
-    assert!(cell.nodes[0].said().contains("lost leadership"), "it has resigned");
+    assert!(cell.nodes[0].log().contains("lost leadership"), "it has resigned");
     // Whoever calls it alone hears why nothing is to be had there, from the second on that the certificate names.
     cell.wait_until("that its certificate is taken by nobody", |cell| {
         let address = cell.nodes[0].address();
-        let alone = cell.site.blockhaul(&[&["center", "--center", &address], &client.flags()[..]].concat());
-        let words = "the certificate of that node has expired at";
-        alone.code == Some(1) && alone.stderr.contains(words) && alone.stderr.contains(&address)
+        let alone = cell.dirs.blockhaul(&[&["center", "--center", &address], &client.flags()[..]].concat());
+        let message = "the certificate of that node has expired at";
+        alone.code == Some(1) && alone.stderr.contains(message) && alone.stderr.contains(&address)
     });
     live[0].replace(&ours.certify("next"));
     // The new leader reaches it again: its copy is hurried, and something else runs there.
@@ -98,27 +100,27 @@ fn a_leader_whose_certificate_expires_resigns_and_its_copies_continue() {
 #[test]
 fn a_command_with_an_expired_certificate_fails_without_a_call() {
     need!("a_command_with_an_expired_certificate_fails_without_a_call", &[Need::Program("openssl")]);
-    let (site, ours, now) = (Site::new(), Authority::new(), SystemTime::now());
+    let (dirs, ours, now) = (TestDirs::new(), Authority::new(), SystemTime::now());
     let lapsed = ours.certify_for("lapsed", now - HOUR * 2, now - HOUR);
     // Nobody listens there, and nobody is waited for.
     let address = format!("127.0.0.1:{}", port());
-    let refused = site.blockhaul(&[&["center", "--center", &address], &lapsed.flags()[..]].concat());
+    let refused = dirs.blockhaul(&[&["center", "--center", &address], &lapsed.flags()[..]].concat());
     assert_eq!(refused.code, Some(1), "{refused:?}");
-    let said = &refused.stderr;
+    let stderr = &refused.stderr;
     assert!(
-        said.contains("EPermission") && said.contains("'CN=lapsed' in ") && said.contains("has expired at"),
-        "{said}"
+        stderr.contains("EPermission") && stderr.contains("'CN=lapsed' in ") && stderr.contains("has expired at"),
+        "{stderr}"
     );
-    assert!(!said.contains("waiting for"), "{said}");
+    assert!(!stderr.contains("waiting for"), "{stderr}");
 }
 
 #[test]
 fn with_credentials_only_nodes_can_write_the_records() {
     need!("with_credentials_only_nodes_can_write_the_records", &NEEDS);
     let mut cell = Cell::idle(2, 1, &[]);
-    let file = cell.site.file("credentials", b"digest:center:secret\n");
+    let file = cell.dirs.file("credentials", b"digest:center:secret\n");
     for node in &mut cell.nodes {
-        node.tell(&["--zookeeper-auth", text(&file)]);
+        node.set_flags(&["--zookeeper-auth", text(&file)]);
     }
     cell.start();
     cell.submit_noop("noop", Duration::from_millis(10), &[]);
@@ -135,15 +137,15 @@ fn with_credentials_only_nodes_can_write_the_records() {
 fn an_unusable_center_is_logged_with_the_answer_of_each_server() {
     need!("an_unusable_center_is_logged_with_the_answer_of_each_server", &NEEDS);
     let mut cell = Cell::idle(2, 1, &[]);
-    let own = cell.site.file("credentials", b"digest:center:secret\n");
-    let wrong = cell.site.file("wrong", b"digest:center:guessed\n");
+    let own = cell.dirs.file("credentials", b"digest:center:secret\n");
+    let wrong = cell.dirs.file("wrong", b"digest:center:guessed\n");
     let metrics = format!("127.0.0.1:{}", port());
-    cell.nodes[0].tell(&["--zookeeper-auth", text(&own)]);
+    cell.nodes[0].set_flags(&["--zookeeper-auth", text(&own)]);
     cell.nodes[0].start();
     cell.wait_until("one leads", |cell| cell.leader().is_some());
-    cell.nodes[1].tell(&["--zookeeper-auth", text(&wrong), "--metrics", &metrics]);
+    cell.nodes[1].set_flags(&["--zookeeper-auth", text(&wrong), "--metrics", &metrics]);
     cell.nodes[1].start();
-    cell.wait_until("the wrong password is named", |cell| cell.nodes[1].said().contains("check --zookeeper-auth"));
+    cell.wait_until("the wrong password is named", |cell| cell.nodes[1].log().contains("check --zookeeper-auth"));
     let mut page = String::new();
     let mut stream = TcpStream::connect(&metrics).expect("metrics are served");
     stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").expect("it listens");
@@ -152,11 +154,11 @@ fn an_unusable_center_is_logged_with_the_answer_of_each_server() {
     assert_eq!(cell.nodes[1].stop().code(), Some(0));
     // Something that is no ZooKeeper, and nothing at all.
     let (other, nobody) = (cell.nodes[0].address(), format!("127.0.0.1:{}", port()));
-    cell.nodes[1].tell(&["--zookeeper", &format!("{nobody},{other}/cell")]);
+    cell.nodes[1].set_flags(&["--zookeeper", &format!("{nobody},{other}/cell")]);
     cell.nodes[1].start();
     cell.wait_until("what is tried and what is answered", |cell| {
-        let said = cell.nodes[1].said();
-        said.contains(&format!("{nobody}: Connection refused")) && said.contains(&format!("{other}: "))
+        let log = cell.nodes[1].log();
+        log.contains(&format!("{nobody}: Connection refused")) && log.contains(&format!("{other}: "))
     });
     assert_eq!(cell.nodes[1].stop().code(), Some(0));
 }

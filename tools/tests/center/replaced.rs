@@ -39,15 +39,15 @@ fn a_source_file_that_is_written_to_between_two_attempts_fails_its_task() {
     let pair = Pair::new(&cell, "pair", SIZE);
     for (id, fence) in [("by-hand", "manual"), ("by-program", "command")] {
         cell.fill("source", &mixed(SIZE, 3));
-        let words = [&SLOWLY[..], &["--fence", fence, "--overwrite"]].concat();
-        cell.submit(id, &cell.uri(0, "source"), &pair.destination.uri(), &words);
+        let args = [&SLOWLY[..], &["--fence", fence, "--overwrite"]].concat();
+        cell.submit(id, &cell.uri(0, "source"), &pair.destination.uri(), &args);
         pause(&cell, id);
         overwrite(&cell.volume("source"));
         assert_fails(&cell, id, "ESourceChanged");
     }
     cell.fill("source", &mixed(SIZE, 3));
-    let words = [&SLOWLY[..], &["--fence", "manual", "--overwrite"]].concat();
-    cell.submit("restarted", &cell.uri(0, "source"), &pair.destination.uri(), &words);
+    let args = [&SLOWLY[..], &["--fence", "manual", "--overwrite"]].concat();
+    cell.submit("restarted", &cell.uri(0, "source"), &pair.destination.uri(), &args);
     cell.wait_for_checkpoint("restarted");
     assert_eq!(cell.nodes[0].stop().code(), Some(0));
     overwrite(&cell.volume("source"));
@@ -64,7 +64,7 @@ fn another_node_notices_that_an_export_was_replaced() {
         let pair = Pair::new(&cell, name, SIZE);
         pair.submit_on(&cell, name, 0, &SLOWLY);
         pause(&cell, name);
-        overwrite(&cell.site.path(replaced));
+        overwrite(&cell.dirs.path(replaced));
         cell.ask(&["drain", &cell.nodes[0].id]);
         assert_fails(&cell, name, code);
         let runners = cell.task(name).runners();
@@ -110,7 +110,7 @@ fn a_copy_without_evidence_gives_the_reason_and_starts_over() {
     }
     pause(&cell, "blind");
     cell.ask(&["resume", "blind"]);
-    cell.hurry("blind");
+    cell.lift_limit("blind");
     let task = cell.wait_for_success("blind");
     assert_eq!(task.resumed(), 0, "{task:?}");
     pair.assert_copied();
@@ -119,7 +119,7 @@ fn a_copy_without_evidence_gives_the_reason_and_starts_over() {
     pause(&cell, "stable");
     assert!(!cell.task("stable").reason().contains("start over"));
     cell.ask(&["resume", "stable"]);
-    cell.hurry("stable");
+    cell.lift_limit("stable");
     assert!(cell.wait_for_success("stable").resumed() > 0);
     pair.assert_copied();
 }

@@ -1,6 +1,6 @@
 //! Tests faults of a single runner: killed, stopped, paused, started twice.
 
-use crate::support::{Cell, MIB, NEEDS, PATIENT, Pair, QUICK, assert_same, mixed, need};
+use crate::support::{Cell, LONG_SESSION, MIB, NEEDS, Pair, SHORT_SESSION, assert_same, mixed, need};
 use nix::sys::signal::Signal;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ fn a_restarted_runner_continues_its_local_copy() {
     // It does not wait for its old registration to expire: it knows that it is its own.
     cell.nodes[1].start();
     cell.wait_for_second_attempt("local");
-    cell.hurry("local");
+    cell.lift_limit("local");
     let task = cell.wait_for_success("local");
     assert_eq!(task.outcomes(), ["ELeaseLost", "succeeded"], "{task:?}");
     assert_eq!(task.runners(), ["n1", "n1"], "{task:?}");
@@ -27,7 +27,7 @@ fn a_restarted_runner_continues_its_local_copy() {
 #[test]
 fn the_network_copy_of_a_killed_runner_continues_on_another_node() {
     need!("the_network_copy_of_a_killed_runner_continues_on_another_node", &NEEDS);
-    let mut cell = Cell::with(2, 1, &QUICK);
+    let mut cell = Cell::with(2, 1, &SHORT_SESSION);
     let pair = Pair::new(&cell, "pair", 48 * MIB);
     // The leader's own runner: its node takes both roles with it.
     let leader = cell.leader().expect("somebody leads");
@@ -41,14 +41,14 @@ fn the_network_copy_of_a_killed_runner_continues_on_another_node() {
 }
 
 /// A copy that runs on the leader's node or on another one, which is then asked to stop.
-fn stops_and_gives_back(is_leader: bool) {
+fn stop_and_return(is_leader: bool) {
     let mut cell = Cell::new(2, 1);
     let pair = Pair::new(&cell, "pair", 64 * MIB);
     let leader = cell.leader().expect("somebody leads");
     let first = if is_leader { leader } else { 1 - leader };
     // One failure would end it.
     pair.submit_on(&cell, "moving", first, &["--limit", "4MiB/s", "--max-attempts", "1"]);
-    assert_eq!(cell.wait_for_way("moving"), first);
+    assert_eq!(cell.wait_for_progress("moving"), first);
     let old = pair.connections();
     let status = cell.nodes[first].stop();
     assert_eq!(status.code(), Some(0), "{status:?}");
@@ -56,37 +56,37 @@ fn stops_and_gives_back(is_leader: bool) {
     let moved = cell.task("moving");
     assert_eq!((moved.error(), &*moved.outcomes()[0]), ("", "ERunnerInterrupt"), "{moved:?}");
     assert!(moved.progress("durable") < 64 * MIB as u64, "a stop does not wait for the rest: {moved:?}");
-    cell.hurry("moving");
+    cell.lift_limit("moving");
     let task = cell.wait_for_success("moving");
     assert_eq!(task.outcomes(), ["ERunnerInterrupt", "succeeded"], "{task:?}");
     assert!(task.resumed() > 0, "{task:?}");
-    pair.assert_one_after_the_end_of_the_other(&old);
+    pair.assert_drained_before_next(&old);
     pair.assert_copied();
 }
 
 #[test]
 fn a_stopped_runner_returns_its_copy_and_no_failure_is_counted() {
     need!("a_stopped_runner_returns_its_copy_and_no_failure_is_counted", &NEEDS);
-    stops_and_gives_back(false);
+    stop_and_return(false);
 }
 
 #[test]
 fn a_stopped_leader_resigns_and_returns_its_copy() {
     need!("a_stopped_leader_resigns_and_returns_its_copy", &NEEDS);
-    stops_and_gives_back(true);
+    stop_and_return(true);
 }
 
 #[test]
 fn a_runner_paused_for_less_than_its_lease_keeps_its_copy() {
     need!("a_runner_paused_for_less_than_its_lease_keeps_its_copy", &NEEDS);
-    let cell = Cell::with(2, 1, &PATIENT);
+    let cell = Cell::with(2, 1, &LONG_SESSION);
     let pair = Pair::new(&cell, "pair", 48 * MIB);
     pair.submit(&cell, "paused", &["--limit", "4MiB/s"]);
-    let first = cell.wait_for_way("paused");
+    let first = cell.wait_for_progress("paused");
     cell.nodes[first].signal(Signal::SIGSTOP);
     std::thread::sleep(Duration::from_secs(3));
     cell.nodes[first].signal(Signal::SIGCONT);
-    cell.hurry("paused");
+    cell.lift_limit("paused");
     let task = cell.wait_for_success("paused");
     assert_eq!(task.outcomes(), ["succeeded"], "{task:?}");
     pair.assert_copied();
@@ -107,7 +107,7 @@ fn a_runner_paused_past_its_lease_writes_no_more() {
     std::thread::sleep(Duration::from_secs(20).saturating_sub(asleep.elapsed()));
     cell.nodes[first].signal(Signal::SIGCONT);
     cell.wait_until("that it is a runner again", |cell| {
-        cell.nodes[first].said().matches(" registered node=").count() > 1
+        cell.nodes[first].log().matches(" registered node=").count() > 1
     });
     pair.assert_taken_over(&cell, "moving", &old);
 }
@@ -119,7 +119,7 @@ fn a_second_node_of_the_same_name_is_refused_until_the_first_is_gone() {
     cell.add(&["--node-id", "n0"]);
     cell.nodes[1].start();
     cell.wait_until("an alarm", |cell| {
-        cell.nodes[1].said().contains("another taskd is registered under this node's name")
+        cell.nodes[1].log().contains("another taskd is registered under this node's name")
     });
     let runners = cell.ask(&["runners"]);
     assert_eq!(runners.len(), 1, "{runners:?}");

@@ -18,17 +18,17 @@ fn a_stop_drains_all_copies_in_flight() {
     for (index, pair) in pairs.iter().enumerate() {
         pair.submit(&cell, &id(index), &["--limit", "4MiB/s"]);
     }
-    (0..3).for_each(|index| assert_eq!(cell.wait_for_way(&id(index)), 0));
+    (0..3).for_each(|index| assert_eq!(cell.wait_for_progress(&id(index)), 0));
     assert_eq!(cell.nodes[0].stop().code(), Some(0));
     let first: Vec<_> = pairs.iter().map(Pair::connections).collect();
     cell.nodes[1].start();
     // All of them before any is let go: what comes later takes longer than a copy on a busy host.
     (0..3).for_each(|index| assert_eq!(cell.wait_for_second_attempt(&id(index)), 1));
     for (index, pair) in pairs.iter().enumerate() {
-        cell.hurry(&id(index));
+        cell.lift_limit(&id(index));
         let task = cell.wait_for_success(&id(index));
         assert_eq!(task.outcomes(), ["ERunnerInterrupt", "succeeded"], "{task:?}");
-        pair.assert_one_after_the_end_of_the_other(&first[index]);
+        pair.assert_drained_before_next(&first[index]);
         pair.assert_copied();
     }
 }
@@ -70,9 +70,9 @@ fn a_failure_during_a_stop_does_not_replace_the_reason() {
     let leader = cell.leader().expect("somebody leads");
     cell.ask(&["drain", &format!("n{leader}")]);
     pair.submit(&cell, "stopped", &["--limit", "8MiB/s", "--max-attempts", "1"]);
-    let first = cell.wait_for_way("stopped");
+    let first = cell.wait_for_progress("stopped");
     cell.nodes[first].signal(Signal::SIGTERM);
-    cell.wait_until("that it stops", |cell| cell.nodes[first].said().contains("returning all tasks"));
+    cell.wait_until("that it stops", |cell| cell.nodes[first].log().contains("returning all tasks"));
     // What is under way fails, and so would everything after it.
     std::thread::sleep(Duration::from_millis(200));
     pair.destination.kill();
@@ -112,16 +112,16 @@ fn a_node_drained_now_returns_its_copy_and_stays_registered() {
     let cell = Cell::new(2, 1);
     let pair = Pair::new(&cell, "pair", 64 * MIB);
     pair.submit(&cell, "moving", &["--limit", "2MiB/s"]);
-    let first = cell.wait_for_way("moving");
+    let first = cell.wait_for_progress("moving");
     let old = pair.connections();
     let name = format!("n{first}");
     cell.ask(&["drain", &name, "--now"]);
     assert_ne!(cell.wait_for_second_attempt("moving"), first);
     assert_eq!(cell.runners().len(), 2, "a drained node is still there");
-    cell.hurry("moving");
+    cell.lift_limit("moving");
     let task = cell.wait_for_success("moving");
     assert_eq!(task.outcomes(), ["ERunnerInterrupt", "succeeded"], "{task:?}");
-    pair.assert_one_after_the_end_of_the_other(&old);
+    pair.assert_drained_before_next(&old);
     pair.assert_copied();
     cell.submit_noop("waits", Duration::from_millis(10), &["--node", &name]);
     let task = cell.wait_for("waits", "a reason", |task| task.reason().contains("draining"));
@@ -152,26 +152,26 @@ fn a_stop_is_bounded_when_a_volume_never_answers_and_a_second_signal_ends_the_pr
     let Address::Tcp(port) = pair.destination.address() else { unreachable!("it listens on a port") };
     let wire = TcpProxy::to(&format!("127.0.0.1:{port}"));
     cell.submit("stuck", &pair.source.uri(), &format!("nbd://{}/", wire.address()), &["--limit", "4MiB/s"]);
-    let first = cell.wait_for_way("stuck");
+    let first = cell.wait_for_progress("stuck");
     wire.set(Mode::Stall);
     // Neither what was asked of the volume is answered, nor the ensemble: the stop has its bounds by itself.
     cell.cut_off(first);
     assert_eq!(cell.nodes[first].stop().code(), Some(0), "a stop never fails");
     wire.set(Mode::Cut);
     wire.set(Mode::Pass);
-    cell.let_in(first);
+    cell.reconnect(first);
     assert_ne!(cell.wait_for_second_attempt("stuck"), first);
     // The same again, without patience.
     let second = 1 - first;
     wire.set(Mode::Stall);
     cell.nodes[second].signal(Signal::SIGTERM);
-    cell.wait_until("that it stops", |cell| cell.nodes[second].said().contains("returning all tasks"));
+    cell.wait_until("that it stops", |cell| cell.nodes[second].log().contains("returning all tasks"));
     cell.nodes[second].signal(Signal::SIGTERM);
     assert_eq!(cell.nodes[second].wait().code(), Some(0));
     wire.set(Mode::Cut);
     wire.set(Mode::Pass);
     cell.start();
-    cell.hurry("stuck");
+    cell.lift_limit("stuck");
     cell.wait_for_success("stuck");
     pair.assert_copied();
 }

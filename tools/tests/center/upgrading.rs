@@ -1,13 +1,13 @@
 //! Tests centers whose nodes run different versions: the oldest that is supported, and the one of this build.
 
-use crate::support::{Cell, MIB, NEEDS, PATIENT, Pair, need, oldest_taskd};
+use crate::support::{Cell, LONG_SESSION, MIB, NEEDS, Pair, need, oldest_taskd};
 use blockhaul_testkit::skipped;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Three nodes of the oldest version, and a copy on its way.
 fn old_cell(oldest: &Path) -> (Cell, Pair) {
-    let mut cell = Cell::idle(3, 1, &PATIENT);
+    let mut cell = Cell::idle(3, 1, &LONG_SESSION);
     cell.nodes.iter_mut().for_each(|node| node.run_version(Some(oldest.to_owned())));
     cell.start();
     let pair = Pair::new(&cell, "pair", 64 * MIB);
@@ -18,13 +18,13 @@ fn old_cell(oldest: &Path) -> (Cell, Pair) {
 
 /// Stops a node in good order and starts it as another version.
 fn change_version(cell: &mut Cell, node: usize, program: Option<PathBuf>) {
-    assert!(cell.nodes[node].stop().success(), "it stops in good order:\n{}", cell.nodes[node].said());
+    assert!(cell.nodes[node].stop().success(), "it stops in good order:\n{}", cell.nodes[node].log());
     cell.nodes[node].run_version(program);
     cell.start();
 }
 
 /// Every node runs a task, whoever leads.
-fn assert_all_work(cell: &Cell, round: &str) {
+fn assert_every_node_runs_a_task(cell: &Cell, round: &str) {
     let ids = (0..cell.nodes.len()).map(|node| format!("{round}-n{node}"));
     for (node, id) in ids.clone().enumerate() {
         cell.submit_noop(&id, Duration::from_millis(1), &["--node", &format!("n{node}")]);
@@ -46,9 +46,9 @@ fn nodes_are_upgraded_one_by_one_and_a_copy_continues() {
     let others = (0..3).filter(|node| *node != leader);
     for node in others.chain([leader]) {
         change_version(&mut cell, node, None);
-        assert_all_work(&cell, &format!("after-n{node}"));
+        assert_every_node_runs_a_task(&cell, &format!("after-n{node}"));
     }
-    cell.hurry("steady");
+    cell.lift_limit("steady");
     let task = cell.wait_for_success("steady");
     let interrupted = |outcome: &String| outcome == "ERunnerInterrupt" || outcome == "succeeded";
     assert!(task.outcomes().iter().all(interrupted), "it was given back, and nothing else happened to it: {task:?}");
@@ -72,15 +72,15 @@ fn a_new_leader_works_with_old_runners_and_an_old_one_takes_over_again() {
     cell.wait_until("the new one leads", |cell| cell.leader() == Some(0));
     cell.start();
     assert_eq!(cell.leader(), Some(0));
-    assert_all_work(&cell, "under-new");
+    assert_every_node_runs_a_task(&cell, "under-new");
     cell.ask(&["pause", "steady"]);
     cell.wait_for("steady", "that it is paused", |task| task.state() == "PAUSED");
     // What the new one has stored an old one reads, keeps, and goes on with.
     change_version(&mut cell, 0, Some(oldest));
-    assert_all_work(&cell, "under-old");
+    assert_every_node_runs_a_task(&cell, "under-old");
     assert_eq!(cell.task("steady").state(), "PAUSED");
     cell.ask(&["resume", "steady"]);
-    cell.hurry("steady");
+    cell.lift_limit("steady");
     cell.wait_for_success("steady");
     pair.assert_copied();
     let center = cell.center().expect("somebody leads");

@@ -69,7 +69,7 @@ fn the_help_of_each_command_names_its_arguments() {
 }
 
 /// Says `answer` to whoever calls, and closes.
-fn peer(answer: &'static [u8]) -> String {
+fn answering_server(answer: &'static [u8]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("there are ports");
     let address = listener.local_addr().expect("it is bound").to_string();
     std::thread::spawn(move || {
@@ -87,8 +87,8 @@ fn first_line(address: &str) -> String {
     let mut command = scratch.process(&["get", "x", "--center", address]);
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program was built");
     let mut line = String::new();
-    let mut said = BufReader::new(child.stderr.take().expect("it was asked for"));
-    said.read_line(&mut line).expect("the pipe is ours");
+    let mut stderr = BufReader::new(child.stderr.take().expect("it was asked for"));
+    stderr.read_line(&mut line).expect("the pipe is ours");
     child.kill().expect("it is our child");
     child.wait().expect("it is our child");
     line
@@ -99,9 +99,9 @@ fn a_waiting_command_says_at_once_why_it_waits_and_what_to_do() {
     let closed = TcpListener::bind("127.0.0.1:0").expect("there are ports").local_addr().expect("it is bound");
     for (address, advice) in [
         (closed.to_string(), "no taskd listens there"),
-        (peer(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "another HTTP server"),
-        (peer(b"\x15\x03\x03\x00\x02\x02\x16"), "that address needs TLS: use --tls-cert"),
-        (peer(b"SSH-2.0-OpenSSH_9.9\r\n"), "no task center"),
+        (answering_server(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "another HTTP server"),
+        (answering_server(b"\x15\x03\x03\x00\x02\x02\x16"), "that address needs TLS: use --tls-cert"),
+        (answering_server(b"SSH-2.0-OpenSSH_9.9\r\n"), "no task center"),
     ] {
         let line = first_line(&address);
         let begins = format!("blockhaul: waiting for the task center at {address}: ");
@@ -114,9 +114,9 @@ fn an_invalid_address_is_refused_before_any_call() {
     let scratch = Scratch::new();
     for address in ["host:90936", "host", "host:", "host:0", "::1:7400", "http://host:1", "a:1,b:x"] {
         let output = scratch.blockhaul(&["get", "x", "--center", address]).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{address}: {said}");
-        assert!(said.contains("EBadRequest: --center"), "{address}: {said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{address}: {stderr}");
+        assert!(stderr.contains("EBadRequest: --center"), "{address}: {stderr}");
     }
 }
 
@@ -162,51 +162,51 @@ fn malformed_requests_exit_with_2_and_make_no_call() {
         &["get", "a", "--log", "==="],
     ];
     let scratch = Scratch::new();
-    for words in malformed {
-        let output = scratch.blockhaul(words).env("BLOCKHAUL_CENTER", "127.0.0.1:1").output().unwrap();
+    for args in malformed {
+        let output = scratch.blockhaul(args).env("BLOCKHAUL_CENTER", "127.0.0.1:1").output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{words:?}: {stderr}");
-        assert!(output.stdout.is_empty(), "{words:?}");
-        assert!(stderr.starts_with("blockhaul: EBadRequest: "), "{words:?}: {stderr}");
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+        assert!(output.stdout.is_empty(), "{args:?}");
+        assert!(stderr.starts_with("blockhaul: EBadRequest: "), "{args:?}: {stderr}");
     }
-    for words in [&["get", "a", "--center", ""][..], &["get", "a", "--tls-key", "key.pem"]] {
-        let output = scratch.blockhaul(words).output().unwrap();
+    for args in [&["get", "a", "--center", ""][..], &["get", "a", "--tls-key", "key.pem"]] {
+        let output = scratch.blockhaul(args).output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{words:?}: {stderr}");
-        assert_eq!(stderr.lines().count(), 1, "{words:?}: {stderr}");
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
     }
 }
 
 /// A task center of one node, in this process.
-pub(crate) struct CoordClient {
+pub(crate) struct TestCenter {
     pub(crate) address: String,
     stopper: StopHandle,
     thread: Option<JoinHandle<()>>,
 }
 
-impl CoordClient {
+impl TestCenter {
     pub(crate) fn start(scratch: &Scratch, more: &[&str]) -> Self {
         let (state, volumes) = (scratch.path("center"), scratch.path("volumes"));
         std::fs::create_dir(&volumes).unwrap();
-        let words = ["taskd", "--standalone", "--node-id", "n1", "--listen", "127.0.0.1:0", "--cores", "1"];
+        let args = ["taskd", "--standalone", "--node-id", "n1", "--listen", "127.0.0.1:0", "--cores", "1"];
         let places = ["--state-dir", state.to_str().unwrap(), "--allow-path", volumes.to_str().unwrap()];
-        let raw = RawConfig::try_parse_from(words.into_iter().chain(places).chain(more.iter().copied())).unwrap();
+        let raw = RawConfig::try_parse_from(args.into_iter().chain(places).chain(more.iter().copied())).unwrap();
         let server = Server::new(raw.resolve(|_| None).unwrap());
         let stopper = server.stopper();
-        let (tell, told) = mpsc::channel();
+        let (send_address, address) = mpsc::channel();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             runtime.block_on(async {
                 let ready = server.initialise().await.unwrap();
-                tell.send(ready.address().to_string()).unwrap();
+                send_address.send(ready.address().to_string()).unwrap();
                 ready.run().await.unwrap();
             });
         });
-        Self { address: told.recv().expect("it listens"), stopper, thread: Some(thread) }
+        Self { address: address.recv().expect("it listens"), stopper, thread: Some(thread) }
     }
 }
 
-impl Drop for CoordClient {
+impl Drop for TestCenter {
     fn drop(&mut self) {
         self.stopper.stop(Stop::Drained);
         let ended = self.thread.take().map(JoinHandle::join);
@@ -217,7 +217,7 @@ impl Drop for CoordClient {
 #[test]
 fn a_refusal_of_the_center_is_one_line_and_the_exit_code_of_its_error() {
     let scratch = Scratch::new();
-    let center = CoordClient::start(&scratch, &[]);
+    let center = TestCenter::start(&scratch, &[]);
     let (source, destination) = ("file://n1/volumes/a", "file://n1/volumes/b");
     let long = "x".repeat(65);
     let refused: [(&[&str], i32, &str); 31] = [
@@ -253,33 +253,33 @@ fn a_refusal_of_the_center_is_one_line_and_the_exit_code_of_its_error() {
         (&["drain", "a/b"], 2, "EBadRequest"),
         (&["fence", "a/b", "--confirm"], 2, "EBadRequest"),
     ];
-    for (words, exit, code) in refused {
-        let output = scratch.blockhaul(&[words, &["--center", &center.address]].concat()).output().unwrap();
+    for (args, exit, code) in refused {
+        let output = scratch.blockhaul(&[args, &["--center", &center.address]].concat()).output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         // An election may not be over yet.
-        let said = stderr.lines().filter(|line| !line.contains("no node leads at the moment"));
-        let stderr = said.map(|line| format!("{line}\n")).collect::<String>();
-        assert_eq!(output.status.code(), Some(exit), "{words:?}: {stderr}");
-        assert!(output.stdout.is_empty(), "{words:?}");
+        let stderr = stderr.lines().filter(|line| !line.contains("no node leads at the moment"));
+        let stderr = stderr.map(|line| format!("{line}\n")).collect::<String>();
+        assert_eq!(output.status.code(), Some(exit), "{args:?}: {stderr}");
+        assert!(output.stdout.is_empty(), "{args:?}");
         let is_one_line = stderr.starts_with(&format!("blockhaul: {code}: ")) && stderr.lines().count() == 1;
-        assert!(is_one_line, "{words:?}: {stderr}");
+        assert!(is_one_line, "{args:?}: {stderr}");
     }
-    let ask = |words: &[&str]| {
-        let output = scratch.blockhaul(&[words, &["--json", "--center", &center.address]].concat()).output().unwrap();
+    let ask = |args: &[&str]| {
+        let output = scratch.blockhaul(&[args, &["--json", "--center", &center.address]].concat()).output().unwrap();
         (output.status.code(), String::from_utf8(output.stdout).unwrap())
     };
     assert_eq!(ask(&["list"]), (Some(0), String::new()), "nothing of all that was stored");
     assert_eq!(ask(&["submit", "noop", "--id", "x", "--wait"]).0, Some(0));
-    for (words, exit) in [(&["pause", "x"][..], 1), (&["resume", "x"], 1), (&["set", "x", "--limit", "none"], 1)] {
-        assert_eq!(ask(words).0, Some(exit), "{words:?}: only copies can be changed so");
+    for (args, exit) in [(&["pause", "x"][..], 1), (&["resume", "x"], 1), (&["set", "x", "--limit", "none"], 1)] {
+        assert_eq!(ask(args).0, Some(exit), "{args:?}: only copies can be changed so");
     }
     assert_eq!(ask(&["cancel", "x"]).0, Some(0), "it has ended: its final state");
     assert_eq!(ask(&["fence", "nobody", "--confirm"]).0, Some(0), "no task depends on it");
-    for words in [&["get", "x"][..], &["watch", "x"], &["list"], &["runners"], &["center"], &["drain", "n1"]] {
-        let (code, stdout) = ask(words);
-        assert_eq!(code, Some(0), "{words:?}: {stdout}");
+    for args in [&["get", "x"][..], &["watch", "x"], &["list"], &["runners"], &["center"], &["drain", "n1"]] {
+        let (code, stdout) = ask(args);
+        assert_eq!(code, Some(0), "{args:?}: {stdout}");
         let is_json = |line: &str| serde_json::from_str::<serde_json::Value>(line).is_ok_and(|value| value.is_object());
-        assert!(stdout.lines().count() > 0 && stdout.lines().all(is_json), "{words:?}: {stdout}");
+        assert!(stdout.lines().count() > 0 && stdout.lines().all(is_json), "{args:?}: {stdout}");
     }
     let (code, stdout) = ask(&["remove", "nobody", "x"]);
     assert!(code == Some(1) && stdout.contains("\"id\":\"x\""), "one that is not there keeps no other one: {stdout}");

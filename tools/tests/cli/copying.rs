@@ -111,8 +111,8 @@ fn every_path_and_shape_copies_the_same_bytes() {
     .enumerate()
     {
         let copy = format!("copy.{index}");
-        let words = ["copy", "a", &copy].iter().chain(flags.iter()).copied().collect::<Vec<_>>();
-        scratch.json(&words).assert_done();
+        let args = ["copy", "a", &copy].iter().chain(flags.iter()).copied().collect::<Vec<_>>();
+        scratch.json(&args).assert_done();
         assert!(scratch.read(&copy) == data, "{flags:?}");
     }
 }
@@ -164,8 +164,8 @@ fn the_state_directory_follows_flag_and_environment() {
 fn a_forced_bar_is_drawn_on_stderr_only() {
     let scratch = Scratch::new();
     scratch.file("a", &noise(8 * MIB, 7));
-    let words = ["copy", "a", "b", "--limit", "16MiB/s", "--path", "threads", "--reflink", "never"];
-    let output = scratch.blockhaul(&words).args(["--progress", "bar"]).output().unwrap();
+    let args = ["copy", "a", "b", "--limit", "16MiB/s", "--path", "threads", "--reflink", "never"];
+    let output = scratch.blockhaul(&args).args(["--progress", "bar"]).output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     assert!(String::from_utf8_lossy(&output.stderr).contains(" of 8.0 MiB"), "{output:?}");
     assert!(output.stdout.starts_with(b"copied "), "{output:?}");

@@ -15,17 +15,17 @@ struct Server {
 
 impl Server {
     /// `nbdkit` with these words behind its own.
-    fn start(scratch: &Scratch, name: &str, words: &[&str]) -> Self {
+    fn start(scratch: &Scratch, name: &str, args: &[&str]) -> Self {
         let socket = scratch.path(name);
         let mut command = Command::new("nbdkit");
-        command.args(["--foreground", "--unix"]).arg(&socket).args(words).stderr(Stdio::null());
+        command.args(["--foreground", "--unix"]).arg(&socket).args(args).stderr(Stdio::null());
         let process = command.spawn().expect("nbdkit starts");
         let server = Self { process, socket };
         let listens = (0..500).any(|_| {
             std::thread::sleep(Duration::from_millis(10));
             server.socket.exists()
         });
-        assert!(listens, "nbdkit {words:?} listens");
+        assert!(listens, "nbdkit {args:?} listens");
         server
     }
 
@@ -55,8 +55,8 @@ fn refusals_of_exports_are_named_and_touch_nothing() {
     let absent = format!("nbd+unix:///?socket={}", scratch.path("absent").display());
     scratch.file("a", &noise(MIB / 2, 2));
     scratch.file("big", &noise(2 * MIB, 3));
-    let refused = |words: &[&str], exit, code: &str, side: &str| {
-        let outcome = scratch.json(&[&["copy"], words].concat());
+    let refused = |args: &[&str], exit, code: &str, side: &str| {
+        let outcome = scratch.json(&[&["copy"], args].concat());
         outcome.assert_failed(exit, code);
         assert_eq!(outcome.report()["error"]["side"], side, "{outcome:?}");
         assert!(!outcome.stderr.contains("incomplete"), "nothing was begun: {outcome:?}");
@@ -107,8 +107,8 @@ fn a_map_shows_the_extents_of_an_export() {
     let outcome = scratch.json(&["map", &server.uri("")]);
     assert_eq!((outcome.code, &outcome.lines[..]), (Some(0), &expected[..]), "the only export is the default one");
     // A server that does not tell has data throughout.
-    let words = [&["--filter=noextents"], &file[..]].concat();
-    let silent = Server::start(&scratch, "silent", &words);
+    let args = [&["--filter=noextents"], &file[..]].concat();
+    let silent = Server::start(&scratch, "silent", &args);
     let outcome = scratch.json(&["map", &silent.uri("")]);
     assert_eq!(outcome.lines, [json!({"offset": 0, "length": 4 * MIB, "kind": "data"})]);
 }
@@ -120,9 +120,9 @@ fn a_server_is_mapped_to_its_exports() {
     scratch.file("images/one", &noise(MIB, 1));
     scratch.file("images/two", &noise(MIB / 2, 2));
     let directory = format!("dir={}", scratch.path("images").display());
-    let words = ["--readonly", "file", &directory];
+    let args = ["--readonly", "file", &directory];
     need!("a_server_is_mapped_to_its_exports", &[Need::Program("nbdkit")]);
-    let server = Server::start(&scratch, "s", &words);
+    let server = Server::start(&scratch, "s", &args);
     let mut outcome = scratch.json(&["map", &server.uri("")]);
     outcome.lines.sort_by_key(|line| line["export"].to_string());
     let line = |name: &str, size| json!({"export": name, "size": size, "read_only": true, "description": null});
@@ -147,8 +147,8 @@ fn a_plan_with_exports_connects_and_touches_nothing() {
     let small = Server::start(&scratch, "small", &["memory", "4k"]);
     let before = scratch.snapshot();
     let (full, blank) = (full.uri(""), blank.uri(""));
-    let refusals = |words: &[&str]| {
-        let outcome = scratch.json(&[&["copy", "--dry-run"], words].concat());
+    let refusals = |args: &[&str]| {
+        let outcome = scratch.json(&[&["copy", "--dry-run"], args].concat());
         let plan = outcome.lines.last().expect("a plan").clone();
         assert_eq!(plan["event"], "plan", "{outcome:?}");
         let codes = plan["refusals"].as_array().unwrap().iter().map(|refusal| refusal["code"].clone());

@@ -5,9 +5,9 @@ use blockhaul_testkit::{Need, need};
 use std::os::unix::fs::PermissionsExt;
 
 /// Runs the program below a limit that `ulimit` sets.
-fn limited(scratch: &Scratch, ulimit: &str, words: &str) -> Outcome {
+fn limited(scratch: &Scratch, ulimit: &str, args: &str) -> Outcome {
     let program = assert_cmd::cargo::cargo_bin!("blockhaul").display().to_string();
-    let script = format!("ulimit {ulimit} && exec '{program}' {words} --json");
+    let script = format!("ulimit {ulimit} && exec '{program}' {args} --json");
     outcome(&scratch.shell(&script).output().expect("every host has a shell"))
 }
 
@@ -19,9 +19,9 @@ fn a_write_past_the_file_size_limit_fails_and_names_it() {
         // A destination that is long enough is not resized: its writes meet the limit.
         for (name, before) in [("short", 0), ("long", 4 * MIB)] {
             scratch.file(name, &vec![1; before]);
-            let words = format!("copy a {name} --overwrite --no-checkpoint --reflink never --cores 1 --path {path}");
+            let args = format!("copy a {name} --overwrite --no-checkpoint --reflink never --cores 1 --path {path}");
             // In units of 512 bytes.
-            let failed = limited(&scratch, "-f 2048", &words);
+            let failed = limited(&scratch, "-f 2048", &args);
             failed.assert_failed(1, "EOverloaded");
             assert!(failed.stderr.contains("(ulimit -f) is 1048576 bytes"), "{failed:?}");
         }

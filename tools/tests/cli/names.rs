@@ -3,7 +3,7 @@
 //! Goal: volumes and journals are found by their bytes, and printed names cannot control a terminal. Method: such names,
 //! beside files with the name that results if they are taken for text.
 
-use crate::asking::CoordClient;
+use crate::asking::TestCenter;
 use crate::stopping::{SLOWLY, has_recorded, printed_command, stop_by};
 use crate::support::{MIB, Scratch, noise, until};
 use nix::sys::signal::Signal;
@@ -19,8 +19,8 @@ fn os(bytes: &[u8]) -> &OsStr {
     OsStr::from_bytes(bytes)
 }
 
-fn words<'a>(words: &[&'a str], names: &[&'a [u8]]) -> Vec<&'a OsStr> {
-    words.iter().map(|&word| OsStr::new(word)).chain(names.iter().map(|name| os(name))).collect()
+fn args<'a>(args: &[&'a str], names: &[&'a [u8]]) -> Vec<&'a OsStr> {
+    args.iter().map(|&word| OsStr::new(word)).chain(names.iter().map(|name| os(name))).collect()
 }
 
 /// What was printed, which is lines of printable text.
@@ -46,13 +46,13 @@ fn a_name_that_is_not_utf8_is_copied_resumed_and_shown_escaped() {
     let sibling = os(BAD).to_string_lossy().into_owned();
     scratch.file(&sibling, b"precious");
 
-    let plan = scratch.json(&words(&["copy", "a", "--dry-run"], &[BAD]));
+    let plan = scratch.json(&args(&["copy", "a", "--dry-run"], &[BAD]));
     assert_eq!((plan.code, &plan.lines[0]["destination"]), (Some(0), &SHOWN.into()), "{plan:?}");
-    let human = printed(&scratch.blockhaul(&words(&["copy", "a", "--dry-run"], &[BAD])).output().unwrap());
+    let human = printed(&scratch.blockhaul(&args(&["copy", "a", "--dry-run"], &[BAD])).output().unwrap());
     assert!(human.contains(&format!("destination  {SHOWN}\n")), "{human}");
     assert!(!scratch.path(os(BAD)).exists());
 
-    let copy = words(&[&["copy", "a", "--json"][..], &SLOWLY].concat(), &[BAD]);
+    let copy = args(&[&["copy", "a", "--json"][..], &SLOWLY].concat(), &[BAD]);
     assert_eq!(stop_by(scratch.process(&copy), Signal::SIGKILL, has_recorded).code, None);
     let journal = only_journal(&scratch);
     let inspected = scratch.json(&[OsStr::new("inspect"), journal.as_os_str()]);
@@ -62,28 +62,28 @@ fn a_name_that_is_not_utf8_is_copied_resumed_and_shown_escaped() {
     assert!(human.contains(&format!("/{SHOWN} (file,")), "{human}");
 
     // Another name that becomes the same text has no unfinished copy.
-    scratch.json(&words(&["copy", "a"], &[b"bad\xfe\n\x1b[2J\\"])).assert_done();
-    let again = scratch.json(&words(&["copy", "a"], &[BAD]));
+    scratch.json(&args(&["copy", "a"], &[b"bad\xfe\n\x1b[2J\\"])).assert_done();
+    let again = scratch.json(&args(&["copy", "a"], &[BAD]));
     again.assert_failed(1, "EExists");
     plain(again.stderr.as_bytes());
 
     let resume = ["copy", "a", "--resume", "--reflink", "never", "--block-size", "64KiB", "--receipt"];
-    let resumed = scratch.json(&words(&resume, &[b"receipt\xff", BAD]));
+    let resumed = scratch.json(&args(&resume, &[b"receipt\xff", BAD]));
     resumed.assert_done();
     assert!(resumed.report()["bytes"]["resumed"].as_u64() > Some(0), "{resumed:?}");
     assert_eq!(resumed.report()["journal"], r"receipt\xff");
     assert!(scratch.read(os(BAD)) == data && scratch.read(&sibling) == b"precious");
 
-    scratch.json(&words(&["verify", "--receipt"], &[b"receipt\xff", BAD])).assert_done();
-    scratch.json(&words(&["copy"], &[BAD, b"back\xff"])).assert_done();
+    scratch.json(&args(&["verify", "--receipt"], &[b"receipt\xff", BAD])).assert_done();
+    scratch.json(&args(&["copy"], &[BAD, b"back\xff"])).assert_done();
     assert!(scratch.read(os(b"back\xff")) == data);
-    let same = scratch.json(&words(&["copy", "--overwrite"], &[BAD, BAD]));
+    let same = scratch.json(&args(&["copy", "--overwrite"], &[BAD, BAD]));
     same.assert_failed(1, "ESameVolume");
     assert!(same.report()["error"]["message"].as_str().unwrap().contains(SHOWN), "{same:?}");
-    let missing = scratch.blockhaul(&words(&["map"], &[b"gone\xff\x1b"])).output().unwrap();
+    let missing = scratch.blockhaul(&args(&["map"], &[b"gone\xff\x1b"])).output().unwrap();
     assert!(printed(&missing).contains(r"gone\xff\x1b does not exist"), "{missing:?}");
     for command in ["map", "doctor"] {
-        let looked = scratch.blockhaul(&words(&[command], &[BAD])).output().unwrap();
+        let looked = scratch.blockhaul(&args(&[command], &[BAD])).output().unwrap();
         assert_eq!(looked.status.code(), Some(0), "{looked:?}");
         printed(&looked);
     }
@@ -103,7 +103,7 @@ fn the_command_that_resumes_is_quoted_for_a_shell() {
     scratch.file("a", &data);
     // Printable to nobody but a terminal that turns its line around.
     for name in [BAD, "turned\u{202e}'".as_bytes()] {
-        let copy = words(&[&["copy", "a", "--json"][..], &SLOWLY].concat(), &[name]);
+        let copy = args(&[&["copy", "a", "--json"][..], &SLOWLY].concat(), &[name]);
         let mut command = scratch.process(&copy);
         command.stderr(Stdio::piped());
         let stopped = stop_by(command, Signal::SIGTERM, has_recorded);
@@ -120,9 +120,9 @@ fn text_from_the_records_of_a_center_is_shown_escaped() {
     let scratch = Scratch::new();
     let evil = "x\u{1b}[2J\u{9b}31m\nforged RUNNING \u{202e}";
     let shown = r"x\x1b[2J\xc2\x9b31m\nforged RUNNING \xe2\x80\xae";
-    let center = CoordClient::start(&scratch, &["--label", &format!("zone={evil}")]);
-    let ask = |words: &[&str]| {
-        let output = scratch.blockhaul(&[words, &["--center", &center.address]].concat()).output().unwrap();
+    let center = TestCenter::start(&scratch, &["--label", &format!("zone={evil}")]);
+    let ask = |args: &[&str]| {
+        let output = scratch.blockhaul(&[args, &["--center", &center.address]].concat()).output().unwrap();
         printed(&output);
         plain(&output.stdout)
     };

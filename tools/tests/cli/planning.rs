@@ -38,22 +38,22 @@ fn a_plan_counts_the_source_and_touches_nothing() {
 
 /// Runs a dry run, then the copy: both are refused with this code and the same message, and change nothing.
 #[track_caller]
-fn refused(scratch: &Scratch, words: &[&str], code: &str) {
+fn refused(scratch: &Scratch, args: &[&str], code: &str) {
     std::fs::create_dir_all(scratch.path("state")).unwrap();
     let before = scratch.snapshot();
-    let planned = scratch.json(&[&["copy", "--dry-run"], words].concat());
-    assert_eq!(scratch.snapshot(), before, "{words:?}: a dry run changes nothing");
+    let planned = scratch.json(&[&["copy", "--dry-run"], args].concat());
+    assert_eq!(scratch.snapshot(), before, "{args:?}: a dry run changes nothing");
     let plan = planned.lines.last().expect("a plan");
     assert_eq!((&plan["event"], plan["refusals"].as_array().unwrap().len()), (&Value::from("plan"), 1), "{planned:?}");
-    let copied = scratch.json(&[&["copy"], words].concat());
-    assert_eq!(scratch.snapshot(), before, "{words:?}: a refused copy changes nothing");
-    assert_eq!(plan["refusals"][0], copied.report()["error"], "{words:?}");
+    let copied = scratch.json(&[&["copy"], args].concat());
+    assert_eq!(scratch.snapshot(), before, "{args:?}: a refused copy changes nothing");
+    assert_eq!(plan["refusals"][0], copied.report()["error"], "{args:?}");
     assert_eq!(
         (plan["refusals"][0]["code"].as_str(), planned.code),
         (Some(code), copied.code),
-        "{words:?}: {planned:?}"
+        "{args:?}: {planned:?}"
     );
-    assert_eq!(planned.stderr, copied.stderr, "{words:?}");
+    assert_eq!(planned.stderr, copied.stderr, "{args:?}");
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn a_dry_run_refuses_what_a_copy_refuses() {
     scratch.file("full", b"precious");
     scratch.file("no-directory", b"");
     std::os::unix::fs::symlink("nothing", scratch.path("dangling")).unwrap();
-    for (words, code) in [
+    for (args, code) in [
         (&["missing", "b"][..], "ENotFound"),
         (&["a", "full"], "EExists"),
         (&["a", "a"], "ESameVolume"),
@@ -81,7 +81,7 @@ fn a_dry_run_refuses_what_a_copy_refuses() {
         (&["a", "b", "--path", "inline", "--direct", "yes"], "EBadRequest"),
         (&["a", "full", "--resume"], "EExists"),
     ] {
-        refused(&scratch, words, code);
+        refused(&scratch, args, code);
     }
     assert_eq!(scratch.json(&["copy", "a", "full", "--dry-run", "--overwrite"]).code, Some(0));
 }
@@ -90,9 +90,9 @@ fn a_dry_run_refuses_what_a_copy_refuses() {
 fn a_dry_run_refuses_too_little_space() {
     let scratch = Scratch::new();
     File::create(scratch.path("huge")).unwrap().set_len(1 << 42).unwrap();
-    let words = ["--dry-run", "huge", "b", "--sparse", "never"];
-    let planned = scratch.json(&[&["copy"], &words[..]].concat());
-    let copied = scratch.json(&[&["copy"], &words[1..]].concat());
+    let args = ["--dry-run", "huge", "b", "--sparse", "never"];
+    let planned = scratch.json(&[&["copy"], &args[..]].concat());
+    let copied = scratch.json(&[&["copy"], &args[1..]].concat());
     assert_eq!((planned.code, &planned.lines[0]["refusals"][0]["code"]), (Some(1), &"ENoSpace".into()), "{planned:?}");
     // The number of free bytes changes all the time.
     let words = |text: &str| text.split(' ').filter(|word| !word.contains(|c: char| c.is_ascii_digit())).count();
@@ -125,14 +125,14 @@ fn a_dry_run_refuses_a_foreign_checkpoint_and_reports_what_its_own_resumes() {
     until("the copy records something", || scratch.path("j").exists() && durable() > Some(0));
     child.kill().unwrap();
     child.wait().unwrap();
-    for (words, code) in [
+    for (args, code) in [
         (&["a", "b", "--checkpoint", "j"][..], "EExists"),
         (&["a", "new", "--checkpoint", "j", "--resume"], "ECheckpointMismatch"),
         (&["a", "other", "--checkpoint", "j", "--resume"], "ECheckpointMismatch"),
         (&["other", "b", "--checkpoint", "j", "--resume"], "ESourceChanged"),
         (&["a", "other", "--checkpoint", "j", "--restart"], "EExists"),
     ] {
-        refused(&scratch, words, code);
+        refused(&scratch, args, code);
     }
     let before = scratch.snapshot();
     let planned = scratch.json(&["copy", "a", "b", "--checkpoint", "j", "--resume", "--dry-run"]);
@@ -149,17 +149,17 @@ fn a_dry_run_refuses_the_source_through_a_loop_device() {
     need!(test, &[Need::Root, Need::LoopDevices]);
     let scratch = Scratch::new();
     let image = scratch.file("image", &noise(4 * MIB, 1));
-    let losetup = |words: &[&str]| {
-        let output = Command::new("losetup").args(words).output().unwrap();
-        assert!(output.status.success(), "losetup {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let losetup = |args: &[&str]| {
+        let output = Command::new("losetup").args(args).output().unwrap();
+        assert!(output.status.success(), "losetup {args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
     let device = losetup(&["--find", "--show", image.to_str().unwrap()]);
     // It is detached at the last close, also if this test fails.
     let held = File::open(&device).unwrap();
     losetup(&["--detach", &device]);
-    for words in [["image", &device, "--overwrite"], [&device, "image", "--overwrite"]] {
-        refused(&scratch, &words, "ESameVolume");
+    for args in [["image", &device, "--overwrite"], [&device, "image", "--overwrite"]] {
+        refused(&scratch, &args, "ESameVolume");
     }
     drop(held);
 }

@@ -94,16 +94,16 @@ fn a_mistyped_device_is_not_made_a_file() {
     let scratch = Scratch::new();
     scratch.file("a", b"data");
     let typo = format!("/dev/blockhaul-no-such-device-{}", std::process::id());
-    for words in [
+    for args in [
         &["copy", "a", &typo][..],
         &["copy", "a", &typo, "--dry-run"],
         &["copy", "a", "b", "--receipt", &typo],
         &["copy", "a", "b", "--checkpoint", &typo],
     ] {
-        let output = scratch.blockhaul(words).output().unwrap();
+        let output = scratch.blockhaul(args).output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(1), "{words:?}: {stderr}");
-        assert!(stderr.contains("blockhaul: ENotFound: there is no device"), "{words:?}: {stderr}");
-        assert!(!std::path::Path::new(&typo).exists(), "{words:?} created a file in /dev");
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
+        assert!(stderr.contains("blockhaul: ENotFound: there is no device"), "{args:?}: {stderr}");
+        assert!(!std::path::Path::new(&typo).exists(), "{args:?} created a file in /dev");
     }
 }

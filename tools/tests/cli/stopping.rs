@@ -42,8 +42,8 @@ pub(crate) fn stop_by(mut command: Command, signal: Signal, when: fn(&Value) -> 
         stdout.append(&mut line);
     }
     let mut stderr = Vec::new();
-    if let Some(mut said) = child.stderr.take() {
-        said.read_to_end(&mut stderr).expect("the pipe is ours");
+    if let Some(mut pipe) = child.stderr.take() {
+        pipe.read_to_end(&mut stderr).expect("the pipe is ours");
     }
     let status = child.wait().expect("it is our child");
     assert!(sent, "the copy ended before it could be stopped: {}", String::from_utf8_lossy(&stderr));
@@ -197,10 +197,10 @@ fn a_changed_source_is_not_resumed_and_can_be_restarted() {
 fn a_receipt_in_place_of_the_checkpoint_does_not_verify_another_source() {
     let scratch = Scratch::new();
     scratch.file("a", &noise(MIB, 8));
-    let words = ["copy", "a", "b", "--checkpoint", "kept", "--receipt", "kept", "--resume"];
-    scratch.json(&words).assert_done();
-    scratch.json(&words).assert_done();
+    let args = ["copy", "a", "b", "--checkpoint", "kept", "--receipt", "kept", "--resume"];
+    scratch.json(&args).assert_done();
+    scratch.json(&args).assert_done();
     scratch.file("a", &noise(MIB, 9));
-    scratch.json(&words).assert_failed(1, "ESourceChanged");
+    scratch.json(&args).assert_failed(1, "ESourceChanged");
     assert!(scratch.read("b") == noise(MIB, 8));
 }

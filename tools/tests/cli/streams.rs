@@ -8,9 +8,9 @@ use std::path::Path;
 use std::process::{Output, Stdio};
 
 /// Runs the program with one of its streams at the start of `file`, whose bytes stay, or open for reading only.
-fn printing_to(scratch: &Scratch, words: &[&str], descriptor: u8, file: &Path, writable: bool) -> Output {
+fn printing_to(scratch: &Scratch, args: &[&str], descriptor: u8, file: &Path, writable: bool) -> Output {
     let held = File::options().read(true).write(writable).open(file).expect("it is there");
-    let mut command = scratch.process(words);
+    let mut command = scratch.process(args);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     match descriptor {
         1 => command.stdout(held),
@@ -44,16 +44,16 @@ fn output_into_a_volume_or_a_journal_is_refused() {
         (&["inspect", "journal"], "journal"),
         (&["doctor", "s.img"], "s.img"),
     ];
-    for (words, file) in requests {
+    for (args, file) in requests {
         for (descriptor, stream) in [(1, "standard output"), (2, "standard error")] {
             for json in [&[][..], &["--json"]] {
-                let words = [words, json].concat();
-                let output = printing_to(&scratch, &words, descriptor, &scratch.path(file), true);
-                assert_eq!(output.status.code(), Some(2), "{words:?} with {stream} in {file}: {output:?}");
-                let said = if descriptor == 1 { &output.stderr } else { &output.stdout };
-                let said = String::from_utf8_lossy(said);
-                assert!(said.contains(&format!("{stream} leads to ")), "{words:?}: {said}");
-                assert!(scratch.snapshot() == before, "{words:?} with {stream} in {file} changed something");
+                let args = [args, json].concat();
+                let output = printing_to(&scratch, &args, descriptor, &scratch.path(file), true);
+                assert_eq!(output.status.code(), Some(2), "{args:?} with {stream} in {file}: {output:?}");
+                let printed = if descriptor == 1 { &output.stderr } else { &output.stdout };
+                let printed = String::from_utf8_lossy(printed);
+                assert!(printed.contains(&format!("{stream} leads to ")), "{args:?}: {printed}");
+                assert!(scratch.snapshot() == before, "{args:?} with {stream} in {file} changed something");
             }
         }
     }
@@ -67,10 +67,10 @@ fn a_standard_stream_as_destination_is_refused() {
     let before = scratch.snapshot();
     for destination in ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"] {
         for json in [&[][..], &["--json"]] {
-            let words = [&["copy", "s.img", destination], json].concat();
-            let output = printing_to(&scratch, &words, 1, &scratch.path("o.img"), true);
-            assert_eq!(output.status.code(), Some(2), "{words:?}: {output:?}");
-            assert!(scratch.snapshot() == before, "{words:?} changed something");
+            let args = [&["copy", "s.img", destination], json].concat();
+            let output = printing_to(&scratch, &args, 1, &scratch.path("o.img"), true);
+            assert_eq!(output.status.code(), Some(2), "{args:?}: {output:?}");
+            assert!(scratch.snapshot() == before, "{args:?} changed something");
         }
     }
 }
@@ -84,8 +84,8 @@ fn streams_to_other_files_are_accepted() {
     for (descriptor, file, writable) in
         [(1, "log", true), (2, "log", true), (1, "/dev/null", true), (1, "s.img", false)]
     {
-        let words = ["copy", "s.img", "o.img", "--overwrite", "--json"];
-        let output = printing_to(&scratch, &words, descriptor, &scratch.path(file), writable);
+        let args = ["copy", "s.img", "o.img", "--overwrite", "--json"];
+        let output = printing_to(&scratch, &args, descriptor, &scratch.path(file), writable);
         assert_eq!(output.status.code(), Some(0), "{descriptor}>{file}: {output:?}");
         assert!(scratch.read("o.img") == bytes && scratch.read("s.img") == bytes, "{descriptor}>{file}");
     }

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 pub(crate) const MIB: usize = 1 << 20;
 
 /// No command here needs a tenth of this: one that does hangs, and is killed so that the test can say so.
-const HANGS_AFTER: Duration = Duration::from_secs(120);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// One test's world. Everything in it goes away with it.
 pub(crate) struct Scratch(TempDir);
@@ -79,15 +79,15 @@ impl Scratch {
     }
 
     /// The program, run in the scratch directory with its state in `state`.
-    pub(crate) fn blockhaul<S: AsRef<OsStr>>(&self, words: &[S]) -> Command {
-        let mut command = Command::from_std(self.process(words));
-        command.timeout(HANGS_AFTER);
+    pub(crate) fn blockhaul<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
+        let mut command = Command::from_std(self.process(args));
+        command.timeout(COMMAND_TIMEOUT);
         command
     }
 
     /// As [`Scratch::blockhaul`], for tests that talk to it while it runs.
-    pub(crate) fn process<S: AsRef<OsStr>>(&self, words: &[S]) -> std::process::Command {
-        self.program(assert_cmd::cargo::cargo_bin!("blockhaul"), words)
+    pub(crate) fn process<S: AsRef<OsStr>>(&self, args: &[S]) -> std::process::Command {
+        self.program(assert_cmd::cargo::cargo_bin!("blockhaul"), args)
     }
 
     /// A script, in the same surroundings.
@@ -95,20 +95,20 @@ impl Scratch {
         self.program(Path::new("sh"), &["-c", script])
     }
 
-    fn program<S: AsRef<OsStr>>(&self, program: &Path, words: &[S]) -> std::process::Command {
+    fn program<S: AsRef<OsStr>>(&self, program: &Path, args: &[S]) -> std::process::Command {
         let mut command = std::process::Command::new(program);
         command
             .current_dir(self.0.path())
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("STATE_DIRECTORY", self.path("state"))
-            .args(words);
+            .args(args);
         command
     }
 
     /// Runs a command with `--json` and reads its lines, each of which must be one object.
-    pub(crate) fn json<S: AsRef<OsStr>>(&self, words: &[S]) -> Outcome {
-        outcome(&self.blockhaul(words).arg("--json").output().expect("the program was built"))
+    pub(crate) fn json<S: AsRef<OsStr>>(&self, args: &[S]) -> Outcome {
+        outcome(&self.blockhaul(args).arg("--json").output().expect("the program was built"))
     }
 
     /// Every file with its content: what "touches nothing" is judged by.
@@ -146,7 +146,7 @@ pub(crate) fn outcome(output: &std::process::Output) -> Outcome {
 pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
-        assert!(begun.elapsed() < HANGS_AFTER, "in vain: {what}");
+        assert!(begun.elapsed() < COMMAND_TIMEOUT, "in vain: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -25,8 +25,8 @@ fn a_stderr_without_a_reader_delays_no_stop() {
     let scratch = Scratch::new();
     scratch.file("a", &noise(16 * MIB, 5));
     let (_reader, writer) = full_pipe();
-    let words = [&["copy", "a", "b", "--json", "--progress", "bar", "--log", "trace"][..], &SLOWLY].concat();
-    let mut command = scratch.process(&words);
+    let args = [&["copy", "a", "b", "--json", "--progress", "bar", "--log", "trace"][..], &SLOWLY].concat();
+    let mut command = scratch.process(&args);
     command.stderr(writer);
     let stopped = stop_by(command, Signal::SIGTERM, has_written);
     assert_eq!(stopped.code, Some(75), "{stopped:?}");
@@ -43,9 +43,9 @@ fn a_stdout_without_a_reader_delays_no_stop() {
     until("something is written", || scratch.path("b").metadata().is_ok_and(|file| file.blocks() > 0));
     kill(Pid::from_raw(i32::try_from(child.id()).expect("ids are small")), Signal::SIGTERM).expect("it is our child");
     assert_eq!(ended(&mut child), Some(75));
-    let mut said = String::new();
-    child.stderr.take().expect("it was asked for").read_to_string(&mut said).expect("the pipe is ours");
-    assert!(said.contains("ERunnerInterrupt") && said.contains("stdout"), "{said}");
+    let mut printed = String::new();
+    child.stderr.take().expect("it was asked for").read_to_string(&mut printed).expect("the pipe is ours");
+    assert!(printed.contains("ERunnerInterrupt") && printed.contains("stdout"), "{printed}");
 }
 
 #[test]
@@ -58,9 +58,9 @@ fn a_slow_reader_gets_the_report() {
     let mut child = command.stdout(writer).stderr(Stdio::null()).spawn().expect("the program was built");
     drop(command);
     until("the copy is done", || std::fs::read(scratch.path("b")).is_ok_and(|bytes| bytes == data));
-    let mut said = String::new();
-    reader.read_to_string(&mut said).expect("the pipe is ours");
-    let report: Value = serde_json::from_str(said.lines().last().expect("there is a report")).expect("it is JSON");
+    let mut printed = String::new();
+    reader.read_to_string(&mut printed).expect("the pipe is ours");
+    let report: Value = serde_json::from_str(printed.lines().last().expect("there is a report")).expect("it is JSON");
     assert_eq!((&report["event"], &report["status"]), (&"report".into(), &"succeeded".into()));
     assert_eq!(ended(&mut child), Some(0));
 }
@@ -71,7 +71,7 @@ fn output_that_cannot_be_written_exits_with_1_and_leaves_the_copy_intact() {
     let data = noise(MIB, 7);
     scratch.file("a", &data);
     scratch.json(&["copy", "a", "b", "--receipt", "r"]).assert_done();
-    for words in [
+    for args in [
         &["copy", "a", "c"][..],
         &["copy", "a", "d", "--json"],
         &["copy", "a", "e", "--dry-run"],
@@ -86,10 +86,10 @@ fn output_that_cannot_be_written_exits_with_1_and_leaves_the_copy_intact() {
         &["doctor", "--json"],
     ] {
         let full = File::options().write(true).open("/dev/full").expect("every host has it");
-        let output = scratch.process(words).stdout(full).output().expect("the program was built");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(1), "{words:?}: {said}");
-        assert!(said.contains("stdout"), "{words:?}: {said}");
+        let output = scratch.process(args).stdout(full).output().expect("the program was built");
+        let printed = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {printed}");
+        assert!(printed.contains("stdout"), "{args:?}: {printed}");
     }
     assert!(scratch.read("c") == data && scratch.read("d") == data);
     assert!(!scratch.path("e").exists());
@@ -100,12 +100,12 @@ fn a_closed_pipe_does_not_change_the_exit_code() {
     let scratch = Scratch::new();
     let data = noise(MIB, 7);
     scratch.file("a", &data);
-    for (words, code) in [(&["copy", "a", "b", "--json"][..], 0), (&["doctor"], 0), (&["verify", "a", "a2"], 3)] {
+    for (args, code) in [(&["copy", "a", "b", "--json"][..], 0), (&["doctor"], 0), (&["verify", "a", "a2"], 3)] {
         scratch.file("a2", &noise(MIB, 8));
         let (reader, writer) = std::io::pipe().expect("there are descriptors");
         drop(reader);
-        let output = scratch.process(words).stdout(writer).output().expect("the program was built");
-        assert_eq!(output.status.code(), Some(code), "{words:?}: {:?}", outcome(&output));
+        let output = scratch.process(args).stdout(writer).output().expect("the program was built");
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {:?}", outcome(&output));
     }
     assert!(scratch.read("b") == data);
 }

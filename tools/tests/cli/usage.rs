@@ -110,12 +110,12 @@ fn malformed_requests_end_with_2_and_touch_nothing() {
         &["verify", "a", "b", "--sparse", "never"],
         &["verify", "--receipt", "r", "a", "b"],
     ];
-    for words in malformed {
-        let output = scratch.blockhaul(words).output().unwrap();
+    for args in malformed {
+        let output = scratch.blockhaul(args).output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{words:?}: {stderr}");
-        assert!(output.stdout.is_empty(), "{words:?}");
-        assert!(stderr.starts_with("blockhaul: EBadRequest: "), "{words:?}: {stderr}");
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+        assert!(output.stdout.is_empty(), "{args:?}");
+        assert!(stderr.starts_with("blockhaul: EBadRequest: "), "{args:?}: {stderr}");
     }
     assert_eq!(scratch.snapshot(), before);
 }
@@ -123,8 +123,8 @@ fn malformed_requests_end_with_2_and_touch_nothing() {
 #[test]
 fn with_json_a_malformed_request_is_a_report_too() {
     let scratch = Scratch::new();
-    for words in [&["copy", "a", "b", "--limit", "5MiB"][..], &["copy", "a"], &["verify", "a"], &["map"]] {
-        let outcome = scratch.json(words);
+    for args in [&["copy", "a", "b", "--limit", "5MiB"][..], &["copy", "a"], &["verify", "a"], &["map"]] {
+        let outcome = scratch.json(args);
         outcome.assert_failed(2, "EBadRequest");
         assert_eq!(outcome.lines.len(), 1, "{outcome:?}");
         assert_eq!(outcome.report()["status"], "failed");
@@ -164,7 +164,7 @@ fn the_largest_numbers_are_accepted_or_refused() {
         assert_eq!(code, Some(2), "{time}");
     }
     for (flag, code) in [("--priority", 2), ("--max-attempts", 2)] {
-        let words = ["submit", "noop", "--center", "", flag, "4294967295"];
-        assert_eq!(scratch.blockhaul(&words).output().unwrap().status.code(), Some(code), "{flag}");
+        let args = ["submit", "noop", "--center", "", flag, "4294967295"];
+        assert_eq!(scratch.blockhaul(&args).output().unwrap().status.code(), Some(code), "{flag}");
     }
 }

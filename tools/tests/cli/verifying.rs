@@ -84,12 +84,12 @@ fn a_receipt_replaces_an_older_one_and_nothing_else() {
     for (receipt, exit, code) in
         [("thesis", 1, "EExists"), ("directory", 2, "EBadRequest"), ("/dev/null", 2, "EBadRequest")]
     {
-        let words = ["copy", "a", "b", "--receipt", receipt, "--reflink", "never"];
-        let planned = scratch.blockhaul(&[&words[..], &["--dry-run"]].concat()).output().unwrap();
+        let args = ["copy", "a", "b", "--receipt", receipt, "--reflink", "never"];
+        let planned = scratch.blockhaul(&[&args[..], &["--dry-run"]].concat()).output().unwrap();
         let stderr = String::from_utf8(planned.stderr).unwrap();
         assert!(planned.status.code() == Some(exit) && stderr.contains(code), "{receipt}: {stderr}");
         assert_eq!(scratch.snapshot(), before, "{receipt}");
-        scratch.json(&words).assert_failed(exit, code);
+        scratch.json(&args).assert_failed(exit, code);
         std::fs::remove_dir_all(scratch.path("state")).unwrap();
         assert_eq!(scratch.snapshot(), before, "{receipt}");
     }

@@ -1,20 +1,20 @@
 //! Tests process limits of `taskd`: one that is too low to start is named, and the process ends.
 
-use crate::support::{Daemon, apart, run, taskd};
+use crate::support::{Daemon, run, run_isolated, taskd};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 #[test]
 fn with_few_threads_taskd_serves_or_exits_and_names_the_limit() {
-    apart("limits::with_few_threads_taskd_serves_or_exits_and_names_the_limit", &["setpriv", "prlimit"], || {
+    run_isolated("limits::with_few_threads_taskd_serves_or_exits_and_names_the_limit", &["setpriv", "prlimit"], || {
         run("ip", &["link", "set", "lo", "up"]);
-        let room = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         // The user that it runs as may not read the folder that it was built in.
-        let program = room.path().join("taskd");
+        let program = dir.path().join("taskd");
         std::fs::copy(taskd(), &program).unwrap();
-        std::fs::set_permissions(room.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
         for threads in 1..64 {
-            let said = room.path().join(format!("said-{threads}"));
+            let log = dir.path().join(format!("said-{threads}"));
             let mut command = Command::new("setpriv");
             // Nobody else is that user.
             command.args(["--reuid", "61235", "--regid", "61235", "--clear-groups", "prlimit"]);
@@ -30,21 +30,21 @@ fn with_few_threads_taskd_serves_or_exits_and_names_the_limit() {
                 "--listen",
                 "127.0.0.1:0",
             ]);
-            command.arg("--state-dir").arg(room.path().join(format!("state-{threads}")));
-            let mut daemon = Daemon::start(command, &said);
-            while daemon.is_running() && !daemon.said().contains("all tasks read") {
+            command.arg("--state-dir").arg(dir.path().join(format!("state-{threads}")));
+            let mut daemon = Daemon::start(command, &log);
+            while daemon.is_running() && !daemon.log().contains("all tasks read") {
                 std::thread::yield_now();
             }
             let serves = daemon.is_running();
             let code = if serves { daemon.stop() } else { daemon.ended() };
-            let said = daemon.said();
-            assert!(!said.contains("panicked"), "{threads}: {said}");
+            let log = daemon.log();
+            assert!(!log.contains("panicked"), "{threads}: {log}");
             if serves {
-                assert!(code == Some(0) && threads > 1, "{threads}: {said}");
+                assert!(code == Some(0) && threads > 1, "{threads}: {log}");
                 return;
             }
-            assert!(code == Some(1) && said.contains("EOverloaded"), "{threads}: {said}");
-            assert!(said.contains(&format!("may have {threads} threads (ulimit -u)")), "{threads}: {said}");
+            assert!(code == Some(1) && log.contains("EOverloaded"), "{threads}: {log}");
+            assert!(log.contains(&format!("may have {threads} threads (ulimit -u)")), "{threads}: {log}");
         }
         panic!("64 threads are enough");
     });

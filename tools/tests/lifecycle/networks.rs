@@ -1,11 +1,11 @@
 //! Tests cut links: a node without its storage network drops its roles, keeps running, and takes them again.
 
-use crate::support::{Cell, apart, wait_until};
+use crate::support::{Cell, run_isolated, wait_until};
 use serde_json::Value;
 use std::time::Duration;
 
 /// Quick enough to lose the network often; with time for a busy host to answer.
-const QUICK: [&str; 6] = ["--data-channel-interval", "100ms", "--data-channel-timeout", "1s", "--slots", "1"];
+const SHORT_TIMEOUTS: [&str; 6] = ["--data-channel-interval", "100ms", "--data-channel-timeout", "1s", "--slots", "1"];
 /// What is copied.
 const MIB: usize = 1 << 20;
 
@@ -29,66 +29,70 @@ fn attempts(task: &Value) -> Vec<(String, String)> {
 /// as interrupted and finishes elsewhere, the process stays, says that it does not serve, and comes back.
 #[test]
 fn t_zbs_8_a_leader_without_its_storage_network_resigns() {
-    apart("networks::t_zbs_8_a_leader_without_its_storage_network_resigns", &["zookeeper", "java", "nbdkit"], || {
-        let mut cell = Cell::new(&["--slots", "1"]);
-        let pids = cell.pids();
-        let volumes: Vec<_> = (1..=3_u8)
-            .map(|number| {
-                let source = cell.volume(&format!("s{number}"), &bytes(32 * MIB, number));
-                let destination = cell.volume(&format!("d{number}"), &[]);
-                std::fs::File::options().write(true).open(&destination).unwrap().set_len(32 * MIB as u64).unwrap();
-                // Over the storage network: what hangs in there when it is cut has to be given up, too.
-                let uri = |volume: &str| format!("nbd://10.88.0.254/{volume}{number}");
-                let id = format!("c{number}");
-                let words =
-                    ["submit", "copy", &uri("s"), &uri("d"), "--source-stable", "--limit", "2MiB/s", "--id", &id];
-                cell.ask(&words);
-                (id, source, destination)
-            })
-            .collect();
-        for (id, ..) in &volumes {
-            cell.wait_for(id, "something durable", |task| {
-                task["state"] == "RUNNING" && task["progress"]["durable"].as_u64() > Some(0)
-            });
-        }
-        let leader = cell.leader();
-        let of_leader =
-            volumes.iter().find(|(id, ..)| runner(&cell.task(id)) == leader).expect("each node has one").0.clone();
-        cell.network.cut("data", leader);
-        let (next, time) = cell.time_until_moved(leader);
-        println!("the service address answers on another node {:.2} s after the cut", time.as_secs_f64());
-        assert!(time <= Duration::from_secs(15), "{time:?}");
-        wait_until("the new leader is the one with the address", || cell.leader() == next);
-        wait_until("its metrics say that it is no runner", || cell.is_registered_by_metrics(leader) == Some(false));
-        assert!(!cell.is_healthy(leader) && cell.is_healthy(next));
-        for (id, ..) in &volumes {
-            cell.ask(&["set", id, "--limit", "none"]);
-        }
-        for (id, source, destination) in &volumes {
-            let task = cell.wait_for_success(id);
-            let attempts = attempts(&task);
-            if *id == of_leader {
-                let lost = (format!("n{leader}"), String::from("ERunnerInterrupt"));
-                assert!(attempts.len() == 2 && attempts[0] == lost && runner(&task) != leader, "{task}");
-            } else {
-                assert_eq!(attempts.len(), 1, "{task}");
+    run_isolated(
+        "networks::t_zbs_8_a_leader_without_its_storage_network_resigns",
+        &["zookeeper", "java", "nbdkit"],
+        || {
+            let mut cell = Cell::new(&["--slots", "1"]);
+            let pids = cell.pids();
+            let volumes: Vec<_> = (1..=3_u8)
+                .map(|number| {
+                    let source = cell.volume(&format!("s{number}"), &bytes(32 * MIB, number));
+                    let destination = cell.volume(&format!("d{number}"), &[]);
+                    std::fs::File::options().write(true).open(&destination).unwrap().set_len(32 * MIB as u64).unwrap();
+                    // Over the storage network: what hangs in there when it is cut has to be given up, too.
+                    let uri = |volume: &str| format!("nbd://10.88.0.254/{volume}{number}");
+                    let id = format!("c{number}");
+                    let args =
+                        ["submit", "copy", &uri("s"), &uri("d"), "--source-stable", "--limit", "2MiB/s", "--id", &id];
+                    cell.ask(&args);
+                    (id, source, destination)
+                })
+                .collect();
+            for (id, ..) in &volumes {
+                cell.wait_for(id, "something durable", |task| {
+                    task["state"] == "RUNNING" && task["progress"]["durable"].as_u64() > Some(0)
+                });
             }
-            assert!(std::fs::read(source).unwrap() == std::fs::read(destination).unwrap(), "{id}: other bytes");
-        }
-        assert!(!cell.registered().contains(&leader), "not while its link is cut");
-        cell.network.join("data", leader);
-        wait_until("it is a runner again", || cell.registered().len() == 3);
-        assert!(cell.is_healthy(leader));
-        cell.assert_sound(&pids);
-        cell.stop();
-    });
+            let leader = cell.leader();
+            let of_leader =
+                volumes.iter().find(|(id, ..)| runner(&cell.task(id)) == leader).expect("each node has one").0.clone();
+            cell.network.cut("data", leader);
+            let (next, time) = cell.time_until_moved(leader);
+            println!("the service address answers on another node {:.2} s after the cut", time.as_secs_f64());
+            assert!(time <= Duration::from_secs(15), "{time:?}");
+            wait_until("the new leader is the one with the address", || cell.leader() == next);
+            wait_until("its metrics say that it is no runner", || cell.is_registered_by_metrics(leader) == Some(false));
+            assert!(!cell.is_healthy(leader) && cell.is_healthy(next));
+            for (id, ..) in &volumes {
+                cell.ask(&["set", id, "--limit", "none"]);
+            }
+            for (id, source, destination) in &volumes {
+                let task = cell.wait_for_success(id);
+                let attempts = attempts(&task);
+                if *id == of_leader {
+                    let lost = (format!("n{leader}"), String::from("ERunnerInterrupt"));
+                    assert!(attempts.len() == 2 && attempts[0] == lost && runner(&task) != leader, "{task}");
+                } else {
+                    assert_eq!(attempts.len(), 1, "{task}");
+                }
+                assert!(std::fs::read(source).unwrap() == std::fs::read(destination).unwrap(), "{id}: other bytes");
+            }
+            assert!(!cell.registered().contains(&leader), "not while its link is cut");
+            cell.network.join("data", leader);
+            wait_until("it is a runner again", || cell.registered().len() == 3);
+            assert!(cell.is_healthy(leader));
+            cell.assert_no_process_ended(&pids);
+            cell.stop();
+        },
+    );
 }
 
 /// No process ends, so no start limit is ever reached; and each time everything moves and comes back.
 #[test]
 fn t_zbs_9_ten_losses_in_a_row_end_no_process() {
-    apart("networks::t_zbs_9_ten_losses_in_a_row_end_no_process", &["zookeeper", "java", "nbdkit"], || {
-        let mut cell = Cell::new(&QUICK);
+    run_isolated("networks::t_zbs_9_ten_losses_in_a_row_end_no_process", &["zookeeper", "java", "nbdkit"], || {
+        let mut cell = Cell::new(&SHORT_TIMEOUTS);
         let pids = cell.pids();
         let mut times = Vec::new();
         for round in 0..10 {
@@ -120,7 +124,7 @@ fn t_zbs_9_ten_losses_in_a_row_end_no_process() {
             let lines = cell.ask(&["runners"]);
             lines.iter().all(|line| line["clock_offset_ms"].is_i64() && line["clock_is_off"] == false)
         });
-        cell.assert_sound(&pids);
+        cell.assert_no_process_ended(&pids);
         cell.stop();
     });
 }
@@ -128,54 +132,58 @@ fn t_zbs_9_ten_losses_in_a_row_end_no_process() {
 /// Everything at once, again and again: the cell always comes back by itself.
 #[test]
 fn a_center_recovers_from_networks_that_fail_and_return() {
-    apart("networks::a_center_recovers_from_networks_that_fail_and_return", &["zookeeper", "java", "nbdkit"], || {
-        let mut cell = Cell::new(&[&QUICK[..], &["--session-timeout", "6s"]].concat());
-        let pids = cell.pids();
-        // All three storage links at once: who notices first leaves the others with too few peers to judge them, and they go
-        // on.
-        (1..=3).for_each(|number| cell.network.cut("data", number));
-        wait_until("one has noticed", || (1..=3).any(|number| losses(&mut cell, number) > 0));
-        wait_until("and the center goes on", || {
-            (1..=2).contains(&cell.registered().len()) && cell.holders().len() == 1 && cell.vip_answers()
-        });
-        (1..=3).for_each(|number| cell.network.join("data", number));
-        wait_until("all three are there", || has_recovered(&cell));
+    run_isolated(
+        "networks::a_center_recovers_from_networks_that_fail_and_return",
+        &["zookeeper", "java", "nbdkit"],
+        || {
+            let mut cell = Cell::new(&[&SHORT_TIMEOUTS[..], &["--session-timeout", "6s"]].concat());
+            let pids = cell.pids();
+            // All three storage links at once: who notices first leaves the others with too few peers to judge them, and they go
+            // on.
+            (1..=3).for_each(|number| cell.network.cut("data", number));
+            wait_until("one has noticed", || (1..=3).any(|number| losses(&mut cell, number) > 0));
+            wait_until("and the center goes on", || {
+                (1..=2).contains(&cell.registered().len()) && cell.holders().len() == 1 && cell.vip_answers()
+            });
+            (1..=3).for_each(|number| cell.network.join("data", number));
+            wait_until("all three are there", || has_recovered(&cell));
 
-        // A link that comes and goes quicker than anybody judges costs nothing; a slower one costs a role a few times.
-        let leader = cell.leader();
-        let before = losses(&mut cell, leader);
-        for _ in 0..5 {
-            cell.network.cut("data", leader);
-            std::thread::sleep(Duration::from_millis(200));
-            cell.network.join("data", leader);
-            std::thread::sleep(Duration::from_millis(300));
-        }
-        assert_eq!(losses(&mut cell, leader), before, "its peers answered in time");
-        for _ in 0..6 {
-            cell.network.cut("data", leader);
-            std::thread::sleep(Duration::from_millis(1500));
-            cell.network.join("data", leader);
-            std::thread::sleep(Duration::from_millis(500));
-        }
-        let flaps = losses(&mut cell, leader) - before;
-        assert!((1..=4).contains(&flaps), "it was lost {flaps} times of six: it waits longer each time");
-        wait_until("all three are there", || has_recovered(&cell));
+            // A link that comes and goes quicker than anybody judges costs nothing; a slower one costs a role a few times.
+            let leader = cell.leader();
+            let before = losses(&mut cell, leader);
+            for _ in 0..5 {
+                cell.network.cut("data", leader);
+                std::thread::sleep(Duration::from_millis(200));
+                cell.network.join("data", leader);
+                std::thread::sleep(Duration::from_millis(300));
+            }
+            assert_eq!(losses(&mut cell, leader), before, "its peers answered in time");
+            for _ in 0..6 {
+                cell.network.cut("data", leader);
+                std::thread::sleep(Duration::from_millis(1500));
+                cell.network.join("data", leader);
+                std::thread::sleep(Duration::from_millis(500));
+            }
+            let flaps = losses(&mut cell, leader) - before;
+            assert!((1..=4).contains(&flaps), "it was lost {flaps} times of six: it waits longer each time");
+            wait_until("all three are there", || has_recovered(&cell));
 
-        // Both networks: nobody can be told, and still the address is off before another one has it.
-        let leader = cell.leader();
-        cell.network.cut("data", leader);
-        cell.network.cut("mgmt", leader);
-        wait_until("its address is off", || !cell.holders().contains(&leader));
-        wait_until("another one leads", || cell.leader() != leader);
-        wait_until("and has the address", || cell.holders().len() == 1 && cell.vip_answers());
-        cell.ask(&["submit", "noop", "1ms", "--id", "meanwhile", "--wait"]);
-        cell.network.join("data", leader);
-        cell.network.join("mgmt", leader);
-        wait_until("all three are there", || has_recovered(&cell));
-        cell.ask(&["submit", "noop", "1ms", "--id", "afterwards", "--wait"]);
-        cell.assert_sound(&pids);
-        cell.stop();
-    });
+            // Both networks: nobody can be told, and still the address is off before another one has it.
+            let leader = cell.leader();
+            cell.network.cut("data", leader);
+            cell.network.cut("mgmt", leader);
+            wait_until("its address is off", || !cell.holders().contains(&leader));
+            wait_until("another one leads", || cell.leader() != leader);
+            wait_until("and has the address", || cell.holders().len() == 1 && cell.vip_answers());
+            cell.ask(&["submit", "noop", "1ms", "--id", "meanwhile", "--wait"]);
+            cell.network.join("data", leader);
+            cell.network.join("mgmt", leader);
+            wait_until("all three are there", || has_recovered(&cell));
+            cell.ask(&["submit", "noop", "1ms", "--id", "afterwards", "--wait"]);
+            cell.assert_no_process_ended(&pids);
+            cell.stop();
+        },
+    );
 }
 
 fn has_recovered(cell: &Cell) -> bool {
@@ -184,5 +192,5 @@ fn has_recovered(cell: &Cell) -> bool {
 
 /// How often a node has lost the storage network so far.
 fn losses(cell: &mut Cell, number: usize) -> usize {
-    cell.node(number).said().matches("storage network lost: no peer answers").count()
+    cell.node(number).log().matches("storage network lost: no peer answers").count()
 }

@@ -1,12 +1,12 @@
 //! Tests signals at any moment: the process ends cleanly, in time, and without a core file.
 
-use crate::support::{Daemon, apart, assert_no_core, catches, full_pipe, permit_cores, run, wait_until};
+use crate::support::{Daemon, assert_no_core, catches, full_pipe, permit_cores, run, run_isolated, wait_until};
 use nix::sys::signal::Signal;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Processes that are signalled.
-const MOMENTS: u64 = 200;
+const PROCESSES: u64 = 200;
 /// At once.
 const AT_ONCE: usize = 6;
 /// A process starts within that, and a little more.
@@ -15,9 +15,9 @@ const START: Duration = Duration::from_millis(500);
 const STOP_MAX: Duration = Duration::from_secs(20);
 
 /// A small generator: which moment is which should not change from run to run.
-struct Dice(u64);
+struct SeededRandom(u64);
 
-impl Dice {
+impl SeededRandom {
     fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % bound
@@ -27,15 +27,15 @@ impl Dice {
 /// Also a second signal, and those that ask for something else, at any moment before and after.
 #[test]
 fn t_zbs_12_a_signal_at_any_moment_ends_taskd_with_exit_code_0() {
-    apart("signals::t_zbs_12_a_signal_at_any_moment_ends_taskd_with_exit_code_0", &[], || {
+    run_isolated("signals::t_zbs_12_a_signal_at_any_moment_ends_taskd_with_exit_code_0", &[], || {
         permit_cores();
         run("ip", &["link", "set", "lo", "up"]);
-        let next = Mutex::new(0..MOMENTS);
+        let next = Mutex::new(0..PROCESSES);
         std::thread::scope(|scope| {
             for _ in 0..AT_ONCE {
                 scope.spawn(|| {
                     while let Some(seed) = { next.lock().unwrap().next() } {
-                        one_life(seed);
+                        signal_one_process(seed);
                     }
                 });
             }
@@ -43,27 +43,27 @@ fn t_zbs_12_a_signal_at_any_moment_ends_taskd_with_exit_code_0() {
     });
 }
 
-fn one_life(seed: u64) {
-    let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    let room = tempfile::tempdir().unwrap();
-    let mut daemon = Daemon::alone(room.path(), &["--metrics", "127.0.0.1:0"]);
+fn signal_one_process(seed: u64) {
+    let mut random = SeededRandom(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let dir = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::alone(dir.path(), &["--metrics", "127.0.0.1:0"]);
     let others = [Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGXFSZ];
     while !catches(daemon.pid(), Signal::SIGTERM) || !catches(daemon.pid(), Signal::SIGQUIT) {
-        assert!(daemon.is_running(), "{seed}: {}", daemon.said());
+        assert!(daemon.is_running(), "{seed}: {}", daemon.log());
         std::thread::yield_now();
     }
-    let wait = Duration::from_micros(dice.below(u64::try_from(START.as_micros()).unwrap()));
+    let wait = Duration::from_micros(random.below(u64::try_from(START.as_micros()).unwrap()));
     std::thread::sleep(wait / 2);
-    if dice.below(2) == 0 {
-        daemon.signal(others[usize::try_from(dice.below(4)).unwrap()]);
+    if random.below(2) == 0 {
+        daemon.signal(others[usize::try_from(random.below(4)).unwrap()]);
     }
     std::thread::sleep(wait / 2);
     let asked = Instant::now();
-    daemon.signal(if dice.below(2) == 0 { Signal::SIGTERM } else { Signal::SIGINT });
-    for _ in 0..dice.below(3) {
-        std::thread::sleep(Duration::from_micros(dice.below(20_000)));
-        let signal =
-            [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT][usize::try_from(dice.below(4)).unwrap()];
+    daemon.signal(if random.below(2) == 0 { Signal::SIGTERM } else { Signal::SIGINT });
+    for _ in 0..random.below(3) {
+        std::thread::sleep(Duration::from_micros(random.below(20_000)));
+        let signal = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]
+            [usize::try_from(random.below(4)).unwrap()];
         daemon.signal(signal);
     }
     let code = daemon.ended();
@@ -71,37 +71,37 @@ fn one_life(seed: u64) {
         code == Some(0) && asked.elapsed() <= STOP_MAX,
         "{seed}: {code:?} after {:?}: {}",
         asked.elapsed(),
-        daemon.said()
+        daemon.log()
     );
-    assert_no_core(room.path());
+    assert_no_core(dir.path());
 }
 
 /// SIGHUP reads the limits and the log level anew and keeps what it cannot understand; SIGQUIT tells how everything stands.
 #[test]
 fn sighup_reloads_limits_and_log_level_and_sigquit_logs_the_state() {
-    apart("signals::sighup_reloads_limits_and_log_level_and_sigquit_logs_the_state", &[], || {
+    run_isolated("signals::sighup_reloads_limits_and_log_level_and_sigquit_logs_the_state", &[], || {
         run("ip", &["link", "set", "lo", "up"]);
-        let room = tempfile::tempdir().unwrap();
-        let file = room.path().join("taskd.toml");
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("taskd.toml");
         let write = |text: &str| std::fs::write(&file, text).unwrap();
         write("slots = 3\nlog = \"info\"\n");
-        let mut daemon = Daemon::alone(room.path(), &["--config", file.to_str().unwrap()]);
-        daemon.says("all tasks read");
+        let mut daemon = Daemon::alone(dir.path(), &["--config", file.to_str().unwrap()]);
+        daemon.wait_for_log("all tasks read");
         daemon.signal(Signal::SIGQUIT);
-        daemon.says("\"slots\":3");
+        daemon.wait_for_log("\"slots\":3");
         for part in ["\"role\":\"leader\"", "\"registered\":true", "\"data_channel\":null", "\"stop\":\"no\""] {
-            assert!(daemon.said().contains(part), "{part}: {}", daemon.said());
+            assert!(daemon.log().contains(part), "{part}: {}", daemon.log());
         }
         write("slots = 7\nlog = \"debug\"\n");
         daemon.signal(Signal::SIGHUP);
-        daemon.says("slots changed");
-        daemon.says("limits and log level reloaded");
+        daemon.wait_for_log("slots changed");
+        daemon.wait_for_log("limits and log level reloaded");
         write("slots = 0\n");
         daemon.signal(Signal::SIGHUP);
-        daemon.says("nothing changed");
+        daemon.wait_for_log("nothing changed");
         daemon.signal(Signal::SIGUSR1);
-        daemon.says("\"slots\":7");
-        assert!(daemon.said().contains("DEBUG"), "{}", daemon.said());
+        daemon.wait_for_log("\"slots\":7");
+        assert!(daemon.log().contains("DEBUG"), "{}", daemon.log());
         assert_eq!(daemon.stop(), Some(0));
     });
 }
@@ -109,11 +109,11 @@ fn sighup_reloads_limits_and_log_level_and_sigquit_logs_the_state() {
 /// What it logs to is full, and nobody reads.
 #[test]
 fn a_log_without_a_reader_delays_no_stop() {
-    apart("signals::a_log_without_a_reader_delays_no_stop", &[], || {
+    run_isolated("signals::a_log_without_a_reader_delays_no_stop", &[], || {
         run("ip", &["link", "set", "lo", "up"]);
-        let room = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         let (_reader, writer) = full_pipe();
-        let mut daemon = Daemon::alone_logging_to(room.path(), writer);
+        let mut daemon = Daemon::alone_logging_to(dir.path(), writer);
         wait_until("a line of the log that waits", || has_thread(daemon.pid(), "output"));
         daemon.signal(Signal::SIGTERM);
         assert_eq!(daemon.ended(), Some(0));

@@ -1,6 +1,6 @@
 //! Tests the service manager's view: states over a real socket, a watchdog that notices hangs, a hardened unit.
 
-use crate::support::{Daemon, Notified, apart, blockhaul, run};
+use crate::support::{Daemon, Notified, blockhaul, run, run_isolated};
 use blockhaul_testkit::{Need, need};
 use nix::sys::signal::Signal;
 use std::path::Path;
@@ -17,13 +17,13 @@ fn unit() -> std::path::PathBuf {
 
 #[test]
 fn systemd_is_notified_of_readiness_status_watchdog_and_stop() {
-    apart("systemd::systemd_is_notified_of_readiness_status_watchdog_and_stop", &[], || {
+    run_isolated("systemd::systemd_is_notified_of_readiness_status_watchdog_and_stop", &[], || {
         run("ip", &["link", "set", "lo", "up"]);
-        let room = tempfile::tempdir().unwrap();
-        let manager = Notified::at(room.path().join("notify"));
-        let mut command = Daemon::command(room.path(), &[]);
+        let dir = tempfile::tempdir().unwrap();
+        let manager = Notified::at(dir.path().join("notify"));
+        let mut command = Daemon::command(dir.path(), &[]);
         command.env("NOTIFY_SOCKET", &manager.path).env("WATCHDOG_USEC", "3000000");
-        let mut daemon = Daemon::start(command, &room.path().join("said"));
+        let mut daemon = Daemon::start(command, &dir.path().join("said"));
         let first = manager.wait_for("READY=1");
         assert!(first.len() == 1 && first[0].contains("STATUS="), "nothing comes before it is ready: {first:?}");
         manager.wait_for("STATUS=leader; 0 of 4 tasks");
@@ -43,13 +43,13 @@ fn systemd_is_notified_of_readiness_status_watchdog_and_stop() {
 
 #[test]
 fn without_a_watchdog_no_watchdog_message_is_sent() {
-    apart("systemd::without_a_watchdog_no_watchdog_message_is_sent", &[], || {
+    run_isolated("systemd::without_a_watchdog_no_watchdog_message_is_sent", &[], || {
         run("ip", &["link", "set", "lo", "up"]);
-        let room = tempfile::tempdir().unwrap();
-        let manager = Notified::at(room.path().join("notify"));
-        let mut command = Daemon::command(room.path(), &[]);
+        let dir = tempfile::tempdir().unwrap();
+        let manager = Notified::at(dir.path().join("notify"));
+        let mut command = Daemon::command(dir.path(), &[]);
         command.env("NOTIFY_SOCKET", &manager.path);
-        let mut daemon = Daemon::start(command, &room.path().join("said"));
+        let mut daemon = Daemon::start(command, &dir.path().join("said"));
         manager.wait_for("STATUS=leader");
         daemon.signal(Signal::SIGTERM);
         let all = manager.wait_for("STOPPING=1");
@@ -60,11 +60,11 @@ fn without_a_watchdog_no_watchdog_message_is_sent() {
 
 #[test]
 fn restarts_are_counted_and_shown() {
-    apart("systemd::restarts_are_counted_and_shown", &[], || {
+    run_isolated("systemd::restarts_are_counted_and_shown", &[], || {
         run("ip", &["link", "set", "lo", "up"]);
-        let room = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         for restarts in 0..3 {
-            let mut daemon = Daemon::alone(room.path(), &["--listen", "127.0.0.1:7400"]);
+            let mut daemon = Daemon::alone(dir.path(), &["--listen", "127.0.0.1:7400"]);
             let shows = |what: &str| {
                 let output = Command::new(blockhaul()).args([what, "--json"]).output().unwrap();
                 let line: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
@@ -89,11 +89,11 @@ fn the_unit_is_hardened_and_never_reaches_a_start_limit() {
     need!("the_unit_is_hardened_and_never_reaches_a_start_limit", &[Need::Program("systemd-analyze")]);
     let output = Command::new("systemd-analyze").args(["security", "--offline=yes", "--no-pager"]).arg(unit()).output();
     let output = output.expect("it is installed");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let verdict = said.lines().find_map(|line| line.split("Overall exposure level for taskd.service:").nth(1));
-    let verdict = verdict.unwrap_or_else(|| panic!("{said}{}", String::from_utf8_lossy(&output.stderr)));
+    let log = String::from_utf8_lossy(&output.stdout).into_owned();
+    let verdict = log.lines().find_map(|line| line.split("Overall exposure level for taskd.service:").nth(1));
+    let verdict = verdict.unwrap_or_else(|| panic!("{log}{}", String::from_utf8_lossy(&output.stderr)));
     let exposure: f64 =
         verdict.split_whitespace().next().and_then(|number| number.parse().ok()).expect("it is a number");
     println!("exposure: {exposure}");
-    assert!(exposure <= EXPOSURE_MAX, "{exposure} is more than {EXPOSURE_MAX}:\n{said}");
+    assert!(exposure <= EXPOSURE_MAX, "{exposure} is more than {EXPOSURE_MAX}:\n{log}");
 }

@@ -1,6 +1,6 @@
 //! Tests the service address: answered, restored, handed over, removed; and invalid addresses.
 
-use crate::support::{Cell, Daemon, Network, SOON, VIP, apart, blockhaul, permit_cores, run, taskd, wait_until};
+use crate::support::{Cell, Daemon, Network, SOON, VIP, blockhaul, permit_cores, run, run_isolated, taskd, wait_until};
 use nix::sys::signal::Signal;
 use std::path::Path;
 use std::process::Command;
@@ -47,7 +47,7 @@ impl Stream {
 /// and cleans it when it is started again.
 #[test]
 fn the_service_address_is_restored_moved_and_cleaned_up() {
-    apart("vip::the_service_address_is_restored_moved_and_cleaned_up", &["zookeeper", "java", "nbdkit"], || {
+    run_isolated("vip::the_service_address_is_restored_moved_and_cleaned_up", &["zookeeper", "java", "nbdkit"], || {
         let mut cell = Cell::new(&["--session-timeout", "6s"]);
         let leader = cell.leader();
         assert_eq!(cell.holders(), [leader]);
@@ -86,11 +86,11 @@ fn the_service_address_is_restored_moved_and_cleaned_up() {
 /// Each ends with 1 and a line that says what is wrong; none leaves a core file or an address.
 #[test]
 fn t_zbs_15_an_invalid_service_address_ends_the_server_with_one_error_line() {
-    apart("vip::t_zbs_15_an_invalid_service_address_ends_the_server_with_one_error_line", &[], || {
+    run_isolated("vip::t_zbs_15_an_invalid_service_address_ends_the_server_with_one_error_line", &[], || {
         permit_cores();
         run("ip", &["link", "set", "lo", "up"]);
         run("ip", &["link", "add", "lan", "type", "bridge"]);
-        let room = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         for (vip, code, why) in [
             ("10.9.0.300/24@lan", "EBadRequest", "invalid IP address"),
             ("10.9.0.0/24@lan", "EBadRequest", "a network or broadcast address"),
@@ -98,87 +98,87 @@ fn t_zbs_15_an_invalid_service_address_ends_the_server_with_one_error_line() {
             ("10.9.0.1/24", "EBadRequest", "ADDR/PREFIX@INTERFACE"),
             ("10.9.0.1/24@wan", "ENotFound", "no such interface"),
         ] {
-            let mut daemon = Daemon::alone(room.path(), &["--insecure", "--vip", vip]);
+            let mut daemon = Daemon::alone(dir.path(), &["--insecure", "--vip", vip]);
             assert_eq!(daemon.ended(), Some(1), "{vip}");
-            let said = daemon.said();
-            let line = said.lines().last().unwrap_or_default();
-            assert!(line.contains(code) && line.contains(why) && line.contains("--vip"), "{vip}: {said}");
+            let log = daemon.log();
+            let line = log.lines().last().unwrap_or_default();
+            assert!(line.contains(code) && line.contains(why) && line.contains("--vip"), "{vip}: {log}");
         }
         assert!(!run("ip", &["address", "show", "lan"]).contains("10.9."));
         run("ip", &["address", "add", "10.9.0.7/24", "dev", "lan"]);
         let own = ["--listen", "10.9.0.7:7400", "--insecure", "--vip", "10.9.0.7/24@lan"];
-        assert_eq!(Daemon::alone(room.path(), &own).ended(), Some(1));
+        assert_eq!(Daemon::alone(dir.path(), &own).ended(), Some(1));
         assert!(
             run("ip", &["address", "show", "lan"]).contains("10.9.0.7/24"),
             "a node's own address is never taken off"
         );
-        crate::support::assert_no_core(room.path());
+        crate::support::assert_no_core(dir.path());
     });
 }
 
 /// The interface goes while the node leads: the role cannot be had here, so the server stops, in good order.
 #[test]
 fn t_zbs_13_a_dispatcher_whose_interface_disappears_stops_the_server() {
-    apart("vip::t_zbs_13_a_dispatcher_whose_interface_disappears_stops_the_server", &[], || {
+    run_isolated("vip::t_zbs_13_a_dispatcher_whose_interface_disappears_stops_the_server", &[], || {
         permit_cores();
         run("ip", &["link", "set", "lo", "up"]);
         run("ip", &["link", "add", "lan", "type", "bridge"]);
         run("ip", &["link", "set", "lan", "up"]);
-        let room = tempfile::tempdir().unwrap();
-        let mut daemon = Daemon::alone(room.path(), &["--insecure", "--vip", "10.9.0.1/24@lan"]);
-        daemon.says("service address added");
+        let dir = tempfile::tempdir().unwrap();
+        let mut daemon = Daemon::alone(dir.path(), &["--insecure", "--vip", "10.9.0.1/24@lan"]);
+        daemon.wait_for_log("service address added");
         run("ip", &["link", "del", "lan"]);
         assert_eq!(daemon.ended(), Some(1));
-        let said = daemon.said();
-        assert!(said.lines().last().unwrap_or_default().contains("ENotFound"), "{said}");
-        assert!(said.contains("deregistered") && said.contains("stopped"), "in good order: {said}");
-        crate::support::assert_no_core(room.path());
+        let log = daemon.log();
+        assert!(log.lines().last().unwrap_or_default().contains("ENotFound"), "{log}");
+        assert!(log.contains("deregistered") && log.contains("stopped"), "in good order: {log}");
+        crate::support::assert_no_core(dir.path());
     });
 }
 
 /// Without the rights it says which ones it needs; without a service address it needs none.
 #[test]
 fn only_a_service_address_needs_capabilities_and_the_error_names_them() {
-    apart("vip::only_a_service_address_needs_capabilities_and_the_error_names_them", &["setpriv"], || {
+    run_isolated("vip::only_a_service_address_needs_capabilities_and_the_error_names_them", &["setpriv"], || {
         run("ip", &["link", "set", "lo", "up"]);
         run("ip", &["link", "add", "lan", "type", "bridge"]);
-        let room = tempfile::tempdir().unwrap();
-        std::fs::create_dir(room.path().join("state")).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("state")).unwrap();
         let start = |flags: &[&str]| {
-            let plain = Daemon::command(room.path(), flags);
+            let plain = Daemon::command(dir.path(), flags);
             let mut command = std::process::Command::new("setpriv");
             command.args(["--bounding-set", "-all", "--inh-caps", "-all"]);
             command.arg(plain.get_program()).args(plain.get_args());
-            Daemon::start(command, &room.path().join("said"))
+            Daemon::start(command, &dir.path().join("said"))
         };
         let mut refused = start(&["--insecure", "--vip", "10.9.0.1/24@lan"]);
         assert_eq!(refused.ended(), Some(1));
-        let said = refused.said();
-        assert!(said.contains("EPermission") && said.contains("CAP_NET_ADMIN and CAP_NET_RAW"), "{said}");
+        let log = refused.log();
+        assert!(log.contains("EPermission") && log.contains("CAP_NET_ADMIN and CAP_NET_RAW"), "{log}");
         let mut plain = start(&[]);
-        plain.says("elected leader");
+        plain.wait_for_log("elected leader");
         assert_eq!(plain.stop(), Some(0));
     });
 }
 
 /// A node by itself on the first host.
-fn on_host(network: &Network, room: &Path, flags: &[&str]) -> Daemon {
+fn on_host(network: &Network, dir: &Path, flags: &[&str]) -> Daemon {
     let mut command = network.on(1, taskd().to_str().expect("paths of programs are text"));
-    command.args(Daemon::command(room, flags).get_args());
-    Daemon::start(command, &room.join("said"))
+    command.args(Daemon::command(dir, flags).get_args());
+    Daemon::start(command, &dir.join("said"))
 }
 
 /// At the node's own address, at all of them, at none that others reach: clients are answered at the service address.
 #[test]
 fn the_service_address_answers_for_every_listen_address() {
-    apart("vip::the_service_address_answers_for_every_listen_address", &[], || {
-        let (network, room) = (Network::new(1), tempfile::tempdir().unwrap());
+    run_isolated("vip::the_service_address_answers_for_every_listen_address", &[], || {
+        let (network, dir) = (Network::new(1), tempfile::tempdir().unwrap());
         run("ip", &["address", "add", "fd87::254/64", "dev", "mgmt", "nodad"]);
         network.inside(1, &["ip", "address", "add", "fd87::1/64", "dev", "mgmt", "nodad"]);
         for listen in ["10.87.0.1:7400", "0.0.0.0:7400", "127.0.0.1:7400", "[fd87::1]:7400", "[::]:7400"] {
             for (address, prefix, at) in [(VIP, 24, "10.87.0.100:7400"), ("fd87::100", 64, "[fd87::100]:7400")] {
                 let vip = format!("{address}/{prefix}@mgmt");
-                let mut daemon = on_host(&network, room.path(), &["--listen", listen, "--insecure", "--vip", &vip]);
+                let mut daemon = on_host(&network, dir.path(), &["--listen", listen, "--insecure", "--vip", &vip]);
                 wait_until("it is put on", || network.has(1, address));
                 let asked = Command::new(blockhaul()).args(["center", "--center", at]).output().unwrap();
                 assert!(asked.status.success(), "{listen}, {at}: {asked:?}");
@@ -192,17 +192,17 @@ fn the_service_address_answers_for_every_listen_address() {
 /// What the node cannot reach itself is not announced; it is as soon as that is mended.
 #[test]
 fn a_service_address_that_is_not_answered_is_removed_and_logged() {
-    apart("vip::a_service_address_that_is_not_answered_is_removed_and_logged", &[], || {
-        let (network, room) = (Network::new(1), tempfile::tempdir().unwrap());
+    run_isolated("vip::a_service_address_that_is_not_answered_is_removed_and_logged", &[], || {
+        let (network, dir) = (Network::new(1), tempfile::tempdir().unwrap());
         // What a host sends to its own addresses goes this way.
         network.inside(1, &["ip", "link", "set", "lo", "down"]);
         let vip = format!("{VIP}/24@mgmt");
-        let mut daemon = on_host(&network, room.path(), &["--listen", "10.87.0.1:7400", "--insecure", "--vip", &vip]);
-        daemon.says("service address not answered");
+        let mut daemon = on_host(&network, dir.path(), &["--listen", "10.87.0.1:7400", "--insecure", "--vip", &vip]);
+        daemon.wait_for_log("service address not answered");
         wait_until("it is removed", || !network.has(1, VIP));
-        assert!(!daemon.said().contains("service address added"), "{}", daemon.said());
+        assert!(!daemon.log().contains("service address added"), "{}", daemon.log());
         network.inside(1, &["ip", "link", "set", "lo", "up"]);
-        daemon.says("service address added");
+        daemon.wait_for_log("service address added");
         assert_eq!(daemon.stop(), Some(0));
     });
 }
@@ -210,29 +210,29 @@ fn a_service_address_that_is_not_answered_is_removed_and_logged() {
 /// Found when it starts, not when it leads: another process at that address and port, and a node without protection.
 #[test]
 fn a_node_that_cannot_listen_at_the_service_address_does_not_start() {
-    apart("vip::a_node_that_cannot_listen_at_the_service_address_does_not_start", &[], || {
+    run_isolated("vip::a_node_that_cannot_listen_at_the_service_address_does_not_start", &[], || {
         run("ip", &["link", "set", "lo", "up"]);
         for (link, address) in [("lan", "10.9.0.7/24"), ("other", "10.9.0.1/32")] {
             run("ip", &["link", "add", link, "type", "bridge"]);
             run("ip", &["address", "add", address, "dev", link]);
         }
-        let room = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         let vip = ["--vip", "10.9.0.1/24@lan"];
         let occupied = std::net::TcpListener::bind("10.9.0.1:7400").unwrap();
         let flags = [&["--listen", "10.9.0.7:7400", "--insecure"], &vip[..]].concat();
-        let mut daemon = Daemon::alone(room.path(), &flags);
+        let mut daemon = Daemon::alone(dir.path(), &flags);
         assert_eq!(daemon.ended(), Some(1));
-        let said = daemon.said();
-        let line = said.lines().last().unwrap_or_default();
-        assert!(["EBusy", "10.9.0.1:7400", "--vip"].iter().all(|word| line.contains(word)), "{said}");
+        let log = daemon.log();
+        let line = log.lines().last().unwrap_or_default();
+        assert!(["EBusy", "10.9.0.1:7400", "--vip"].iter().all(|word| line.contains(word)), "{log}");
         drop(occupied);
         run("ip", &["link", "del", "other"]);
 
-        let mut daemon = Daemon::alone(room.path(), &[&["--listen", "127.0.0.1:7400"], &vip[..]].concat());
+        let mut daemon = Daemon::alone(dir.path(), &[&["--listen", "127.0.0.1:7400"], &vip[..]].concat());
         assert_eq!(daemon.ended(), Some(2));
-        let said = daemon.said();
-        let line = said.lines().last().unwrap_or_default();
-        assert!(["EBadRequest", "--vip", "--insecure"].iter().all(|word| line.contains(word)), "{said}");
+        let log = daemon.log();
+        let line = log.lines().last().unwrap_or_default();
+        assert!(["EBadRequest", "--vip", "--insecure"].iter().all(|word| line.contains(word)), "{log}");
         assert!(!run("ip", &["address", "show", "lan"]).contains("10.9.0.1"));
     });
 }
@@ -240,8 +240,8 @@ fn a_node_that_cannot_listen_at_the_service_address_does_not_start() {
 /// A neighbour that still sends to the last owner's card is told better, in both versions of the protocol.
 #[test]
 fn neighbours_learn_the_new_owner_of_the_service_address() {
-    apart("vip::neighbours_learn_the_new_owner_of_the_service_address", &[], || {
-        let (network, room) = (Network::new(1), tempfile::tempdir().unwrap());
+    run_isolated("vip::neighbours_learn_the_new_owner_of_the_service_address", &[], || {
+        let (network, dir) = (Network::new(1), tempfile::tempdir().unwrap());
         run("ip", &["address", "add", "fd87::254/64", "dev", "mgmt", "nodad"]);
         network.inside(1, &["ip", "address", "add", "fd87::1/64", "dev", "mgmt", "nodad"]);
         let shown = network.inside(1, &["ip", "-o", "link", "show", "dev", "mgmt"]);
@@ -250,7 +250,7 @@ fn neighbours_learn_the_new_owner_of_the_service_address() {
         for (address, prefix) in [("10.87.0.100", 24), ("fd87::100", 64)] {
             run("ip", &["neighbour", "replace", address, "lladdr", "02:00:00:00:00:99", "nud", "stale", "dev", "mgmt"]);
             let vip = format!("{address}/{prefix}@mgmt");
-            let mut daemon = on_host(&network, room.path(), &["--insecure", "--vip", &vip]);
+            let mut daemon = on_host(&network, dir.path(), &["--insecure", "--vip", &vip]);
             wait_until("the neighbour knows the card", || run("ip", &["neighbour", "show", address]).contains(&card));
             assert_eq!(daemon.stop(), Some(0));
             assert!(!network.has(1, address));

@@ -1,8 +1,8 @@
 //! Tests servers that lack a feature, fail, or are slow: nbdkit with filters between the program and the bytes.
 
 use crate::support::{
-    Address, Export, Kind, MIB, Need, Outcome, Server, Site, assert_same, assert_whole, content, mixed, need, noise,
-    text,
+    Address, Export, Kind, MIB, Need, Outcome, Server, TestDirs, assert_same, assert_whole, content, mixed, need,
+    noise, text,
 };
 use std::path::PathBuf;
 
@@ -16,12 +16,12 @@ struct Filtered {
 }
 
 impl Filtered {
-    fn new(site: &Site, name: &str, bytes: &[u8], filters: &[&str], parameters: &[&str]) -> Self {
-        let image = site.file(&format!("{name}.img"), bytes);
+    fn new(dirs: &TestDirs, name: &str, bytes: &[u8], filters: &[&str], parameters: &[&str]) -> Self {
+        let image = dirs.file(&format!("{name}.img"), bytes);
         let filters: Vec<String> = filters.iter().map(|filter| format!("--filter={filter}")).collect();
         let filters: Vec<&str> = filters.iter().map(String::as_str).collect();
         let file = format!("file={}", text(&image));
-        let server = Server::nbdkit(site, name, &[&filters[..], &["file", &file], parameters].concat());
+        let server = Server::nbdkit(dirs, name, &[&filters[..], &["file", &file], parameters].concat());
         Self { server, image }
     }
 
@@ -34,12 +34,12 @@ impl Filtered {
     }
 }
 
-fn copy(site: &Site, source: &str, destination: &str, flags: &[&str]) -> Outcome {
-    site.blockhaul(&[&["copy", source, destination, "--overwrite"], flags].concat())
+fn copy(dirs: &TestDirs, source: &str, destination: &str, flags: &[&str]) -> Outcome {
+    dirs.blockhaul(&[&["copy", source, destination, "--overwrite"], flags].concat())
 }
 
 /// Fails with this code and errno, on this side, at a place within the volume.
-fn assert_blames(failed: &Outcome, code: &str, errno: i32, side: &str, operations: &[&str]) {
+fn assert_error(failed: &Outcome, code: &str, errno: i32, side: &str, operations: &[&str]) {
     failed.assert_failed(1, code);
     let error = &failed.report()["error"];
     assert_eq!((&error["side"], &error["errno"]), (&side.into(), &errno.into()), "{failed:#?}");
@@ -53,23 +53,23 @@ fn assert_blames(failed: &Outcome, code: &str, errno: i32, side: &str, operation
 #[test]
 fn a_source_without_extents_is_read_in_full() {
     need!("a_source_without_extents_is_read_in_full", &NEEDS);
-    let site = Site::new();
+    let dirs = TestDirs::new();
     let bytes = mixed(SIZE + 1001, 1);
-    let source = Filtered::new(&site, "source", &bytes, &["noextents"], &[]);
-    let copied = copy(&site, &source.uri(), "b", &[]);
+    let source = Filtered::new(&dirs, "source", &bytes, &["noextents"], &[]);
+    let copied = copy(&dirs, &source.uri(), "b", &[]);
     assert_whole(&copied, bytes.len(), "without extents");
     assert_eq!(copied.bytes("read"), bytes.len() as u64, "{copied:#?}");
-    assert_same(&site.read("b"), &bytes, "without extents");
+    assert_same(&dirs.read("b"), &bytes, "without extents");
 }
 
 #[test]
 fn zeros_are_written_to_a_destination_without_extents() {
     need!("zeros_are_written_to_a_destination_without_extents", &NEEDS);
-    let site = Site::new();
+    let dirs = TestDirs::new();
     let bytes = mixed(SIZE, 2);
-    site.file("a", &bytes);
-    let destination = Filtered::new(&site, "destination", &noise(SIZE, 99), &["noextents"], &[]);
-    assert_whole(&copy(&site, "a", &destination.uri(), &["--verify"]), SIZE, "without extents");
+    dirs.file("a", &bytes);
+    let destination = Filtered::new(&dirs, "destination", &noise(SIZE, 99), &["noextents"], &[]);
+    assert_whole(&copy(&dirs, "a", &destination.uri(), &["--verify"]), SIZE, "without extents");
     assert_same(&destination.bytes(), &bytes, "without extents");
 }
 
@@ -86,12 +86,12 @@ fn zeros_are_written_to_servers_without_zero_or_fast_zero() {
     ];
     for mode in modes {
         for flags in [&[][..], &["--sparse", "never"]] {
-            let site = Site::new();
+            let dirs = TestDirs::new();
             let bytes = mixed(SIZE, 3);
-            let source = Export::with(&site, "source", Kind::NbdkitFile, &bytes);
-            let destination = Filtered::new(&site, "destination", &noise(SIZE, 99), &["nozero"], mode);
+            let source = Export::with(&dirs, "source", Kind::NbdkitFile, &bytes);
+            let destination = Filtered::new(&dirs, "destination", &noise(SIZE, 99), &["nozero"], mode);
             let what = format!("{mode:?} {flags:?}");
-            assert_whole(&copy(&site, &source.uri(), &destination.uri(), flags), SIZE, &what);
+            assert_whole(&copy(&dirs, &source.uri(), &destination.uri(), flags), SIZE, &what);
             assert_same(&destination.bytes(), &bytes, &what);
         }
     }
@@ -101,11 +101,11 @@ fn zeros_are_written_to_servers_without_zero_or_fast_zero() {
 fn a_copy_works_with_and_without_forced_unit_access() {
     need!("a_copy_works_with_and_without_forced_unit_access", &NEEDS);
     for mode in ["fuamode=emulate", "fuamode=native", "fuamode=force"] {
-        let site = Site::new();
+        let dirs = TestDirs::new();
         let bytes = mixed(SIZE, 4);
-        site.file("a", &bytes);
-        let destination = Filtered::new(&site, "destination", &noise(SIZE, 99), &["fua"], &[mode]);
-        assert_whole(&copy(&site, "a", &destination.uri(), &[]), SIZE, mode);
+        dirs.file("a", &bytes);
+        let destination = Filtered::new(&dirs, "destination", &noise(SIZE, 99), &["fua"], &[mode]);
+        assert_whole(&copy(&dirs, "a", &destination.uri(), &[]), SIZE, mode);
         assert_same(&destination.bytes(), &bytes, mode);
     }
 }
@@ -114,12 +114,12 @@ fn a_copy_works_with_and_without_forced_unit_access() {
 fn errors_of_a_source_are_reported() {
     need!("errors_of_a_source_are_reported", &NEEDS);
     for (name, errno, code) in [("EIO", 5, "EIo"), ("EPERM", 1, "EPermission")] {
-        let site = Site::new();
+        let dirs = TestDirs::new();
         let error = format!("error-pread={name}");
         let parameters = [error.as_str(), "error-pread-rate=100%"];
-        let source = Filtered::new(&site, "source", &noise(SIZE, 5), &["error"], &parameters);
-        let failed = copy(&site, &source.uri(), "b", &[]);
-        assert_blames(&failed, code, errno, "source", &["read"]);
+        let source = Filtered::new(&dirs, "source", &noise(SIZE, 5), &["error"], &parameters);
+        let failed = copy(&dirs, &source.uri(), "b", &[]);
+        assert_error(&failed, code, errno, "source", &["read"]);
         assert_eq!(failed.bytes("durable"), 0, "{failed:#?}");
     }
 }
@@ -129,15 +129,15 @@ fn errors_of_a_destination_are_reported() {
     need!("errors_of_a_destination_are_reported", &NEEDS);
     for (name, errno, code) in [("EIO", 5, "EIo"), ("ENOSPC", 28, "ENoSpace")] {
         for call in ["pwrite", "zero"] {
-            let site = Site::new();
+            let dirs = TestDirs::new();
             // All zeros but the beginning: zeros are asked for as such.
             let mut bytes = vec![0; SIZE];
             bytes[..MIB].copy_from_slice(&noise(MIB, 6));
-            let source = Export::with(&site, "source", Kind::NbdkitFile, &bytes);
+            let source = Export::with(&dirs, "source", Kind::NbdkitFile, &bytes);
             let (error, rate) = (format!("error-{call}={name}"), format!("error-{call}-rate=100%"));
-            let destination = Filtered::new(&site, "destination", &noise(SIZE, 99), &["error"], &[&error, &rate]);
-            let failed = copy(&site, &source.uri(), &destination.uri(), &[]);
-            assert_blames(&failed, code, errno, "destination", &["write", "zero"]);
+            let destination = Filtered::new(&dirs, "destination", &noise(SIZE, 99), &["error"], &[&error, &rate]);
+            let failed = copy(&dirs, &source.uri(), &destination.uri(), &[]);
+            assert_error(&failed, code, errno, "destination", &["write", "zero"]);
         }
     }
 }
@@ -145,22 +145,22 @@ fn errors_of_a_destination_are_reported() {
 #[test]
 fn some_failed_writes_are_never_called_durable() {
     need!("some_failed_writes_are_never_called_durable", &NEEDS);
-    let site = Site::new();
+    let dirs = TestDirs::new();
     let bytes = noise(SIZE, 7);
-    site.file("a", &bytes);
+    dirs.file("a", &bytes);
     let parameters = ["error-pwrite=EIO", "error-pwrite-rate=10%"];
-    let destination = Filtered::new(&site, "destination", &vec![0; SIZE], &["error"], &parameters);
-    let words = ["--block-size", "64KiB", "--checkpoint-every", "256KiB"];
-    let failed = copy(&site, "a", &destination.uri(), &words);
-    assert_blames(&failed, "EIo", 5, "destination", &["write"]);
+    let destination = Filtered::new(&dirs, "destination", &vec![0; SIZE], &["error"], &parameters);
+    let args = ["--block-size", "64KiB", "--checkpoint-every", "256KiB"];
+    let failed = copy(&dirs, "a", &destination.uri(), &args);
+    assert_error(&failed, "EIo", 5, "destination", &["write"]);
     assert!(failed.bytes("durable") < SIZE as u64, "{failed:#?}");
 
     // What the checkpoint calls durable is not copied again, and so has to be there.
     drop(destination);
-    let image = site.path("destination.img");
+    let image = dirs.path("destination.img");
     let file = format!("file={}", text(&image));
-    let whole = Server::nbdkit(&site, "destination", &["file", &file]);
-    let resumed = site.blockhaul(&["copy", "a", &whole.uri(), "--resume"]);
+    let whole = Server::nbdkit(&dirs, "destination", &["file", &file]);
+    let resumed = dirs.blockhaul(&["copy", "a", &whole.uri(), "--resume"]);
     assert_whole(&resumed, SIZE, "once the errors are gone");
     assert_eq!(resumed.bytes("resumed"), failed.bytes("durable"), "{resumed:#?}");
     assert_same(&content(&whole.uri()), &bytes, "once the errors are gone");
@@ -169,12 +169,12 @@ fn some_failed_writes_are_never_called_durable() {
 #[test]
 fn block_status_that_fails_is_an_error_or_data() {
     need!("block_status_that_fails_is_an_error_or_data", &NEEDS);
-    let site = Site::new();
+    let dirs = TestDirs::new();
     let bytes = mixed(SIZE, 8);
-    let source = Filtered::new(&site, "source", &bytes, &["error"], &["error-extents=EIO", "error-extents-rate=100%"]);
-    let copied = copy(&site, &source.uri(), "b", &[]);
+    let source = Filtered::new(&dirs, "source", &bytes, &["error"], &["error-extents=EIO", "error-extents-rate=100%"]);
+    let copied = copy(&dirs, &source.uri(), "b", &[]);
     if copied.code == Some(0) {
-        assert_same(&site.read("b"), &bytes, "everything was taken for data");
+        assert_same(&dirs.read("b"), &bytes, "everything was taken for data");
     } else {
         copied.assert_failed(1, "EIo");
         assert_eq!(copied.report()["error"]["side"], "source", "{copied:#?}");
@@ -184,10 +184,10 @@ fn block_status_that_fails_is_an_error_or_data() {
 #[test]
 fn a_flush_that_fails_ends_the_copy_and_nothing_counts_as_durable() {
     need!("a_flush_that_fails_ends_the_copy_and_nothing_counts_as_durable", &NEEDS);
-    let site = Site::new();
-    site.file("a", &noise(MIB, 9));
-    let destination = Server::without_flush(&site, "destination", Address::Unix(site.socket("destination")));
-    let failed = copy(&site, "a", &destination.uri(), &["--block-size", "256KiB"]);
+    let dirs = TestDirs::new();
+    dirs.file("a", &noise(MIB, 9));
+    let destination = Server::without_flush(&dirs, "destination", Address::Unix(dirs.socket("destination")));
+    let failed = copy(&dirs, "a", &destination.uri(), &["--block-size", "256KiB"]);
     failed.assert_failed(1, "EIo");
     let error = &failed.report()["error"];
     assert_eq!((&error["side"], &error["operation"]), (&"destination".into(), &"flush".into()), "{failed:#?}");
@@ -197,85 +197,85 @@ fn a_flush_that_fails_ends_the_copy_and_nothing_counts_as_durable() {
 #[test]
 fn a_copy_waits_for_slow_requests() {
     need!("a_copy_waits_for_slow_requests", &NEEDS);
-    let site = Site::new();
+    let dirs = TestDirs::new();
     let bytes = mixed(SIZE, 10);
     let delays = ["delay-read=10ms", "delay-write=10ms", "delay-zero=10ms", "delay-extents=10ms", "delay-open=20ms"];
-    let source = Filtered::new(&site, "source", &bytes, &["delay"], &delays);
-    let destination = Filtered::new(&site, "destination", &noise(SIZE, 99), &["delay"], &delays);
-    assert_whole(&copy(&site, &source.uri(), &destination.uri(), &["--verify"]), SIZE, "with delays");
+    let source = Filtered::new(&dirs, "source", &bytes, &["delay"], &delays);
+    let destination = Filtered::new(&dirs, "destination", &noise(SIZE, 99), &["delay"], &delays);
+    assert_whole(&copy(&dirs, &source.uri(), &destination.uri(), &["--verify"]), SIZE, "with delays");
     assert_same(&destination.bytes(), &bytes, "with delays");
 }
 
 #[test]
 fn a_copy_works_with_one_request_at_a_time_on_one_connection() {
     need!("a_copy_works_with_one_request_at_a_time_on_one_connection", &NEEDS);
-    let site = Site::new();
+    let dirs = TestDirs::new();
     let bytes = mixed(SIZE, 11);
     let serialised = ["serialize=connections"];
-    let source = Filtered::new(&site, "source", &bytes, &["noparallel"], &serialised);
-    let destination = Filtered::new(&site, "destination", &noise(SIZE, 99), &["noparallel"], &["serialize=requests"]);
-    assert_whole(&copy(&site, &source.uri(), &destination.uri(), &[]), SIZE, "one at a time");
+    let source = Filtered::new(&dirs, "source", &bytes, &["noparallel"], &serialised);
+    let destination = Filtered::new(&dirs, "destination", &noise(SIZE, 99), &["noparallel"], &["serialize=requests"]);
+    assert_whole(&copy(&dirs, &source.uri(), &destination.uri(), &[]), SIZE, "one at a time");
     assert_same(&destination.bytes(), &bytes, "one at a time");
 }
 
 #[test]
 fn a_read_only_export_is_refused_and_untouched() {
     need!("a_read_only_export_is_refused_and_untouched", &NEEDS);
-    let site = Site::new();
-    site.file("a", &noise(SIZE, 12));
+    let dirs = TestDirs::new();
+    dirs.file("a", &noise(SIZE, 12));
     let old = noise(SIZE, 99);
-    let image = site.file("destination.img", &old);
+    let image = dirs.file("destination.img", &old);
     let file = format!("file={}", text(&image));
-    let destination = Server::nbdkit(&site, "destination", &["--readonly", "file", &file]);
+    let destination = Server::nbdkit(&dirs, "destination", &["--readonly", "file", &file]);
     for flags in [&[][..], &["--overwrite"], &["--restart"]] {
-        let refused = site.blockhaul(&[&["copy", "a", &destination.uri()], flags].concat());
+        let refused = dirs.blockhaul(&[&["copy", "a", &destination.uri()], flags].concat());
         refused.assert_failed(1, "EReadOnly");
         assert_eq!(refused.report()["error"]["side"], "destination", "{refused:#?}");
     }
-    assert_same(&site.read("destination.img"), &old, "the export that is read-only");
+    assert_same(&dirs.read("destination.img"), &old, "the export that is read-only");
     // As a source it is as good as any.
-    assert_whole(&copy(&site, &destination.uri(), "b", &[]), SIZE, "from a read-only export");
-    assert_same(&site.read("b"), &old, "from a read-only export");
+    assert_whole(&copy(&dirs, &destination.uri(), "b", &[]), SIZE, "from a read-only export");
+    assert_same(&dirs.read("b"), &old, "from a read-only export");
 }
 
 #[test]
 fn a_copy_works_with_simple_replies_only() {
     need!("a_copy_works_with_simple_replies_only", &NEEDS);
-    let site = Site::new();
+    let dirs = TestDirs::new();
     let bytes = mixed(SIZE + 513, 13);
-    let image = site.file("source.img", &bytes);
+    let image = dirs.file("source.img", &bytes);
     let file = format!("file={}", text(&image));
     // Masks structured replies, and with them block status.
-    let source = Server::nbdkit(&site, "source", &["--no-sr", "file", &file]);
-    assert_whole(&copy(&site, &source.uri(), "b", &["--verify"]), bytes.len(), "simple replies");
-    assert_same(&site.read("b"), &bytes, "simple replies");
+    let source = Server::nbdkit(&dirs, "source", &["--no-sr", "file", &file]);
+    assert_whole(&copy(&dirs, &source.uri(), "b", &["--verify"]), bytes.len(), "simple replies");
+    assert_same(&dirs.read("b"), &bytes, "simple replies");
     // Masks the fixed newstyle: the old-fashioned way to choose an export, or a refusal that says so.
     let size = format!("size={}", bytes.len());
-    let old = Server::nbdkit(&site, "old", &["--mask-handshake=0", "memory", &size]);
-    let refused = copy(&site, &source.uri(), &old.uri(), &[]);
+    let old = Server::nbdkit(&dirs, "old", &["--mask-handshake=0", "memory", &size]);
+    let refused = copy(&dirs, &source.uri(), &old.uri(), &[]);
     refused.assert_failed(1, "EUnsupported");
-    let refused = copy(&site, &Server::nbdkit(&site, "oldest", &["--oldstyle", "memory", &size]).uri(), "c", &[]);
+    let refused = copy(&dirs, &Server::nbdkit(&dirs, "oldest", &["--oldstyle", "memory", &size]).uri(), "c", &[]);
     refused.assert_failed(1, "EUnsupported");
 }
 
 #[test]
 fn a_missing_export_or_server_is_reported() {
     need!("a_missing_export_or_server_is_reported", &NEEDS);
-    let site = Site::new();
-    site.file("a", &noise(MIB, 14));
-    let words = ["--filter=exportname", "memory", "1M", "exportname-strict=true", "exportname=known"];
-    let server = Server::nbdkit(&site, "server", &words);
-    let socket = site.socket("server");
+    let dirs = TestDirs::new();
+    dirs.file("a", &noise(MIB, 14));
+    let args = ["--filter=exportname", "memory", "1M", "exportname-strict=true", "exportname=known"];
+    let server = Server::nbdkit(&dirs, "server", &args);
+    let socket = dirs.socket("server");
     let known = format!("nbd+unix:///known?socket={}", text(&socket));
     let unknown = format!("nbd+unix:///unknown?socket={}", text(&socket));
-    let nowhere = format!("nbd+unix:///?socket={}", text(&site.socket("nowhere")));
-    assert_whole(&site.blockhaul(&["copy", "a", &known]), MIB, "to a named export");
-    site.blockhaul(&["copy", &unknown, "b"]).assert_failed(1, "ENotFound");
-    site.blockhaul(&["copy", "a", &unknown]).assert_failed(1, "ENotFound");
-    site.blockhaul(&["copy", &nowhere, "b"]).assert_failed(1, "ENotFound");
+    let nowhere = format!("nbd+unix:///?socket={}", text(&dirs.socket("nowhere")));
+    assert_whole(&dirs.blockhaul(&["copy", "a", &known]), MIB, "to a named export");
+    dirs.blockhaul(&["copy", &unknown, "b"]).assert_failed(1, "ENotFound");
+    dirs.blockhaul(&["copy", "a", &unknown]).assert_failed(1, "ENotFound");
+    dirs.blockhaul(&["copy", &nowhere, "b"]).assert_failed(1, "ENotFound");
     let crate::support::Address::Tcp(port) = crate::support::Address::free_port() else { unreachable!("it is a port") };
-    let refused = site.blockhaul(&["copy", &format!("nbd://127.0.0.1:{port}/"), "b", "--retry-for", "1s"]);
+    let refused = dirs.blockhaul(&["copy", &format!("nbd://127.0.0.1:{port}/"), "b", "--retry-for", "1s"]);
     refused.assert_failed(1, "EUnreachable");
-    assert!(!site.path("b").exists(), "a refusal leaves nothing behind");
+    assert!(!dirs.path("b").exists(), "a refusal leaves nothing behind");
     drop(server);
 }

@@ -2,8 +2,8 @@
 //! scripted peer is understood.
 
 use crate::support::{
-    Address, Export, Kind, MIB, Manners, Need, Offer, Peer, Proxy, Seen, Site, assert_same, content, fill, mixed, need,
-    run, text,
+    Address, Export, Kind, MIB, Need, Offer, Peer, PeerScript, Proxy, Seen, TestDirs, assert_same, content, fill,
+    mixed, need, run, text,
 };
 use std::io::Read;
 use std::net::TcpStream;
@@ -23,12 +23,12 @@ const NEEDS: [Need; 7] = [
 fn every_server_keeps_its_content_over_a_restart() {
     need!("every_server_keeps_its_content_over_a_restart", &NEEDS);
     for kind in Kind::ALL {
-        let site = Site::new();
+        let dirs = TestDirs::new();
         let bytes = mixed(MIB.next_multiple_of(kind.granule()), 1);
-        let mut export = Export::with(&site, "export", kind, &bytes);
+        let mut export = Export::with(&dirs, "export", kind, &bytes);
         assert_same(&export.content(), &bytes, &format!("{kind:?}"));
         let changed = mixed(bytes.len(), 2);
-        fill(text(&site.file("changed", &changed)), &export.uri());
+        fill(text(&dirs.file("changed", &changed)), &export.uri());
         assert_same(&export.content(), &changed, &format!("{kind:?} once it was written"));
         match kind {
             // It goes into the background, and takes no signals there from us.
@@ -50,17 +50,21 @@ fn other_clients_can_use_the_scripted_peer() {
     need!("other_clients_can_use_the_scripted_peer", &NEEDS);
     for structured in [true, false] {
         for multi_conn in [true, false] {
-            let site = Site::new();
+            let dirs = TestDirs::new();
             let bytes = mixed(3 * MIB, 3);
             let offer = Offer { structured, multi_conn, blocks: Some((512, 4096, 1 << 20)), ..Offer::default() };
-            let peer = Peer::start(&site, "peer", bytes.clone(), offer, Manners::default());
+            let peer = Peer::start(&dirs, "peer", bytes.clone(), offer, PeerScript::default());
             assert_same(&content(&peer.uri()), &bytes, "what others read");
-            let changed = site.file("changed", &mixed(3 * MIB, 4));
+            let changed = dirs.file("changed", &mixed(3 * MIB, 4));
             run("nbdcopy", &["--flush", text(&changed), &peer.uri()]);
-            assert_same(peer.store().durable(), &site.read("changed"), "what others wrote and flushed");
+            assert_same(peer.store().durable(), &dirs.read("changed"), "what others wrote and flushed");
             run("qemu-img", &["compare", "-f", "raw", "-F", "raw", text(&changed), &peer.uri()]);
-            peer.assert_not_offended();
-            assert!(peer.goodbyes().values().all(|&said| said), "others say goodbye: {:?}", peer.goodbyes());
+            peer.assert_no_violations();
+            assert!(
+                peer.disconnects().values().all(|&disconnected| disconnected),
+                "others say goodbye: {:?}",
+                peer.disconnects()
+            );
         }
     }
 }
@@ -68,23 +72,23 @@ fn other_clients_can_use_the_scripted_peer() {
 #[test]
 fn a_killed_peer_loses_unflushed_writes() {
     need!("a_killed_peer_loses_unflushed_writes", &NEEDS);
-    let site = Site::new();
-    let mut peer = Peer::start(&site, "peer", vec![0; 8 * MIB], Offer::default(), Manners::default());
-    let changed = site.file("changed", &mixed(8 * MIB, 5));
+    let dirs = TestDirs::new();
+    let mut peer = Peer::start(&dirs, "peer", vec![0; 8 * MIB], Offer::default(), PeerScript::default());
+    let changed = dirs.file("changed", &mixed(8 * MIB, 5));
     run("nbdcopy", &[text(&changed), &peer.uri()]);
     peer.kill();
     peer.restart();
     assert!(peer.store().lost() > 0);
-    assert!(content(&peer.uri()) != site.read("changed"), "something is missing");
+    assert!(content(&peer.uri()) != dirs.read("changed"), "something is missing");
     assert_same(&content(&peer.uri()), peer.store().durable(), "what is left");
 }
 
 #[test]
 fn the_proxy_forwards_stalls_resumes_and_cuts() {
     need!("the_proxy_forwards_stalls_resumes_and_cuts", &NEEDS);
-    let site = Site::new();
+    let dirs = TestDirs::new();
     let bytes = mixed(3 * MIB, 6);
-    let peer = Peer::start(&site, "peer", bytes.clone(), Offer::default(), Manners::default());
+    let peer = Peer::start(&dirs, "peer", bytes.clone(), Offer::default(), PeerScript::default());
     let proxy = Proxy::to(&peer.address());
     assert_same(&content(&proxy.uri("")), &bytes, "through the proxy");
 
@@ -93,7 +97,7 @@ fn the_proxy_forwards_stalls_resumes_and_cuts() {
     let mut stalled = TcpStream::connect(("127.0.0.1", port)).expect("it accepts");
     stalled.set_read_timeout(Some(Duration::from_millis(100))).expect("it is a socket");
     assert!(stalled.read(&mut [0; 8]).is_err(), "no greeting comes through");
-    proxy.go_on();
+    proxy.resume();
     stalled.set_read_timeout(Some(Duration::from_secs(30))).expect("it is a socket");
     stalled.read_exact(&mut [0; 18]).expect("the greeting comes late");
     proxy.cut();

@@ -1,7 +1,8 @@
 //! Tests copies of what changed since a bitmap was started: real disk images with persistent bitmaps, served by QEMU.
 
 use crate::support::{
-    Export, Kind, MIB, Need, Outcome, Server, Site, assert_same, assert_whole, content, mixed, need, noise, run, text,
+    Export, Kind, MIB, Need, Outcome, Server, TestDirs, assert_same, assert_whole, content, mixed, need, noise, run,
+    text,
 };
 
 const NEEDS: [Need; 5] = [
@@ -16,17 +17,17 @@ const GRANULARITY: usize = 64 << 10;
 
 /// A disk image with a history.
 struct Disk {
-    site: Site,
+    dirs: TestDirs,
     image: String,
 }
 
 impl Disk {
     fn with(bytes: &[u8]) -> Self {
-        let site = Site::new();
-        let raw = site.file("raw", bytes);
-        let image = text(&site.path("disk.qcow2")).to_owned();
+        let dirs = TestDirs::new();
+        let raw = dirs.file("raw", bytes);
+        let image = text(&dirs.path("disk.qcow2")).to_owned();
         run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", text(&raw), &image]);
-        Self { site, image }
+        Self { dirs, image }
     }
 
     /// From now on what is written is remembered under this name.
@@ -38,20 +39,20 @@ impl Disk {
     /// Writes what these commands of `qemu-io` say.
     fn change(&self, commands: &[&str]) {
         let commands = commands.iter().flat_map(|&command| ["-c", command]);
-        let words: Vec<&str> = ["-f", "qcow2"].into_iter().chain(commands).chain([self.image.as_str()]).collect();
-        run("qemu-io", &words);
+        let args: Vec<&str> = ["-f", "qcow2"].into_iter().chain(commands).chain([self.image.as_str()]).collect();
+        run("qemu-io", &args);
     }
 
     /// Serves it, with what was written since `bitmaps` were started.
     fn serve(&self, bitmaps: &[&str]) -> Server {
         let wanted = bitmaps.iter().flat_map(|&bitmap| ["--bitmap", bitmap]);
-        let words: Vec<&str> =
+        let args: Vec<&str> =
             ["--read-only", "--format=qcow2"].into_iter().chain(wanted).chain([self.image.as_str()]).collect();
-        Server::qemu_nbd(&self.site, "source", &words)
+        Server::qemu_nbd(&self.dirs, "source", &args)
     }
 
     fn copy(&self, source: &Server, destination: &str, flags: &[&str]) -> Outcome {
-        self.site.blockhaul(&[&["copy", &source.uri(), destination, "--overwrite"], flags].concat())
+        self.dirs.blockhaul(&[&["copy", &source.uri(), destination, "--overwrite"], flags].concat())
     }
 }
 
@@ -67,7 +68,7 @@ fn only_changes_are_read_and_the_destination_is_equal() {
     for to_file in [true, false] {
         let disk = Disk::with(&noise(SIZE, 80));
         let base = disk.serve(&[]);
-        let export = Export::empty(&disk.site, "destination", Kind::NbdkitFile, SIZE);
+        let export = Export::empty(&disk.dirs, "destination", Kind::NbdkitFile, SIZE);
         let uri = export.uri();
         let destination = if to_file { "b" } else { &uri };
         assert_whole(&disk.copy(&base, destination, &[]), SIZE, "the base");
@@ -81,7 +82,7 @@ fn only_changes_are_read_and_the_destination_is_equal() {
         assert_whole(&copied, SIZE, what);
         assert!(copied.bytes("read") > 0 && copied.bytes("read") <= DIRTY_DATA, "{what}: {copied:#?}");
         assert!(copied.bytes("written") <= DIRTY_DATA, "{what}: {copied:#?}");
-        let found = if to_file { disk.site.read("b") } else { export.content() };
+        let found = if to_file { disk.dirs.read("b") } else { export.content() };
         assert_same(&found, &content(&source.uri()), what);
     }
 }
@@ -102,12 +103,12 @@ fn the_named_bitmap_is_used_among_several() {
     let tuesday = disk.copy(&source, "b", &["--changed-since", "tuesday"]);
     assert_whole(&tuesday, SIZE, "since tuesday");
     assert_eq!(tuesday.bytes("read"), GRANULARITY as u64, "{tuesday:#?}");
-    assert_same(&disk.site.read("b"), &content(&source.uri()), "since tuesday");
+    assert_same(&disk.dirs.read("b"), &content(&source.uri()), "since tuesday");
 
     let monday = disk.copy(&source, "b", &["--changed-since", "monday"]);
     assert_whole(&monday, SIZE, "since monday");
     assert_eq!(monday.bytes("read"), 2 * GRANULARITY as u64, "{monday:#?}");
-    assert_same(&disk.site.read("b"), &content(&source.uri()), "since monday");
+    assert_same(&disk.dirs.read("b"), &content(&source.uri()), "since monday");
 }
 
 #[test]
@@ -118,11 +119,11 @@ fn a_copy_without_changes_reads_and_writes_nothing() {
     let source = disk.serve(&["since"]);
     // What is not dirty is not looked at, on either side.
     let old = noise(4 * MIB, 99);
-    disk.site.file("b", &old);
+    disk.dirs.file("b", &old);
     let copied = disk.copy(&source, "b", &["--changed-since", "since"]);
     assert_whole(&copied, 4 * MIB, "nothing");
     assert_eq!((copied.bytes("read"), copied.bytes("written")), (0, 0), "{copied:#?}");
-    assert_same(&disk.site.read("b"), &old, "nothing");
+    assert_same(&disk.dirs.read("b"), &old, "nothing");
 }
 
 #[test]
@@ -130,7 +131,7 @@ fn a_changed_range_that_became_zeros_is_zeroed() {
     need!("a_changed_range_that_became_zeros_is_zeroed", &NEEDS);
     let disk = Disk::with(&noise(4 * MIB, 83));
     let base = disk.serve(&[]);
-    let export = Export::empty(&disk.site, "destination", Kind::QemuQcow2, 4 * MIB);
+    let export = Export::empty(&disk.dirs, "destination", Kind::QemuQcow2, 4 * MIB);
     assert_whole(&disk.copy(&base, &export.uri(), &[]), 4 * MIB, "the base");
     drop(base);
     disk.remember("since");
@@ -150,15 +151,15 @@ fn an_incremental_copy_survives_a_crash_of_its_source() {
     disk.remember("since");
     disk.change(&["write -P 1 1M 4M", "write -P 2 16M 4M"]);
     let mut source = disk.serve(&["since"]);
-    let words = ["copy", &source.uri(), "b", "--overwrite", "--changed-since", "since", "--checkpoint-every", "512KiB"];
-    let mut copying = disk.site.start(&[&words[..], &["--limit", "6MiB/s", "--block-size", "64KiB"]].concat());
+    let args = ["copy", &source.uri(), "b", "--overwrite", "--changed-since", "since", "--checkpoint-every", "512KiB"];
+    let mut copying = disk.dirs.start(&[&args[..], &["--limit", "6MiB/s", "--block-size", "64KiB"]].concat());
     copying.until(crate::support::recorded);
     std::thread::sleep(std::time::Duration::from_millis(300));
     source.restart();
     let copied = copying.end();
     assert_whole(&copied, SIZE, "over a crash");
     assert!(copied.bytes("read") <= 9 * MIB as u64, "{copied:#?}");
-    assert_same(&disk.site.read("b"), &content(&source.uri()), "over a crash");
+    assert_same(&disk.dirs.read("b"), &content(&source.uri()), "over a crash");
 }
 
 #[test]
@@ -172,15 +173,15 @@ fn an_interrupted_incremental_copy_resumes_and_stays_incremental() {
     disk.change(&["write -P 1 1M 4M", "write -P 2 16M 4M"]);
     let source = disk.serve(&["since"]);
     let slowly = ["--limit", "6MiB/s", "--block-size", "64KiB", "--checkpoint-every", "512KiB"];
-    let words = ["copy", &source.uri(), "b", "--changed-since", "since"];
-    let mut copying = disk.site.start(&[&words[..], &["--overwrite"], &slowly].concat());
+    let args = ["copy", &source.uri(), "b", "--changed-since", "since"];
+    let mut copying = disk.dirs.start(&[&args[..], &["--overwrite"], &slowly].concat());
     // What is clean counts at once; this is past it.
     copying.until(|progress| crate::support::recorded(progress) && progress["written"].as_u64() > Some(2 * MIB as u64));
     copying.crash();
-    let resumed = disk.site.blockhaul(&[&words[..], &["--resume"]].concat());
+    let resumed = disk.dirs.blockhaul(&[&args[..], &["--resume"]].concat());
     assert_whole(&resumed, SIZE, "resumed");
     assert!(resumed.bytes("read") <= 8 * MIB as u64, "{resumed:#?}");
-    assert_same(&disk.site.read("b"), &content(&source.uri()), "resumed");
+    assert_same(&disk.dirs.read("b"), &content(&source.uri()), "resumed");
 }
 
 #[test]
@@ -189,22 +190,22 @@ fn a_bitmap_that_is_not_there_is_not_found() {
     let disk = Disk::with(&noise(4 * MIB, 84));
     disk.remember("since");
     let old = noise(4 * MIB, 99);
-    disk.site.file("b", &old);
-    let other = Server::nbdkit(&disk.site, "other", &["memory", "4M"]);
+    disk.dirs.file("b", &old);
+    let other = Server::nbdkit(&disk.dirs, "other", &["memory", "4M"]);
     for source in [disk.serve(&["since"]), other] {
         let failed = disk.copy(&source, "b", &["--changed-since", "never"]);
         failed.assert_failed(1, "ENotFound");
         assert_eq!(failed.report()["error"]["side"], "source", "{failed:#?}");
         assert!(failed.stderr.contains("never"), "{failed:#?}");
-        assert_same(&disk.site.read("b"), &old, "nothing is written then");
+        assert_same(&disk.dirs.read("b"), &old, "nothing is written then");
     }
 }
 
 #[test]
 fn a_bitmap_is_accepted_for_exports_only() {
-    let site = Site::new();
-    site.file("a", &noise(MIB, 85));
-    let refused = site.blockhaul(&["copy", "a", "b", "--changed-since", "since"]);
+    let dirs = TestDirs::new();
+    dirs.file("a", &noise(MIB, 85));
+    let refused = dirs.blockhaul(&["copy", "a", "b", "--changed-since", "since"]);
     assert_ne!(refused.code, Some(0), "{refused:#?}");
-    assert!(!site.path("b").exists(), "{refused:#?}");
+    assert!(!dirs.path("b").exists(), "{refused:#?}");
 }

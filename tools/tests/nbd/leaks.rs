@@ -1,17 +1,19 @@
 //! Tests that connections lost over and over leave nothing behind in the program.
 
-use crate::support::{Act, Command, MIB, Manners, Offer, Peer, Running, Seen, Site, assert_same, assert_whole, noise};
+use crate::support::{
+    Command, MIB, Offer, Peer, PeerScript, Reaction, Running, Seen, TestDirs, assert_same, assert_whole, noise,
+};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 /// What a process holds.
 #[derive(Clone, Copy, Debug)]
-struct Holdings {
+struct ProcessResources {
     descriptors: usize,
     threads: u64,
     resident_kib: u64,
 }
 
-impl Holdings {
+impl ProcessResources {
     fn of(process: &Running) -> Self {
         let place = format!("/proc/{}", process.id());
         let status = std::fs::read_to_string(format!("{place}/status")).expect("it runs");
@@ -39,20 +41,20 @@ fn connections(seen: &[Seen]) -> usize {
 #[test]
 fn connections_lost_after_every_reply_leak_nothing() {
     const SIZE: usize = 2 * MIB;
-    let site = Site::new();
+    let dirs = TestDirs::new();
     let bytes = noise(SIZE, 1);
     let reads = AtomicU64::new(0);
-    let manners = Manners::on_request(move |request| match request.command {
-        Command::Read if reads.fetch_add(1, SeqCst) % 2 == 1 => Act::Close,
-        _ => Act::Honest,
+    let script = PeerScript::on_request(move |request| match request.command {
+        Command::Read if reads.fetch_add(1, SeqCst) % 2 == 1 => Reaction::Close,
+        _ => Reaction::Correct,
     });
-    let peer = Peer::start(&site, "peer", bytes.clone(), Offer::default(), manners);
-    let words = ["copy", &peer.uri(), "b", "--block-size", "64KiB", "--depth", "1", "--connections", "1"];
-    let copying = site.start(&words);
+    let peer = Peer::start(&dirs, "peer", bytes.clone(), Offer::default(), script);
+    let args = ["copy", &peer.uri(), "b", "--block-size", "64KiB", "--depth", "1", "--connections", "1"];
+    let copying = dirs.start(&args);
     peer.wait_until("ten connections", |seen| connections(seen) > 10);
-    let before = Holdings::of(&copying);
+    let before = ProcessResources::of(&copying);
     peer.wait_until("twenty-five connections", |seen| connections(seen) > 25);
-    Holdings::of(&copying).assert_like(before);
+    ProcessResources::of(&copying).assert_like(before);
     assert_whole(&copying.end(), SIZE, "with a connection for every answer");
-    assert_same(&site.read("b"), &bytes, "with a connection for every answer");
+    assert_same(&dirs.read("b"), &bytes, "with a connection for every answer");
 }

@@ -1,14 +1,14 @@
 //! Tests `blockhaul map` of exports and servers.
 
-use crate::support::{Export, Kind, MIB, Need, Server, Site, need, noise, run};
+use crate::support::{Export, Kind, MIB, Need, Server, TestDirs, need, noise, run};
 use serde_json::Value;
 
 const NEEDS: [Need; 4] =
     [Need::Program("nbdkit"), Need::Program("nbdinfo"), Need::Program("qemu-nbd"), Need::Program("setpriv")];
 
 /// Every line that `blockhaul map` prints.
-fn map(site: &Site, uri: &str) -> Vec<Value> {
-    let output = site.command(&crate::support::program(), &["map", "--json", uri]).output().expect("it was built");
+fn map(dirs: &TestDirs, uri: &str) -> Vec<Value> {
+    let output = dirs.command(&crate::support::program(), &["map", "--json", uri]).output().expect("it was built");
     assert!(output.status.success(), "map {uri}: {}", String::from_utf8_lossy(&output.stderr));
     let lines = String::from_utf8(output.stdout).expect("JSON is text");
     lines.lines().map(|line| serde_json::from_str(line).expect("every line is an object")).collect()
@@ -33,9 +33,9 @@ fn extents_equal_those_of_another_client() {
     bytes[2 * MIB..3 * MIB].copy_from_slice(&noise(MIB, 70));
     bytes[7 * MIB..9 * MIB].copy_from_slice(&noise(2 * MIB, 71));
     for kind in [Kind::NbdkitFile, Kind::NbdkitMemory, Kind::QemuRaw, Kind::QemuQcow2] {
-        let site = Site::new();
-        let export = Export::with(&site, "export", kind, &bytes);
-        let ours = map(&site, &export.uri());
+        let dirs = TestDirs::new();
+        let export = Export::with(&dirs, "export", kind, &bytes);
+        let ours = map(&dirs, &export.uri());
         let number = |line: &Value, field: &str| line[field].as_u64().unwrap_or_else(|| panic!("{field} of {line}"));
         let ours: Vec<_> =
             ours.iter().map(|line| (number(line, "offset"), number(line, "length"), line["kind"] == "data")).collect();
@@ -54,14 +54,14 @@ fn extents_equal_those_of_another_client() {
 #[test]
 fn a_server_lists_its_exports() {
     need!("a_server_lists_its_exports", &NEEDS);
-    let site = Site::new();
-    std::fs::create_dir(site.path("images")).expect("the room can be written");
-    site.file("images/first", &noise(MIB, 1));
-    site.file("images/second disk", &noise(4097, 2));
-    let directory = format!("dir={}", site.path("images").display());
+    let dirs = TestDirs::new();
+    std::fs::create_dir(dirs.path("images")).expect("the room can be written");
+    dirs.file("images/first", &noise(MIB, 1));
+    dirs.file("images/second disk", &noise(4097, 2));
+    let directory = format!("dir={}", dirs.path("images").display());
     let address = crate::support::Address::free_port();
-    let server = Server::nbdkit_at(&site, "server", address, &["file", &directory]);
-    let lines = map(&site, &server.uri());
+    let server = Server::nbdkit_at(&dirs, "server", address, &["file", &directory]);
+    let lines = map(&dirs, &server.uri());
     let listed = format!("{lines:?}");
     for (name, size) in [("first", MIB as u64), ("second disk", 4097)] {
         let line = lines.iter().find(|line| line.to_string().contains(&format!("\"{name}\"")));

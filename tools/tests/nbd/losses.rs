@@ -1,50 +1,50 @@
 //! Tests a connection that is lost, or gets no answer, while one kind of request is in flight.
 
 use crate::support::{
-    Act, Command, MIB, Manners, Offer, Peer, Request, Site, assert_all_there, assert_same, mixed, noise,
+    Command, MIB, Offer, Peer, PeerScript, Reaction, Request, TestDirs, assert_all_there, assert_same, mixed, noise,
 };
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 const SIZE: usize = 4 * MIB;
 /// Small blocks and many flushes, so that there is always something else under way.
-const WORDS: [&str; 8] =
+const ARGS: [&str; 8] =
     ["--block-size", "64KiB", "--checkpoint-every", "1MiB", "--request-timeout", "1s", "--retry-for", "20s"];
 
-/// Meets the first, the third and the sixth request of this kind with `act`, and is honest otherwise.
-fn now_and_then(command: Command, act: fn(&Request) -> Act) -> Manners {
+/// Meets the first, the third and the sixth request of this kind with `reaction`, and is honest otherwise.
+fn on_some_requests(command: Command, reaction: fn(&Request) -> Reaction) -> PeerScript {
     let met = AtomicU64::new(0);
-    Manners::on_request(move |request| {
+    PeerScript::on_request(move |request| {
         let is_met = request.command == command && [0, 2, 5].contains(&met.fetch_add(1, SeqCst));
-        if is_met { act(request) } else { Act::Honest }
+        if is_met { reaction(request) } else { Reaction::Correct }
     })
 }
 
 /// Copies through losses on one side. `multi_conn` says how many connections there are.
-fn survives(what: &str, command: Command, as_source: bool, multi_conn: bool, act: fn(&Request) -> Act) {
-    let site = Site::new();
+fn survives(what: &str, command: Command, as_source: bool, multi_conn: bool, reaction: fn(&Request) -> Reaction) {
+    let dirs = TestDirs::new();
     let bytes = mixed(SIZE, 1);
     let offer = Offer { multi_conn, ..Offer::default() };
     let held = if as_source { bytes.clone() } else { noise(SIZE, 99) };
-    let peer = Peer::start(&site, "peer", held, offer, now_and_then(command, act));
-    site.file("a", &bytes);
+    let peer = Peer::start(&dirs, "peer", held, offer, on_some_requests(command, reaction));
+    dirs.file("a", &bytes);
     let uri = peer.uri();
     let (source, destination) = if as_source { (uri.as_str(), "b") } else { ("a", uri.as_str()) };
-    let copied = site.blockhaul(&[&["copy", source, destination, "--overwrite"], &WORDS[..]].concat());
+    let copied = dirs.blockhaul(&[&["copy", source, destination, "--overwrite"], &ARGS[..]].concat());
     let what = format!("{what} {command:?}, multi_conn {multi_conn}");
     assert_all_there(&copied, SIZE, &what);
     if as_source {
-        assert_same(&site.read("b"), &bytes, &what);
+        assert_same(&dirs.read("b"), &bytes, &what);
     } else {
         assert_same(peer.store().durable(), &bytes, &what);
     }
-    peer.assert_not_offended();
+    peer.assert_no_violations();
 }
 
 #[test]
 fn a_copy_survives_a_source_that_closes_instead_of_replying() {
     for multi_conn in [true, false] {
         for command in [Command::Read, Command::Status] {
-            survives("closed at", command, true, multi_conn, |_| Act::Close);
+            survives("closed at", command, true, multi_conn, |_| Reaction::Close);
         }
     }
 }
@@ -53,7 +53,7 @@ fn a_copy_survives_a_source_that_closes_instead_of_replying() {
 fn a_copy_survives_a_destination_that_closes_instead_of_replying() {
     for multi_conn in [true, false] {
         for command in [Command::Write, Command::Zero] {
-            survives("closed at", command, false, multi_conn, |_| Act::Close);
+            survives("closed at", command, false, multi_conn, |_| Reaction::Close);
         }
     }
 }
@@ -61,40 +61,40 @@ fn a_copy_survives_a_destination_that_closes_instead_of_replying() {
 #[test]
 fn a_copy_survives_a_destination_that_closes_instead_of_flushing() {
     for multi_conn in [true, false] {
-        survives("closed at", Command::Flush, false, multi_conn, |_| Act::Close);
+        survives("closed at", Command::Flush, false, multi_conn, |_| Reaction::Close);
     }
 }
 
 #[test]
 fn a_copy_survives_a_source_that_does_not_reply() {
     for command in [Command::Read, Command::Status] {
-        survives("no answer to", command, true, true, |_| Act::Silence);
+        survives("no answer to", command, true, true, |_| Reaction::NoReply);
     }
 }
 
 #[test]
 fn a_copy_survives_a_destination_that_does_not_reply() {
     for command in [Command::Write, Command::Zero] {
-        survives("no answer to", command, false, true, |_| Act::Silence);
+        survives("no answer to", command, false, true, |_| Reaction::NoReply);
     }
 }
 
 #[test]
 fn a_copy_survives_a_destination_that_does_not_reply_to_a_flush() {
-    survives("no answer to", Command::Flush, false, true, |_| Act::Silence);
-    survives("no answer to", Command::Flush, false, false, |_| Act::Silence);
+    survives("no answer to", Command::Flush, false, true, |_| Reaction::NoReply);
+    survives("no answer to", Command::Flush, false, false, |_| Reaction::NoReply);
 }
 
 /// Reads are lost on every connection, while block status is answered: that is no progress.
 #[test]
 fn replies_to_everything_but_reads_do_not_extend_an_outage() {
-    let site = Site::new();
-    let manners = Manners::on_request(|request| match request.command {
-        Command::Read => Act::Close,
-        _ => Act::Honest,
+    let dirs = TestDirs::new();
+    let script = PeerScript::on_request(|request| match request.command {
+        Command::Read => Reaction::Close,
+        _ => Reaction::Correct,
     });
-    let peer = Peer::start(&site, "peer", noise(SIZE, 2), Offer::default(), manners);
-    let failed = site.blockhaul(&["copy", &peer.uri(), "b", "--retry-for", "2s"]);
+    let peer = Peer::start(&dirs, "peer", noise(SIZE, 2), Offer::default(), script);
+    let failed = dirs.blockhaul(&["copy", &peer.uri(), "b", "--retry-for", "2s"]);
     failed.assert_failed(1, "EUnreachable");
     assert_eq!(failed.report()["error"]["side"], "source", "{failed:#?}");
 }

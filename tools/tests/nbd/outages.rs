@@ -1,7 +1,7 @@
 //! Tests servers that crash, go away, come back different, or stop answering, in the middle of a copy.
 
 use crate::support::{
-    Dice, Export, Kind, MIB, Manners, Need, Offer, Outcome, Peer, Proxy, Running, Server, Site, Store,
+    Export, Kind, MIB, Need, Offer, Outcome, Peer, PeerScript, Proxy, Running, SeededRandom, Server, Store, TestDirs,
     assert_all_there, assert_same, assert_whole, content, iterations, mixed, moving, need, noise, recorded, text, wire,
 };
 use std::time::Duration;
@@ -17,8 +17,8 @@ const SIZE: usize = 8 * MIB;
 /// Slow enough to be met in the middle.
 const SLOWLY: [&str; 6] = ["--limit", "6MiB/s", "--block-size", "64KiB", "--checkpoint-every", "512KiB"];
 
-fn start(site: &Site, source: &str, destination: &str, flags: &[&str]) -> Running {
-    site.start(&[&["copy", source, destination, "--overwrite"], &SLOWLY[..], flags].concat())
+fn start(dirs: &TestDirs, source: &str, destination: &str, flags: &[&str]) -> Running {
+    dirs.start(&[&["copy", source, destination, "--overwrite"], &SLOWLY[..], flags].concat())
 }
 
 /// Has written a third.
@@ -40,11 +40,11 @@ fn assert_unreachable(failed: &Outcome, side: &str) {
 /// Kills and restarts servers of this kind on both sides, in turn.
 fn survives_restarts(test: &str, kind: Kind) {
     need!(test, &NEEDS);
-    let site = Site::new();
+    let dirs = TestDirs::new();
     let bytes = noise(SIZE, 1);
-    let mut source = Export::with(&site, "source", kind, &bytes);
-    let mut destination = Export::full_of_old_data(&site, "destination", kind, SIZE);
-    let mut copying = start(&site, &source.uri(), &destination.uri(), &[]);
+    let mut source = Export::with(&dirs, "source", kind, &bytes);
+    let mut destination = Export::full_of_old_data(&dirs, "destination", kind, SIZE);
+    let mut copying = start(&dirs, &source.uri(), &destination.uri(), &[]);
     copying.until(moving);
     destination.server.kill();
     pause(300);
@@ -87,11 +87,11 @@ fn nbd_server_killed_and_restarted_on_either_side() {
 #[test]
 fn a_copy_survives_a_crash_of_both_servers_at_once() {
     need!("a_copy_survives_a_crash_of_both_servers_at_once", &NEEDS);
-    let site = Site::new();
+    let dirs = TestDirs::new();
     let bytes = mixed(SIZE, 2);
-    let mut source = Export::with(&site, "source", Kind::NbdkitFile, &bytes);
-    let mut destination = Export::full_of_old_data(&site, "destination", Kind::QemuRaw, SIZE);
-    let mut copying = start(&site, &source.uri(), &destination.uri(), &[]);
+    let mut source = Export::with(&dirs, "source", Kind::NbdkitFile, &bytes);
+    let mut destination = Export::full_of_old_data(&dirs, "destination", Kind::QemuRaw, SIZE);
+    let mut copying = start(&dirs, &source.uri(), &destination.uri(), &[]);
     copying.until(moving);
     source.server.kill();
     destination.server.kill();
@@ -105,41 +105,41 @@ fn a_copy_survives_a_crash_of_both_servers_at_once() {
 #[test]
 fn a_copy_survives_a_server_that_exits_with_its_last_client() {
     need!("a_copy_survives_a_server_that_exits_with_its_last_client", &NEEDS);
-    let site = Site::new();
+    let dirs = TestDirs::new();
     let bytes = noise(SIZE, 3);
-    let image = site.file("source.img", &bytes);
+    let image = dirs.file("source.img", &bytes);
     let file = format!("file={}", text(&image));
-    let mut server = Server::nbdkit(&site, "source", &["--filter=exitlast", "file", &file]);
+    let mut server = Server::nbdkit(&dirs, "source", &["--filter=exitlast", "file", &file]);
     let proxy = Proxy::to(server.address());
-    let mut copying = start(&site, &proxy.uri(""), "b", &[]);
+    let mut copying = start(&dirs, &proxy.uri(""), "b", &[]);
     copying.until(moving);
     proxy.cut();
     server.restart();
     assert_whole(&copying.end(), SIZE, "a server that leaves");
-    assert_same(&site.read("b"), &bytes, "a server that leaves");
+    assert_same(&dirs.read("b"), &bytes, "a server that leaves");
 }
 
 /// A copy to a peer that loses what was not flushed whenever it is killed, which it is at moments that `seed` chooses.
 /// Gives what it has lost.
-fn to_a_forgetful_server(multi_conn: bool, flags: &[&str], seed: u64) -> u64 {
-    let site = Site::new();
+fn copy_to_lossy_server(multi_conn: bool, flags: &[&str], seed: u64) -> u64 {
+    let dirs = TestDirs::new();
     let bytes = mixed(SIZE, seed);
-    site.file("a", &bytes);
+    dirs.file("a", &bytes);
     let offer = Offer { multi_conn, ..Offer::default() };
     let store = Store::new(noise(SIZE, 99), multi_conn, seed);
-    let mut peer = Peer::over(&site, "peer", store, offer, Manners::default());
-    let mut dice = Dice::new(seed);
-    let mut copying = start(&site, "a", &peer.uri(), flags);
+    let mut peer = Peer::over(&dirs, "peer", store, offer, PeerScript::default());
+    let mut random = SeededRandom::new(seed);
+    let mut copying = start(&dirs, "a", &peer.uri(), flags);
     copying.until(moving);
     for _ in 0..3 {
-        pause(dice.below(250));
+        pause(random.below(250));
         peer.kill();
-        pause(dice.below(60));
+        pause(random.below(60));
         peer.restart();
     }
     let what = format!("seed {seed}, multi_conn {multi_conn}, {flags:?}");
     assert_all_there(&copying.end(), SIZE, &what);
-    peer.assert_not_offended();
+    peer.assert_no_violations();
     // Success means that it outlives the next crash as well.
     assert_same(peer.store().durable(), &bytes, &what);
     peer.store().lost()
@@ -149,10 +149,10 @@ fn to_a_forgetful_server(multi_conn: bool, flags: &[&str], seed: u64) -> u64 {
 fn acknowledged_writes_that_a_server_lost_are_copied_again() {
     let mut lost = 0;
     for seed in 0..iterations("BLOCKHAUL_FORGETFUL", 2) {
-        lost += to_a_forgetful_server(true, &[], 3 * seed + 1);
+        lost += copy_to_lossy_server(true, &[], 3 * seed + 1);
         // Without checkpoints in between there is one flush at the end: everything is at stake.
-        lost += to_a_forgetful_server(false, &["--no-checkpoint"], 3 * seed + 2);
-        lost += to_a_forgetful_server(false, &["--connections", "4"], 3 * seed + 3);
+        lost += copy_to_lossy_server(false, &["--no-checkpoint"], 3 * seed + 2);
+        lost += copy_to_lossy_server(false, &["--connections", "4"], 3 * seed + 3);
     }
     assert!(lost > 0, "nothing was ever lost: the test has shown nothing");
 }
@@ -160,32 +160,32 @@ fn acknowledged_writes_that_a_server_lost_are_copied_again() {
 #[test]
 fn a_flush_counts_on_its_own_connection_only() {
     // The store makes durable what came on the connection of the flush, and nothing else.
-    let site = Site::new();
+    let dirs = TestDirs::new();
     let bytes = mixed(SIZE, 4);
-    site.file("a", &bytes);
+    dirs.file("a", &bytes);
     let offer = Offer { multi_conn: false, ..Offer::default() };
-    let peer = Peer::start(&site, "peer", noise(SIZE, 99), offer, Manners::default());
-    let words = ["copy", "a", &peer.uri(), "--overwrite", "--connections", "4", "--checkpoint-every", "1MiB"];
-    assert_whole(&site.blockhaul(&words), SIZE, "without CAN_MULTI_CONN");
+    let peer = Peer::start(&dirs, "peer", noise(SIZE, 99), offer, PeerScript::default());
+    let args = ["copy", "a", &peer.uri(), "--overwrite", "--connections", "4", "--checkpoint-every", "1MiB"];
+    assert_whole(&dirs.blockhaul(&args), SIZE, "without CAN_MULTI_CONN");
     assert_same(peer.store().durable(), &bytes, "without CAN_MULTI_CONN");
 }
 
 #[test]
 fn a_copy_resumes_after_a_crash_of_both_the_server_and_the_copy() {
     for seed in 0..2 {
-        let site = Site::new();
+        let dirs = TestDirs::new();
         let bytes = mixed(SIZE, 5 + seed);
-        site.file("a", &bytes);
+        dirs.file("a", &bytes);
         let store = Store::new(noise(SIZE, 99), true, seed);
-        let mut peer = Peer::over(&site, "peer", store, Offer::default(), Manners::default());
-        let mut copying = start(&site, "a", &peer.uri(), &[]);
+        let mut peer = Peer::over(&dirs, "peer", store, Offer::default(), PeerScript::default());
+        let mut copying = start(&dirs, "a", &peer.uri(), &[]);
         copying.until(recorded);
         pause(40 * seed);
         // In this order the checkpoint is older than what the server forgets.
         copying.crash();
         peer.kill();
         peer.restart();
-        let resumed = site.blockhaul(&["copy", "a", &peer.uri(), "--resume"]);
+        let resumed = dirs.blockhaul(&["copy", "a", &peer.uri(), "--resume"]);
         assert_whole(&resumed, SIZE, "resumed");
         assert!(resumed.bytes("resumed") > 0, "{resumed:#?}");
         assert_same(peer.store().durable(), &bytes, "what was called durable was");
@@ -195,21 +195,21 @@ fn a_copy_resumes_after_a_crash_of_both_the_server_and_the_copy() {
 #[test]
 fn a_destination_that_stays_unreachable_leaves_a_checkpoint_to_resume() {
     need!("a_destination_that_stays_unreachable_leaves_a_checkpoint_to_resume", &NEEDS);
-    let site = Site::new();
+    let dirs = TestDirs::new();
     let bytes = noise(SIZE, 6);
-    site.file("a", &bytes);
-    let mut destination = Export::full_of_old_data(&site, "destination", Kind::NbdkitFile, SIZE);
-    let mut copying = start(&site, "a", &destination.uri(), &["--retry-for", "2s"]);
+    dirs.file("a", &bytes);
+    let mut destination = Export::full_of_old_data(&dirs, "destination", Kind::NbdkitFile, SIZE);
+    let mut copying = start(&dirs, "a", &destination.uri(), &["--retry-for", "2s"]);
     copying.until(|progress| a_third(progress) && recorded(progress));
     destination.server.kill();
     let failed = copying.end();
     assert_unreachable(&failed, "destination");
     let durable = failed.bytes("durable");
     assert!(durable > 0 && durable < SIZE as u64, "{failed:#?}");
-    assert!(site.checkpoint().is_some(), "the checkpoint is kept: {failed:#?}");
+    assert!(dirs.checkpoint().is_some(), "the checkpoint is kept: {failed:#?}");
 
     destination.server.restart();
-    let resumed = site.blockhaul(&["copy", "a", &destination.uri(), "--resume", "--block-size", "64KiB"]);
+    let resumed = dirs.blockhaul(&["copy", "a", &destination.uri(), "--resume", "--block-size", "64KiB"]);
     assert_whole(&resumed, SIZE, "resumed");
     assert_eq!(resumed.bytes("resumed"), durable, "{resumed:#?}");
     assert_eq!(resumed.bytes("read"), SIZE as u64 - durable, "only what was missing: {resumed:#?}");
@@ -219,38 +219,38 @@ fn a_destination_that_stays_unreachable_leaves_a_checkpoint_to_resume() {
 #[test]
 fn a_source_that_stays_unreachable_leaves_a_checkpoint_to_resume() {
     need!("a_source_that_stays_unreachable_leaves_a_checkpoint_to_resume", &NEEDS);
-    let site = Site::new();
+    let dirs = TestDirs::new();
     let bytes = noise(SIZE, 7);
-    let mut source = Export::with(&site, "source", Kind::QemuQcow2, &bytes);
-    let mut copying = start(&site, &source.uri(), "b", &["--retry-for", "1s"]);
+    let mut source = Export::with(&dirs, "source", Kind::QemuQcow2, &bytes);
+    let mut copying = start(&dirs, &source.uri(), "b", &["--retry-for", "1s"]);
     copying.until(|progress| a_third(progress) && recorded(progress));
     source.server.kill();
     let failed = copying.end();
     assert_unreachable(&failed, "source");
     assert_eq!(failed.report()["quiesced"], true, "its destination is a file: {failed:#?}");
     source.server.restart();
-    let resumed = site.blockhaul(&["copy", &source.uri(), "b", "--resume"]);
+    let resumed = dirs.blockhaul(&["copy", &source.uri(), "b", "--resume"]);
     assert_whole(&resumed, SIZE, "resumed");
     assert_eq!(resumed.bytes("resumed"), failed.bytes("durable"), "{resumed:#?}");
-    assert_same(&site.read("b"), &bytes, "resumed");
+    assert_same(&dirs.read("b"), &bytes, "resumed");
 }
 
 /// Stalls the connections that are open, on one side of a copy. QEMU's server: nbdkit 1.32 ends with a failed assertion
 /// when a client leaves in the middle of its replies.
 fn survives_a_stall(test: &str, as_source: bool) {
     need!(test, &NEEDS);
-    let site = Site::new();
+    let dirs = TestDirs::new();
     let bytes = noise(SIZE, 8);
-    site.file("a", &bytes);
+    dirs.file("a", &bytes);
     let export = if as_source {
-        Export::with(&site, "export", Kind::QemuRaw, &bytes)
+        Export::with(&dirs, "export", Kind::QemuRaw, &bytes)
     } else {
-        Export::full_of_old_data(&site, "export", Kind::QemuRaw, SIZE)
+        Export::full_of_old_data(&dirs, "export", Kind::QemuRaw, SIZE)
     };
     let proxy = Proxy::to(export.server.address());
     let uri = proxy.uri("");
     let (source, destination) = if as_source { (uri.as_str(), "b") } else { ("a", uri.as_str()) };
-    let mut copying = start(&site, source, destination, &["--request-timeout", "1s"]);
+    let mut copying = start(&dirs, source, destination, &["--request-timeout", "1s"]);
     copying.until(moving);
     let before = proxy.connections();
     proxy.stall_open();
@@ -260,9 +260,9 @@ fn survives_a_stall(test: &str, as_source: bool) {
     assert_all_there(&copied, SIZE, test);
     // Writes that were given up are still on their way; reads can do no harm.
     assert_eq!(copied.report()["quiesced"], as_source, "{test}: {copied:#?}");
-    proxy.go_on();
+    proxy.resume();
     pause(100);
-    let found = if as_source { site.read("b") } else { export.content() };
+    let found = if as_source { dirs.read("b") } else { export.content() };
     assert_same(&found, &bytes, test);
 }
 
@@ -279,17 +279,17 @@ fn a_stalled_connection_to_the_destination_is_replaced() {
 #[test]
 fn a_copy_survives_a_path_that_stalls_and_resumes() {
     need!("a_copy_survives_a_path_that_stalls_and_resumes", &NEEDS);
-    let site = Site::new();
+    let dirs = TestDirs::new();
     let bytes = noise(SIZE, 9);
-    site.file("a", &bytes);
-    let export = Export::full_of_old_data(&site, "export", Kind::QemuRaw, SIZE);
+    dirs.file("a", &bytes);
+    let export = Export::full_of_old_data(&dirs, "export", Kind::QemuRaw, SIZE);
     let proxy = Proxy::to(export.server.address());
-    let mut copying = start(&site, "a", &proxy.uri(""), &["--request-timeout", "1s"]);
+    let mut copying = start(&dirs, "a", &proxy.uri(""), &["--request-timeout", "1s"]);
     copying.until(moving);
     proxy.stall();
     pause(1500);
     // What was held back on the old connections arrives late, and must do no harm.
-    proxy.go_on();
+    proxy.resume();
     assert_all_there(&copying.end(), SIZE, "a path that goes on");
     assert_same(&export.content(), &bytes, "a path that goes on");
 }
@@ -297,16 +297,16 @@ fn a_copy_survives_a_path_that_stalls_and_resumes() {
 #[test]
 fn a_copy_survives_a_path_that_is_cut_repeatedly() {
     need!("a_copy_survives_a_path_that_is_cut_repeatedly", &NEEDS);
-    let site = Site::new();
+    let dirs = TestDirs::new();
     let bytes = mixed(SIZE, 10);
-    let source = Export::with(&site, "source", Kind::QemuRaw, &bytes);
-    let destination = Export::full_of_old_data(&site, "destination", Kind::QemuRaw, SIZE);
+    let source = Export::with(&dirs, "source", Kind::QemuRaw, &bytes);
+    let destination = Export::full_of_old_data(&dirs, "destination", Kind::QemuRaw, SIZE);
     let (one, two) = (Proxy::to(source.server.address()), Proxy::to(destination.server.address()));
-    let mut copying = start(&site, &one.uri(""), &two.uri(""), &[]);
+    let mut copying = start(&dirs, &one.uri(""), &two.uri(""), &[]);
     copying.until(moving);
-    let mut dice = Dice::new(10);
+    let mut random = SeededRandom::new(10);
     for round in 0..6 {
-        pause(dice.below(150));
+        pause(random.below(150));
         if round % 2 == 0 { one.cut() } else { two.cut() }
     }
     assert_all_there(&copying.end(), SIZE, "cut again and again");
@@ -314,14 +314,14 @@ fn a_copy_survives_a_path_that_is_cut_repeatedly() {
 }
 
 /// A peer that is something else once it is back.
-fn comes_back_different(what: &str, side: &str, change: impl Fn(&Peer)) {
-    let site = Site::new();
-    site.file("a", &noise(SIZE, 11));
+fn assert_change_ends_copy(what: &str, side: &str, change: impl Fn(&Peer)) {
+    let dirs = TestDirs::new();
+    dirs.file("a", &noise(SIZE, 11));
     let is_source = side == "source";
-    let mut peer = Peer::start(&site, "peer", noise(SIZE, 12), Offer::default(), Manners::default());
+    let mut peer = Peer::start(&dirs, "peer", noise(SIZE, 12), Offer::default(), PeerScript::default());
     let uri = peer.uri();
     let (source, destination) = if is_source { (uri.as_str(), "b") } else { ("a", uri.as_str()) };
-    let mut copying = start(&site, source, destination, &["--retry-for", "5s"]);
+    let mut copying = start(&dirs, source, destination, &["--retry-for", "5s"]);
     copying.until(moving);
     peer.kill();
     change(&peer);
@@ -336,29 +336,29 @@ fn comes_back_different(what: &str, side: &str, change: impl Fn(&Peer)) {
 
 #[test]
 fn an_export_that_comes_back_with_another_size_ends_the_copy() {
-    comes_back_different("a longer source", "source", |peer| peer.store().resize(SIZE + 4096));
-    comes_back_different("a shorter source", "source", |peer| peer.store().resize(SIZE - 4096));
-    comes_back_different("a longer destination", "destination", |peer| peer.store().resize(SIZE + 4096));
-    comes_back_different("a shorter destination", "destination", |peer| peer.store().resize(SIZE - 4096));
+    assert_change_ends_copy("a longer source", "source", |peer| peer.store().resize(SIZE + 4096));
+    assert_change_ends_copy("a shorter source", "source", |peer| peer.store().resize(SIZE - 4096));
+    assert_change_ends_copy("a longer destination", "destination", |peer| peer.store().resize(SIZE + 4096));
+    assert_change_ends_copy("a shorter destination", "destination", |peer| peer.store().resize(SIZE - 4096));
 }
 
 #[test]
 fn an_export_that_comes_back_with_other_flags_ends_the_copy() {
     let read_only = Offer { further_flags: wire::can::READ_ONLY, ..Offer::default() };
-    comes_back_different("read-only", "destination", |peer| peer.offer(read_only));
+    assert_change_ends_copy("read-only", "destination", |peer| peer.offer(read_only));
     let inconsistent = Offer { multi_conn: false, ..Offer::default() };
-    comes_back_different("without CAN_MULTI_CONN", "destination", |peer| peer.offer(inconsistent));
-    comes_back_different("without CAN_MULTI_CONN", "source", |peer| peer.offer(inconsistent));
+    assert_change_ends_copy("without CAN_MULTI_CONN", "destination", |peer| peer.offer(inconsistent));
+    assert_change_ends_copy("without CAN_MULTI_CONN", "source", |peer| peer.offer(inconsistent));
 }
 
 #[test]
 fn a_copy_without_sync_is_complete_after_a_crash_of_the_server() {
-    let site = Site::new();
+    let dirs = TestDirs::new();
     let bytes = mixed(SIZE, 14);
-    site.file("a", &bytes);
+    dirs.file("a", &bytes);
     let store = Store::new(noise(SIZE, 99), true, 14);
-    let mut peer = Peer::over(&site, "peer", store, Offer::default(), Manners::default());
-    let mut copying = start(&site, "a", &peer.uri(), &["--no-sync"]);
+    let mut peer = Peer::over(&dirs, "peer", store, Offer::default(), PeerScript::default());
+    let mut copying = start(&dirs, "a", &peer.uri(), &["--no-sync"]);
     copying.until(a_third);
     peer.kill();
     peer.restart();
@@ -371,11 +371,11 @@ fn a_copy_without_sync_is_complete_after_a_crash_of_the_server() {
 
 #[test]
 fn a_verification_survives_a_crash_of_the_server() {
-    let site = Site::new();
+    let dirs = TestDirs::new();
     let bytes = noise(SIZE, 15);
-    let mut source = Peer::start(&site, "source", bytes.clone(), Offer::default(), Manners::default());
-    let mut destination = Peer::start(&site, "destination", vec![0; SIZE], Offer::default(), Manners::default());
-    let mut copying = start(&site, &source.uri(), &destination.uri(), &["--verify"]);
+    let mut source = Peer::start(&dirs, "source", bytes.clone(), Offer::default(), PeerScript::default());
+    let mut destination = Peer::start(&dirs, "destination", vec![0; SIZE], Offer::default(), PeerScript::default());
+    let mut copying = start(&dirs, &source.uri(), &destination.uri(), &["--verify"]);
     copying.until(|progress| progress["verified"].as_u64() > Some(0));
     destination.kill();
     destination.restart();
@@ -389,14 +389,14 @@ fn a_verification_survives_a_crash_of_the_server() {
 
 #[test]
 fn a_comparison_survives_crashes_of_the_servers() {
-    let site = Site::new();
+    let dirs = TestDirs::new();
     let bytes = noise(SIZE, 16);
     let mut flipped = bytes.clone();
     flipped[SIZE - 7] ^= 1;
     for (other, exit) in [(bytes.clone(), 0), (flipped, 3)] {
-        let mut one = Peer::start(&site, "one", bytes.clone(), Offer::default(), Manners::default());
-        let mut two = Peer::start(&site, "two", other, Offer::default(), Manners::default());
-        let mut comparing = site.start(&["verify", &one.uri(), &two.uri(), "--limit", "6MiB/s"]);
+        let mut one = Peer::start(&dirs, "one", bytes.clone(), Offer::default(), PeerScript::default());
+        let mut two = Peer::start(&dirs, "two", other, Offer::default(), PeerScript::default());
+        let mut comparing = dirs.start(&["verify", &one.uri(), &two.uri(), "--limit", "6MiB/s"]);
         comparing.until(|progress| progress["verified"].as_u64() > Some(SIZE as u64 / 4));
         one.kill();
         one.restart();
@@ -410,12 +410,12 @@ fn a_comparison_survives_crashes_of_the_servers() {
 
 #[test]
 fn progress_never_falls_over_an_outage() {
-    let site = Site::new();
+    let dirs = TestDirs::new();
     let bytes = noise(SIZE, 13);
-    site.file("a", &bytes);
-    let mut peer = Peer::start(&site, "peer", vec![0; SIZE], Offer::default(), Manners::default());
+    dirs.file("a", &bytes);
+    let mut peer = Peer::start(&dirs, "peer", vec![0; SIZE], Offer::default(), PeerScript::default());
     // Nothing is flushed before the crash: all of it has to be copied again.
-    let mut copying = site.start(&["copy", "a", &peer.uri(), "--limit", "6MiB/s", "--block-size", "64KiB"]);
+    let mut copying = dirs.start(&["copy", "a", &peer.uri(), "--limit", "6MiB/s", "--block-size", "64KiB"]);
     copying.until(a_third);
     peer.kill();
     peer.restart();

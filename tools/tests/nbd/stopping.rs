@@ -2,8 +2,8 @@
 //! not, and with a truthful report.
 
 use crate::support::{
-    Act, Command, Export, Kind, MIB, Manners, Need, Offer, Outcome, Peer, Proxy, Running, Site, assert_same,
-    assert_whole, mixed, moving, need, noise, recorded,
+    Command, Export, Kind, MIB, Need, Offer, Outcome, Peer, PeerScript, Proxy, Reaction, Running, TestDirs,
+    assert_same, assert_whole, mixed, moving, need, noise, recorded,
 };
 use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
@@ -25,19 +25,19 @@ fn stop(copying: Running) -> Outcome {
 }
 
 /// A job that is quiet is interrupted and can be resumed; one that is not has failed.
-fn assert_tells_the_truth(stopped: &Outcome) {
+fn assert_report_matches_exit(stopped: &Outcome) {
     let report = stopped.report();
     match report["quiesced"].as_bool() {
         Some(true) => {
             assert_eq!(stopped.code, Some(75), "{stopped:#?}");
             assert_eq!(report["status"], "interrupted", "{stopped:#?}");
         }
-        Some(false) => assert_not_quiet(stopped),
+        Some(false) => assert_not_quiesced(stopped),
         None => panic!("it does not say whether it is quiet: {stopped:#?}"),
     }
 }
 
-fn assert_not_quiet(stopped: &Outcome) {
+fn assert_not_quiesced(stopped: &Outcome) {
     let report = stopped.report();
     assert_eq!(report["quiesced"], false, "{stopped:#?}");
     assert_eq!(stopped.code, Some(1), "what may still write is not called interrupted: {stopped:#?}");
@@ -45,34 +45,34 @@ fn assert_not_quiet(stopped: &Outcome) {
     assert_ne!(report["error"]["code"], "ERunnerInterrupt", "{stopped:#?}");
 }
 
-fn assert_said_goodbye(peer: &Peer, what: &str) {
-    let goodbyes = peer.goodbyes();
-    assert!(!goodbyes.is_empty(), "{what}: it never came");
+fn assert_disconnected(peer: &Peer, what: &str) {
+    let disconnects = peer.disconnects();
+    assert!(!disconnects.is_empty(), "{what}: it never came");
     assert!(
-        goodbyes.values().all(|&said| said),
-        "{what}: connections and whether they were taken leave of: {goodbyes:?}"
+        disconnects.values().all(|&disconnected| disconnected),
+        "{what}: connections and whether they were taken leave of: {disconnects:?}"
     );
-    peer.assert_not_offended();
+    peer.assert_no_violations();
 }
 
 #[test]
 fn an_interrupted_copy_drains_disconnects_and_can_be_resumed() {
     for multi_conn in [true, false] {
-        let site = Site::new();
+        let dirs = TestDirs::new();
         let bytes = noise(SIZE, 1);
         let offer = Offer { multi_conn, ..Offer::default() };
-        let source = Peer::start(&site, "source", bytes.clone(), offer, Manners::default());
-        let destination = Peer::start(&site, "destination", vec![0; SIZE], offer, Manners::default());
-        let mut copying = site.start(&[&["copy", &source.uri(), &destination.uri()], &SLOWLY[..]].concat());
+        let source = Peer::start(&dirs, "source", bytes.clone(), offer, PeerScript::default());
+        let destination = Peer::start(&dirs, "destination", vec![0; SIZE], offer, PeerScript::default());
+        let mut copying = dirs.start(&[&["copy", &source.uri(), &destination.uri()], &SLOWLY[..]].concat());
         copying.until(recorded);
         let stopped = stop(copying);
         stopped.assert_failed(75, "ERunnerInterrupt");
         assert_eq!(stopped.report()["status"], "interrupted", "{stopped:#?}");
         assert_eq!(stopped.report()["quiesced"], true, "{stopped:#?}");
-        assert_said_goodbye(&source, "the source");
-        assert_said_goodbye(&destination, "the destination");
+        assert_disconnected(&source, "the source");
+        assert_disconnected(&destination, "the destination");
 
-        let resumed = site.blockhaul(&["copy", &source.uri(), &destination.uri(), "--resume"]);
+        let resumed = dirs.blockhaul(&["copy", &source.uri(), &destination.uri(), "--resume"]);
         assert_whole(&resumed, SIZE, "resumed");
         assert_eq!(resumed.bytes("resumed"), stopped.bytes("durable"), "{resumed:#?}");
         assert!(resumed.bytes("resumed") > 0, "{resumed:#?}");
@@ -82,106 +82,106 @@ fn an_interrupted_copy_drains_disconnects_and_can_be_resumed() {
 
 #[test]
 fn a_completed_copy_sends_disconnect() {
-    let site = Site::new();
+    let dirs = TestDirs::new();
     let bytes = mixed(4 * MIB, 2);
-    let source = Peer::start(&site, "source", bytes.clone(), Offer::default(), Manners::default());
-    let destination = Peer::start(&site, "destination", noise(4 * MIB, 99), Offer::default(), Manners::default());
-    let copied = site.blockhaul(&["copy", &source.uri(), &destination.uri(), "--overwrite", "--verify"]);
+    let source = Peer::start(&dirs, "source", bytes.clone(), Offer::default(), PeerScript::default());
+    let destination = Peer::start(&dirs, "destination", noise(4 * MIB, 99), Offer::default(), PeerScript::default());
+    let copied = dirs.blockhaul(&["copy", &source.uri(), &destination.uri(), "--overwrite", "--verify"]);
     assert_whole(&copied, bytes.len(), "done");
-    assert_said_goodbye(&source, "the source");
-    assert_said_goodbye(&destination, "the destination");
+    assert_disconnected(&source, "the source");
+    assert_disconnected(&destination, "the destination");
     assert_same(destination.store().durable(), &bytes, "done");
 
-    let verified = site.blockhaul(&["verify", &source.uri(), &destination.uri()]);
+    let verified = dirs.blockhaul(&["verify", &source.uri(), &destination.uri()]);
     assert_eq!(verified.code, Some(0), "{verified:#?}");
-    assert_said_goodbye(&source, "the source of a comparison");
-    assert_said_goodbye(&destination, "the destination of a comparison");
+    assert_disconnected(&source, "the source of a comparison");
+    assert_disconnected(&destination, "the destination of a comparison");
 }
 
 #[test]
 fn a_refused_copy_sends_disconnect() {
-    let site = Site::new();
-    site.file("a", &noise(MIB, 3));
-    let peer = Peer::start(&site, "peer", noise(MIB, 99), Offer::default(), Manners::default());
-    site.blockhaul(&["copy", "a", &peer.uri()]).assert_failed(1, "EExists");
-    assert_said_goodbye(&peer, "an export that is not empty");
+    let dirs = TestDirs::new();
+    dirs.file("a", &noise(MIB, 3));
+    let peer = Peer::start(&dirs, "peer", noise(MIB, 99), Offer::default(), PeerScript::default());
+    dirs.blockhaul(&["copy", "a", &peer.uri()]).assert_failed(1, "EExists");
+    assert_disconnected(&peer, "an export that is not empty");
 }
 
 #[test]
 fn a_stop_is_bounded_with_a_dead_destination_and_reported_as_not_quiesced() {
     need!("a_stop_is_bounded_with_a_dead_destination_and_reported_as_not_quiesced", &[Need::Program("qemu-nbd")]);
-    let site = Site::new();
-    site.file("a", &noise(SIZE, 4));
-    let export = Export::empty(&site, "export", Kind::QemuRaw, SIZE);
+    let dirs = TestDirs::new();
+    dirs.file("a", &noise(SIZE, 4));
+    let export = Export::empty(&dirs, "export", Kind::QemuRaw, SIZE);
     let proxy = Proxy::to(export.server.address());
-    let mut copying = site.start(&[&["copy", "a", &proxy.uri("")], &SLOWLY[..], &LONG].concat());
+    let mut copying = dirs.start(&[&["copy", "a", &proxy.uri("")], &SLOWLY[..], &LONG].concat());
     copying.until(recorded);
     proxy.stall();
     // Until it has nothing left to do but to wait.
     std::thread::sleep(Duration::from_millis(500));
     let stopped = stop(copying);
-    assert_not_quiet(&stopped);
+    assert_not_quiesced(&stopped);
     assert!(stopped.bytes("durable") > 0, "what was recorded before stays so: {stopped:#?}");
 
     // The writes that are still on their way land now: the same bytes, or ones that are copied again.
-    proxy.go_on();
-    let resumed = site.blockhaul(&["copy", "a", &proxy.uri(""), "--resume"]);
+    proxy.resume();
+    let resumed = dirs.blockhaul(&["copy", "a", &proxy.uri(""), "--resume"]);
     assert_whole(&resumed, SIZE, "resumed");
-    assert_same(&export.content(), &site.read("a"), "resumed");
+    assert_same(&export.content(), &dirs.read("a"), "resumed");
 }
 
 #[test]
 fn a_stop_with_abandoned_writes_is_reported_as_not_quiesced() {
     let test = "a_stop_with_abandoned_writes_is_reported_as_not_quiesced";
     need!(test, &[Need::Program("qemu-nbd"), Need::Program("nbdcopy"), Need::Program("setpriv")]);
-    let site = Site::new();
-    site.file("a", &noise(SIZE, 10));
-    let export = Export::empty(&site, "export", Kind::QemuRaw, SIZE);
+    let dirs = TestDirs::new();
+    dirs.file("a", &noise(SIZE, 10));
+    let export = Export::empty(&dirs, "export", Kind::QemuRaw, SIZE);
     let proxy = Proxy::to(export.server.address());
     let uri = proxy.uri("");
-    let words = [&["copy", "a", &uri, "--request-timeout", "1s"], &SLOWLY[..]].concat();
-    let mut copying = site.start(&words);
+    let args = [&["copy", "a", &uri, "--request-timeout", "1s"], &SLOWLY[..]].concat();
+    let mut copying = dirs.start(&args);
     let before = copying.until(moving)["written"].as_u64();
     let connections = proxy.connections();
     proxy.stall_open();
     copying.until(|progress| proxy.connections() > connections && progress["written"].as_u64() > before);
     // The copy goes on over new connections, all of which answer; the old one's writes are still held back.
     let stopped = stop(copying);
-    assert_not_quiet(&stopped);
-    proxy.go_on();
-    let resumed = site.blockhaul(&["copy", "a", &uri, "--resume"]);
+    assert_not_quiesced(&stopped);
+    proxy.resume();
+    let resumed = dirs.blockhaul(&["copy", "a", &uri, "--resume"]);
     assert_whole(&resumed, SIZE, "resumed");
-    assert_same(&export.content(), &site.read("a"), "resumed");
+    assert_same(&export.content(), &dirs.read("a"), "resumed");
 }
 
 #[test]
 fn a_stop_is_bounded_with_a_dead_source() {
     need!("a_stop_is_bounded_with_a_dead_source", &[Need::Program("nbdkit")]);
-    let site = Site::new();
-    let export = Export::with(&site, "export", Kind::NbdkitFile, &noise(SIZE, 5));
+    let dirs = TestDirs::new();
+    let export = Export::with(&dirs, "export", Kind::NbdkitFile, &noise(SIZE, 5));
     let proxy = Proxy::to(export.server.address());
-    let mut copying = site.start(&[&["copy", &proxy.uri(""), "b"], &SLOWLY[..], &LONG].concat());
+    let mut copying = dirs.start(&[&["copy", &proxy.uri(""), "b"], &SLOWLY[..], &LONG].concat());
     copying.until(moving);
     proxy.stall();
     std::thread::sleep(Duration::from_millis(500));
-    assert_tells_the_truth(&stop(copying));
+    assert_report_matches_exit(&stop(copying));
 }
 
 #[test]
 fn a_stop_is_bounded_while_a_server_is_unreachable() {
     for is_source in [true, false] {
-        let site = Site::new();
-        site.file("a", &noise(SIZE, 6));
-        let mut peer = Peer::start(&site, "peer", noise(SIZE, 99), Offer::default(), Manners::default());
+        let dirs = TestDirs::new();
+        dirs.file("a", &noise(SIZE, 6));
+        let mut peer = Peer::start(&dirs, "peer", noise(SIZE, 99), Offer::default(), PeerScript::default());
         let uri = peer.uri();
         let (source, destination) = if is_source { (uri.as_str(), "b") } else { ("a", uri.as_str()) };
-        let words = [&["copy", source, destination, "--overwrite"], &SLOWLY[..], &LONG].concat();
-        let mut copying = site.start(&words);
+        let args = [&["copy", source, destination, "--overwrite"], &SLOWLY[..], &LONG].concat();
+        let mut copying = dirs.start(&args);
         copying.until(moving);
         peer.kill();
         std::thread::sleep(Duration::from_millis(700));
         let stopped = stop(copying);
-        assert_tells_the_truth(&stopped);
+        assert_report_matches_exit(&stopped);
         if is_source {
             assert_eq!(stopped.report()["quiesced"], true, "its destination is a file: {stopped:#?}");
         }
@@ -191,54 +191,54 @@ fn a_stop_is_bounded_while_a_server_is_unreachable() {
 #[test]
 fn a_stop_is_bounded_when_a_server_does_not_close() {
     // It answers everything, and does not close when it is told goodbye.
-    let site = Site::new();
-    site.file("a", &noise(SIZE, 7));
-    let manners = Manners::on_request(|request| match request.command {
-        Command::Disconnect => Act::Silence,
-        _ => Act::Honest,
+    let dirs = TestDirs::new();
+    dirs.file("a", &noise(SIZE, 7));
+    let script = PeerScript::on_request(|request| match request.command {
+        Command::Disconnect => Reaction::NoReply,
+        _ => Reaction::Correct,
     });
-    let peer = Peer::start(&site, "peer", vec![0; SIZE], Offer::default(), manners);
-    let mut copying = site.start(&[&["copy", "a", &peer.uri()], &SLOWLY[..]].concat());
+    let peer = Peer::start(&dirs, "peer", vec![0; SIZE], Offer::default(), script);
+    let mut copying = dirs.start(&[&["copy", "a", &peer.uri()], &SLOWLY[..]].concat());
     copying.until(recorded);
-    assert_tells_the_truth(&stop(copying));
-    peer.goodbyes();
+    assert_report_matches_exit(&stop(copying));
+    peer.disconnects();
 }
 
 #[test]
 fn a_stop_is_bounded_when_a_server_stops_replying() {
     // It is alive, and so is its path; requests after the first few get no answer.
-    let site = Site::new();
-    site.file("a", &noise(SIZE, 8));
-    let manners = Manners::on_request(|request| match request.command {
-        Command::Write if request.offset > 4 * MIB as u64 => Act::Silence,
-        _ => Act::Honest,
+    let dirs = TestDirs::new();
+    dirs.file("a", &noise(SIZE, 8));
+    let script = PeerScript::on_request(|request| match request.command {
+        Command::Write if request.offset > 4 * MIB as u64 => Reaction::NoReply,
+        _ => Reaction::Correct,
     });
-    let peer = Peer::start(&site, "peer", vec![0; SIZE], Offer::default(), manners);
-    let mut copying = site.start(&[&["copy", "a", &peer.uri()], &SLOWLY[..], &LONG].concat());
+    let peer = Peer::start(&dirs, "peer", vec![0; SIZE], Offer::default(), script);
+    let mut copying = dirs.start(&[&["copy", "a", &peer.uri()], &SLOWLY[..], &LONG].concat());
     copying.until(recorded);
     peer.wait_until("a write that gets no answer", |seen| {
         let silent = |seen: &crate::support::Seen| match seen {
-            crate::support::Seen::Asked(request) => {
+            crate::support::Seen::Requested(request) => {
                 request.command == Command::Write && request.offset > 4 * MIB as u64
             }
             _ => false,
         };
         seen.iter().any(silent)
     });
-    assert_tells_the_truth(&stop(copying));
-    peer.goodbyes();
+    assert_report_matches_exit(&stop(copying));
+    peer.disconnects();
 }
 
 #[test]
 fn a_negotiation_that_stalls_can_be_stopped() {
-    let site = Site::new();
-    site.file("a", &noise(MIB, 9));
-    let manners = Manners { greeting: Some(Vec::new()), ..Manners::default() };
-    let peer = Peer::start(&site, "peer", vec![0; MIB], Offer::default(), manners);
-    let copying = site.start(&[&["copy", "a", &peer.uri()], &LONG[..]].concat());
+    let dirs = TestDirs::new();
+    dirs.file("a", &noise(MIB, 9));
+    let script = PeerScript { greeting: Some(Vec::new()), ..PeerScript::default() };
+    let peer = Peer::start(&dirs, "peer", vec![0; MIB], Offer::default(), script);
+    let copying = dirs.start(&[&["copy", "a", &peer.uri()], &LONG[..]].concat());
     peer.wait_until("a connection", |seen| !seen.is_empty());
     let stopped = stop(copying);
     stopped.assert_failed(75, "ERunnerInterrupt");
     assert_eq!(stopped.report()["quiesced"], true, "nothing was ever asked for: {stopped:#?}");
-    peer.goodbyes();
+    peer.disconnects();
 }

@@ -2,7 +2,7 @@
 //! certificates are made here.
 
 use crate::support::{
-    Address, MIB, Need, Outcome, Server, Site, assert_same, assert_whole, mixed, need, noise, run, text,
+    Address, MIB, Need, Outcome, Server, TestDirs, assert_same, assert_whole, mixed, need, noise, run, text,
 };
 use std::path::PathBuf;
 
@@ -16,16 +16,16 @@ struct Authority {
 }
 
 impl Authority {
-    fn new(site: &Site, name: &str) -> Self {
-        let authority = Self { directory: site.path(name) };
+    fn new(dirs: &TestDirs, name: &str) -> Self {
+        let authority = Self { directory: dirs.path(name) };
         std::fs::create_dir(&authority.directory).expect("the room can be written");
         let subject = format!("/CN=authority {name}");
-        let words =
+        let args =
             ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"];
         let (key, certificate) = (authority.path("ca-key.pem"), authority.path("ca-cert.pem"));
         let extensions = ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=keyCertSign,cRLSign"];
         let files = ["-keyout", &key, "-out", &certificate, "-subj", &subject];
-        run("openssl", &[&words[..], &extensions, &files].concat());
+        run("openssl", &[&args[..], &extensions, &files].concat());
         authority
     }
 
@@ -36,8 +36,8 @@ impl Authority {
     /// A certificate for `role` (`server` or `client`) that bears these names.
     fn certify(&self, role: &str, names: &str, days: &str) {
         let (key, request) = (self.path(&format!("{role}-key.pem")), self.path("request.pem"));
-        let words = ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=test"];
-        run("openssl", &[&words[..], &["-keyout", &key, "-out", &request]].concat());
+        let args = ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=test"];
+        run("openssl", &[&args[..], &["-keyout", &key, "-out", &request]].concat());
         let extensions = self.path("extensions");
         let usage = format!("subjectAltName={names}\nextendedKeyUsage={role}Auth\nkeyUsage=digitalSignature\n");
         std::fs::write(&extensions, usage).expect("the room can be written");
@@ -49,22 +49,22 @@ impl Authority {
 }
 
 /// A server over TLS, and nothing else, with what it serves.
-struct Secret {
+struct TlsServer {
     server: Server,
     bytes: Vec<u8>,
     port: u16,
 }
 
-impl Secret {
-    fn new(site: &Site, authority: &Authority, flags: &[&str]) -> Self {
+impl TlsServer {
+    fn new(dirs: &TestDirs, authority: &Authority, flags: &[&str]) -> Self {
         let bytes = mixed(SIZE, 90);
-        let image = site.file("secret.img", &bytes);
+        let image = dirs.file("secret.img", &bytes);
         let address = Address::free_port();
         let Address::Tcp(port) = address else { unreachable!("it is a port") };
         let certificates = format!("--tls-certificates={}", text(&authority.directory));
         let file = format!("file={}", text(&image));
-        let words = [&["--tls=require", &certificates], flags, &["file", &file]].concat();
-        Self { server: Server::nbdkit_at(site, "secret", address, &words), bytes, port }
+        let args = [&["--tls=require", &certificates], flags, &["file", &file]].concat();
+        Self { server: Server::nbdkit_at(dirs, "secret", address, &args), bytes, port }
     }
 
     fn uri(&self, host: &str, parameters: &str) -> String {
@@ -76,134 +76,134 @@ fn trusting(authority: &Authority) -> String {
     format!("tls-certificates={}", text(&authority.directory))
 }
 
-fn copy(site: &Site, source: &str, destination: &str) -> Outcome {
-    site.blockhaul(&["copy", source, destination, "--overwrite", "--retry-for", "1s"])
+fn copy(dirs: &TestDirs, source: &str, destination: &str) -> Outcome {
+    dirs.blockhaul(&["copy", source, destination, "--overwrite", "--retry-for", "1s"])
 }
 
 /// It ends at once, names the source, and leaves nothing behind.
-fn assert_refused(site: &Site, refused: &Outcome, what: &str) {
+fn assert_refused(dirs: &TestDirs, refused: &Outcome, what: &str) {
     assert_eq!(refused.code, Some(1), "{what}: {refused:#?}");
     assert_eq!(refused.report()["error"]["side"], "source", "{what}: {refused:#?}");
-    assert!(!site.path("b").exists(), "{what}: nothing was created: {refused:#?}");
+    assert!(!dirs.path("b").exists(), "{what}: nothing was created: {refused:#?}");
 }
 
 #[test]
 fn copies_from_and_to_a_server_over_tls_are_equal() {
     need!("copies_from_and_to_a_server_over_tls_are_equal", &NEEDS);
-    let site = Site::new();
-    let authority = Authority::new(&site, "authority");
+    let dirs = TestDirs::new();
+    let authority = Authority::new(&dirs, "authority");
     authority.certify("server", "DNS:localhost,IP:127.0.0.1", "2");
-    let secret = Secret::new(&site, &authority, &[]);
+    let server = TlsServer::new(&dirs, &authority, &[]);
     for host in ["localhost", "127.0.0.1"] {
-        let copied = copy(&site, &secret.uri(host, &trusting(&authority)), "b");
+        let copied = copy(&dirs, &server.uri(host, &trusting(&authority)), "b");
         assert_whole(&copied, SIZE, host);
-        assert_same(&site.read("b"), &secret.bytes, host);
+        assert_same(&dirs.read("b"), &server.bytes, host);
     }
     let changed = mixed(SIZE, 91);
-    site.file("a", &changed);
-    let destination = secret.uri("localhost", &trusting(&authority));
-    assert_whole(&site.blockhaul(&["copy", "a", &destination, "--overwrite", "--verify"]), SIZE, "to a server");
-    assert_same(&site.read("secret.img"), &changed, "to a server");
-    let both = site.blockhaul(&["verify", "a", &destination]);
+    dirs.file("a", &changed);
+    let destination = server.uri("localhost", &trusting(&authority));
+    assert_whole(&dirs.blockhaul(&["copy", "a", &destination, "--overwrite", "--verify"]), SIZE, "to a server");
+    assert_same(&dirs.read("secret.img"), &changed, "to a server");
+    let both = dirs.blockhaul(&["verify", "a", &destination]);
     assert_eq!(both.code, Some(0), "{both:#?}");
 }
 
 #[test]
 fn a_copy_over_tls_on_a_unix_socket_verifies_the_given_hostname() {
     need!("a_copy_over_tls_on_a_unix_socket_verifies_the_given_hostname", &NEEDS);
-    let site = Site::new();
-    let authority = Authority::new(&site, "authority");
+    let dirs = TestDirs::new();
+    let authority = Authority::new(&dirs, "authority");
     authority.certify("server", "DNS:storage.example", "2");
     let bytes = mixed(SIZE, 92);
-    let image = site.file("secret.img", &bytes);
+    let image = dirs.file("secret.img", &bytes);
     let object =
         format!("--object=tls-creds-x509,id=tls,endpoint=server,verify-peer=off,dir={}", text(&authority.directory));
-    let words = [object.as_str(), "--tls-creds=tls", "--read-only", "--format=raw", text(&image)];
-    let server = Server::qemu_nbd(&site, "server", &words);
-    let socket = text(&site.socket("server")).to_owned();
+    let args = [object.as_str(), "--tls-creds=tls", "--read-only", "--format=raw", text(&image)];
+    let server = Server::qemu_nbd(&dirs, "server", &args);
+    let socket = text(&dirs.socket("server")).to_owned();
     let uri = format!("nbds+unix:///?socket={socket}&{}&tls-hostname=storage.example", trusting(&authority));
-    assert_whole(&copy(&site, &uri, "b"), SIZE, "qemu-nbd");
-    assert_same(&site.read("b"), &bytes, "qemu-nbd");
+    assert_whole(&copy(&dirs, &uri, "b"), SIZE, "qemu-nbd");
+    assert_same(&dirs.read("b"), &bytes, "qemu-nbd");
     drop(server);
 }
 
 #[test]
 fn a_server_without_a_trusted_certificate_is_refused() {
     need!("a_server_without_a_trusted_certificate_is_refused", &NEEDS);
-    let site = Site::new();
-    let (authority, other) = (Authority::new(&site, "authority"), Authority::new(&site, "other"));
+    let dirs = TestDirs::new();
+    let (authority, other) = (Authority::new(&dirs, "authority"), Authority::new(&dirs, "other"));
     authority.certify("server", "DNS:storage.example", "2");
-    let secret = Secret::new(&site, &authority, &[]);
+    let server = TlsServer::new(&dirs, &authority, &[]);
     let cases = [
-        ("another authority", secret.uri("localhost", &trusting(&other))),
-        ("the authorities of the system", secret.uri("localhost", "")),
-        ("another name", secret.uri("localhost", &trusting(&authority))),
+        ("another authority", server.uri("localhost", &trusting(&other))),
+        ("the authorities of the system", server.uri("localhost", "")),
+        ("another name", server.uri("localhost", &trusting(&authority))),
     ];
     for (what, uri) in cases {
-        assert_refused(&site, &copy(&site, &uri, "b"), what);
+        assert_refused(&dirs, &copy(&dirs, &uri, "b"), what);
     }
     let named = format!("{}&tls-hostname=storage.example", trusting(&authority));
-    assert_whole(&copy(&site, &secret.uri("localhost", &named), "b"), SIZE, "under its own name");
-    assert_same(&site.read("b"), &secret.bytes, "under its own name");
+    assert_whole(&copy(&dirs, &server.uri("localhost", &named), "b"), SIZE, "under its own name");
+    assert_same(&dirs.read("b"), &server.bytes, "under its own name");
 }
 
 #[test]
 fn verification_of_certificates_can_be_switched_off_and_is_logged() {
     need!("verification_of_certificates_can_be_switched_off_and_is_logged", &NEEDS);
-    let site = Site::new();
-    let (authority, other) = (Authority::new(&site, "authority"), Authority::new(&site, "other"));
+    let dirs = TestDirs::new();
+    let (authority, other) = (Authority::new(&dirs, "authority"), Authority::new(&dirs, "other"));
     authority.certify("server", "DNS:storage.example", "2");
-    let secret = Secret::new(&site, &authority, &[]);
+    let server = TlsServer::new(&dirs, &authority, &[]);
     let blind = format!("{}&tls-verify-peer=0", trusting(&other));
-    let copied = copy(&site, &secret.uri("localhost", &blind), "b");
+    let copied = copy(&dirs, &server.uri("localhost", &blind), "b");
     assert_whole(&copied, SIZE, "without looking");
-    assert_same(&site.read("b"), &secret.bytes, "without looking");
+    assert_same(&dirs.read("b"), &server.bytes, "without looking");
     assert!(copied.stderr.contains("WARN") && copied.stderr.contains("localhost"), "it warns: {copied:#?}");
 }
 
 #[test]
 fn a_server_that_requires_a_client_certificate_is_copied_from_with_one() {
     need!("a_server_that_requires_a_client_certificate_is_copied_from_with_one", &NEEDS);
-    let site = Site::new();
-    let (authority, stranger) = (Authority::new(&site, "authority"), Authority::new(&site, "stranger"));
+    let dirs = TestDirs::new();
+    let (authority, stranger) = (Authority::new(&dirs, "authority"), Authority::new(&dirs, "stranger"));
     authority.certify("server", "DNS:localhost", "2");
-    let secret = Secret::new(&site, &authority, &["--tls-verify-peer"]);
+    let server = TlsServer::new(&dirs, &authority, &["--tls-verify-peer"]);
     // Knows the server, but has nothing to show.
     std::fs::copy(authority.path("ca-cert.pem"), stranger.path("ca-cert.pem")).expect("both are there");
-    assert_refused(&site, &copy(&site, &secret.uri("localhost", &trusting(&stranger)), "b"), "without a certificate");
+    assert_refused(&dirs, &copy(&dirs, &server.uri("localhost", &trusting(&stranger)), "b"), "without a certificate");
     authority.certify("client", "DNS:client.example", "2");
-    assert_whole(&copy(&site, &secret.uri("localhost", &trusting(&authority)), "b"), SIZE, "with a certificate");
-    assert_same(&site.read("b"), &secret.bytes, "with a certificate");
+    assert_whole(&copy(&dirs, &server.uri("localhost", &trusting(&authority)), "b"), SIZE, "with a certificate");
+    assert_same(&dirs.read("b"), &server.bytes, "with a certificate");
 }
 
 #[test]
 fn clear_text_and_tls_do_not_mix() {
     need!("clear_text_and_tls_do_not_mix", &NEEDS);
-    let site = Site::new();
-    let authority = Authority::new(&site, "authority");
+    let dirs = TestDirs::new();
+    let authority = Authority::new(&dirs, "authority");
     authority.certify("server", "DNS:localhost", "2");
-    let secret = Secret::new(&site, &authority, &[]);
-    let refused = copy(&site, &secret.server.uri(), "b");
+    let server = TlsServer::new(&dirs, &authority, &[]);
+    let refused = copy(&dirs, &server.server.uri(), "b");
     refused.assert_failed(1, "EUnsupported");
     assert!(refused.stderr.contains("nbds://"), "it says what to do: {refused:#?}");
 
     let address = Address::free_port();
     let Address::Tcp(port) = address else { unreachable!("it is a port") };
-    let _plain = Server::nbdkit_at(&site, "plain", address, &["memory", "1M"]);
+    let _plain = Server::nbdkit_at(&dirs, "plain", address, &["memory", "1M"]);
     let uri = format!("nbds://localhost:{port}/?{}", trusting(&authority));
-    assert_refused(&site, &copy(&site, &uri, "b"), "a server without TLS");
+    assert_refused(&dirs, &copy(&dirs, &uri, "b"), "a server without TLS");
 }
 
 #[test]
 fn pre_shared_keys_are_refused_as_unsupported() {
-    let site = Site::new();
+    let dirs = TestDirs::new();
     for parameter in ["tls-psk-file=keys.psk", "tls-psk=keys.psk"] {
-        let refused = site.blockhaul(&["copy", &format!("nbds://localhost/?{parameter}"), "b"]);
+        let refused = dirs.blockhaul(&["copy", &format!("nbds://localhost/?{parameter}"), "b"]);
         assert_eq!(refused.error_code(), "EUnsupported", "{refused:#?}");
         assert!(refused.stderr.to_lowercase().contains("psk") || refused.stderr.contains("shared"), "{refused:#?}");
     }
-    site.file("a", &noise(MIB, 93));
-    let refused = site.blockhaul(&["copy", "a", "nbds://localhost/?tls-certificates=nowhere", "--retry-for", "1s"]);
+    dirs.file("a", &noise(MIB, 93));
+    let refused = dirs.blockhaul(&["copy", "a", "nbds://localhost/?tls-certificates=nowhere", "--retry-for", "1s"]);
     refused.assert_failed(2, "EBadRequest");
     assert!(refused.stderr.contains("nowhere"), "it names the directory: {refused:#?}");
 }
@@ -211,14 +211,14 @@ fn pre_shared_keys_are_refused_as_unsupported() {
 #[test]
 fn a_lost_tls_connection_is_made_again() {
     need!("a_lost_tls_connection_is_made_again", &NEEDS);
-    let site = Site::new();
-    let authority = Authority::new(&site, "authority");
+    let dirs = TestDirs::new();
+    let authority = Authority::new(&dirs, "authority");
     authority.certify("server", "DNS:localhost", "2");
-    let mut secret = Secret::new(&site, &authority, &[]);
-    let uri = secret.uri("localhost", &trusting(&authority));
-    let mut copying = site.start(&["copy", &uri, "b", "--limit", "4MiB/s", "--block-size", "64KiB"]);
+    let mut server = TlsServer::new(&dirs, &authority, &[]);
+    let uri = server.uri("localhost", &trusting(&authority));
+    let mut copying = dirs.start(&["copy", &uri, "b", "--limit", "4MiB/s", "--block-size", "64KiB"]);
     copying.until(crate::support::moving);
-    secret.server.restart();
+    server.server.restart();
     assert_whole(&copying.end(), SIZE, "with a server that was restarted");
-    assert_same(&site.read("b"), &secret.bytes, "with a server that was restarted");
+    assert_same(&dirs.read("b"), &server.bytes, "with a server that was restarted");
 }

@@ -5,7 +5,8 @@
 //! copies as it takes, is `BLOCKHAUL_KILLS` (100).
 
 use crate::support::{
-    Dice, MIB, Room, Running, assert_same, iterations, mixed, moving, outcome, program, recorded, write_sparse,
+    MIB, Running, SeededRandom, TestDir, assert_same, iterations, mixed, moving, outcome, program, recorded,
+    write_sparse,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -40,14 +41,14 @@ fn slowly() -> Vec<&'static str> {
     [&FLAGS[..], &SLOWLY].concat()
 }
 
-fn durable(room: &Room) -> u64 {
-    room.checkpoint().map_or(0, |checkpoint| checkpoint["durable_bytes"].as_u64().expect("it is a number"))
+fn durable(dir: &TestDir) -> u64 {
+    dir.checkpoint().map_or(0, |checkpoint| checkpoint["durable_bytes"].as_u64().expect("it is a number"))
 }
 
 /// Bytes of non-zero blocks that landed and are not in the checkpoint: what will be copied again.
-fn unrecorded(room: &Room, source: &[u8]) -> u64 {
-    let Ok(found) = std::fs::read(room.path("b")) else { return 0 };
-    let ranges = room.checkpoint().map_or(Vec::new(), |found| found["durable"].as_array().cloned().unwrap_or_default());
+fn unrecorded(dir: &TestDir, source: &[u8]) -> u64 {
+    let Ok(found) = std::fs::read(dir.path("b")) else { return 0 };
+    let ranges = dir.checkpoint().map_or(Vec::new(), |found| found["durable"].as_array().cloned().unwrap_or_default());
     let of = |range: &Value, field: &str| range[field].as_u64().expect("it is a number");
     let is_recorded = |at: u64| ranges.iter().any(|r| of(r, "offset") <= at && at < of(r, "offset") + of(r, "length"));
     let blocks = found.chunks(BLOCK).zip(source.chunks(BLOCK)).enumerate();
@@ -56,8 +57,8 @@ fn unrecorded(room: &Room, source: &[u8]) -> u64 {
 }
 
 /// Whether the copy is over: the checkpoint is put away last, so a kill right after that is a kill too late.
-fn is_over(room: &Room, source: &[u8]) -> bool {
-    room.checkpoint_path().is_none() && std::fs::read(room.path("b")).is_ok_and(|found| found == source)
+fn is_over(dir: &TestDir, source: &[u8]) -> bool {
+    dir.checkpoint_path().is_none() && std::fs::read(dir.path("b")).is_ok_and(|found| found == source)
 }
 
 /// How the next run follows a kill.
@@ -72,26 +73,26 @@ enum Restart {
 fn crash(restart: Restart, kills: u64) {
     let seed = SystemTime::UNIX_EPOCH.elapsed().expect("the clock is set").subsec_nanos();
     println!("dice seeded with {seed}, {restart:?}");
-    let mut dice = Dice::new(seed.into());
+    let mut random = SeededRandom::new(seed.into());
     let (mut left, mut copies) = (kills, 0);
     while left > 0 {
         copies += 1;
-        left -= one_copy(&mut dice, restart, left, copies);
+        left -= one_copy(&mut random, restart, left, copies);
     }
 }
 
 /// Copies one volume in spite of at most `limit` kills; gives their number.
-fn one_copy(dice: &mut Dice, restart: Restart, limit: u64, seed: u64) -> u64 {
-    let room = Room::new();
+fn one_copy(random: &mut SeededRandom, restart: Restart, limit: u64, seed: u64) -> u64 {
+    let dir = TestDir::new();
     let source = mixed(SIZE, seed);
-    write_sparse(&room.path("a"), &source);
+    write_sparse(&dir.path("a"), &source);
     let (mut kills, mut before, mut carried) = (0, 0, 0);
     let mut victim: Option<Running> = None;
-    while kills < limit && (victim.is_some() || !is_over(&room, &source)) {
-        let running = room.start(&slowly());
+    while kills < limit && (victim.is_some() || !is_over(&dir, &source)) {
+        let running = dir.start(&slowly());
         let is_late = victim.take().is_some_and(|victim| victim.end_with_status().1.success());
         // From the first instructions to several checkpoints later.
-        std::thread::sleep(Duration::from_micros(dice.below(160_000)));
+        std::thread::sleep(Duration::from_micros(random.below(160_000)));
         running.signal(Signal::SIGKILL);
         kills += 1;
         if restart == Restart::AtOnce && !is_late {
@@ -99,8 +100,8 @@ fn one_copy(dice: &mut Dice, restart: Restart, limit: u64, seed: u64) -> u64 {
             continue;
         }
         drop(running);
-        if restart == Restart::After && !is_over(&room, &source) {
-            let (now, again) = (durable(&room), unrecorded(&room, &source));
+        if restart == Restart::After && !is_over(&dir, &source) {
+            let (now, again) = (durable(&dir), unrecorded(&dir, &source));
             assert!(now >= before, "{before} bytes were recorded, then {now}");
             // What a run leaves unrecorded may not be what the one before it left: the two workers race.
             let bound = carried + EVERY + WINDOW;
@@ -109,14 +110,14 @@ fn one_copy(dice: &mut Dice, restart: Restart, limit: u64, seed: u64) -> u64 {
         }
     }
     drop(victim);
-    if !is_over(&room, &source) {
-        let last = room.blockhaul(&FLAGS);
+    if !is_over(&dir, &source) {
+        let last = dir.blockhaul(&FLAGS);
         last.assert_done();
         assert!(last.bytes("resumed") >= before, "{before} bytes were recorded: {last:?}");
         assert!(last.bytes("read") <= SIZE as u64 - last.bytes("resumed"), "nothing recorded is read again: {last:?}");
     }
-    assert_same(&room.read("b"), &source, "the copy");
-    assert!(room.checkpoint_path().is_none(), "the checkpoint is gone");
+    assert_same(&dir.read("b"), &source, "the copy");
+    assert!(dir.checkpoint_path().is_none(), "the checkpoint is gone");
     kills
 }
 
@@ -132,36 +133,36 @@ fn a_copy_killed_at_random_moments_and_restarted_at_once_is_equal() {
 
 #[test]
 fn a_restart_waits_for_the_lock_of_a_stopped_process() {
-    let room = Room::new();
+    let dir = TestDir::new();
     let source = mixed(SIZE, 77);
-    write_sparse(&room.path("a"), &source);
-    let mut first = room.start(&slowly());
+    write_sparse(&dir.path("a"), &source);
+    let mut first = dir.start(&slowly());
     first.until(recorded);
     first.signal(Signal::SIGSTOP);
 
-    let impatient = room.blockhaul(&[&FLAGS[..], &["--lock-wait", "0ms"]].concat());
+    let impatient = dir.blockhaul(&[&FLAGS[..], &["--lock-wait", "0ms"]].concat());
     impatient.assert_failed(1, "EBusy");
-    let before = durable(&room);
+    let before = durable(&dir);
     assert!(before > 0, "the checkpoint of the stopped copy is untouched");
 
-    let waiting = room.start(&[&FLAGS[..], &["--lock-wait", "60s"]].concat());
+    let waiting = dir.start(&[&FLAGS[..], &["--lock-wait", "60s"]].concat());
     first.crash();
     let outcome = waiting.end();
     outcome.assert_done();
     assert!(outcome.bytes("resumed") >= before, "{outcome:?}");
-    assert_same(&room.read("b"), &source, "the copy");
+    assert_same(&dir.read("b"), &source, "the copy");
 }
 
 #[test]
 fn a_second_copy_to_a_destination_in_use_is_refused_and_harms_nothing() {
-    let room = Room::new();
+    let dir = TestDir::new();
     let source = mixed(SIZE, 78);
-    write_sparse(&room.path("a"), &source);
-    room.file("other", b"other");
-    let mut first = room.start(&slowly());
+    write_sparse(&dir.path("a"), &source);
+    dir.file("other", b"other");
+    let mut first = dir.start(&slowly());
     first.until(moving);
-    let mut second = room.command(&program(), &["copy", "other", "b", "--overwrite", "--lock-wait", "0ms", "--json"]);
+    let mut second = dir.command(&program(), &["copy", "other", "b", "--overwrite", "--lock-wait", "0ms", "--json"]);
     outcome(&second.arg("--checkpoint").arg("c").output().expect("it was built")).assert_failed(1, "EBusy");
     first.end().assert_done();
-    assert_same(&room.read("b"), &source, "the copy");
+    assert_same(&dir.read("b"), &source, "the copy");
 }

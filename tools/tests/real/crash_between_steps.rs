@@ -4,7 +4,7 @@
 //! 2, 3 ... until the copy completes. Calls are counted per thread, so every order of start, record and end is cut between
 //! any two of its steps. After each kill, a copy is killed while it resumes, then one resumes undisturbed.
 
-use crate::support::{MIB, Need, Room, assert_same, mixed, need, outcome, program, text, write_sparse};
+use crate::support::{MIB, Need, TestDir, assert_same, mixed, need, outcome, program, text, write_sparse};
 use std::path::Path;
 use std::process::Stdio;
 
@@ -28,10 +28,10 @@ const FLAGS: [&str; 13] = [
 const STEPS_MAX: u32 = 400;
 
 /// Runs a copy that dies before its `step`-th `call`; whether it got through.
-fn run_until(room: &Room, call: &str, step: u32, resume: bool) -> bool {
+fn run_until(dir: &TestDir, call: &str, step: u32, resume: bool) -> bool {
     let trace = format!("--trace={call}");
     let inject = format!("--inject={call}:signal=KILL:when={step}");
-    let mut command = room.command(Path::new("strace"), &["-f", "-qqq", "-o", "trace", &trace, &inject]);
+    let mut command = dir.command(Path::new("strace"), &["-f", "-qqq", "-o", "trace", &trace, &inject]);
     command.arg(program()).args(FLAGS).stdout(Stdio::null()).stderr(Stdio::null());
     if resume {
         command.arg("--resume");
@@ -44,33 +44,33 @@ fn crash_at_every(test: &str, call: &str) {
     need!(test, &[Need::Program("strace")]);
     let source = mixed(SIZE, 31);
     for step in 1..STEPS_MAX {
-        let room = Room::new();
-        write_sparse(&room.path("a"), &source);
-        if run_until(&room, call, step, false) {
+        let dir = TestDir::new();
+        write_sparse(&dir.path("a"), &source);
+        if run_until(&dir, call, step, false) {
             assert!(step > 1, "no copy calls {call}: this test would test nothing");
             return;
         }
         let what = format!("killed before {call} number {step}");
-        if !run_until(&room, call, step, true) {
-            go_on(&room, &what);
+        if !run_until(&dir, call, step, true) {
+            resume_undisturbed(&dir, &what);
         }
-        assert_same(&room.read("b"), &source, &what);
-        assert!(room.checkpoint_path().is_none(), "{what}: the checkpoint is gone");
-        let verified = room.blockhaul(&["verify", "--receipt", "receipt", "b"]);
+        assert_same(&dir.read("b"), &source, &what);
+        assert!(dir.checkpoint_path().is_none(), "{what}: the checkpoint is gone");
+        let verified = dir.blockhaul(&["verify", "--receipt", "receipt", "b"]);
         assert_eq!(verified.code, Some(0), "{what}: {verified:#?}");
     }
     panic!("a copy of {SIZE} bytes makes {STEPS_MAX} calls of {call}");
 }
 
 /// The run that is left alone.
-fn go_on(room: &Room, what: &str) {
-    let was_finished = room.checkpoint_path().is_none() && room.path("receipt").exists();
-    let recorded = room.checkpoint().map_or(0, |found| found["durable_bytes"].as_u64().expect("it is a number"));
+fn resume_undisturbed(dir: &TestDir, what: &str) {
+    let was_finished = dir.checkpoint_path().is_none() && dir.path("receipt").exists();
+    let recorded = dir.checkpoint().map_or(0, |found| found["durable_bytes"].as_u64().expect("it is a number"));
     if was_finished {
         return;
     }
-    let words: Vec<&str> = FLAGS.iter().copied().chain(["--resume"]).collect();
-    let last = room.blockhaul(&words);
+    let args: Vec<&str> = FLAGS.iter().copied().chain(["--resume"]).collect();
+    let last = dir.blockhaul(&args);
     assert_eq!(last.code, Some(0), "{what}: {last:#?}");
     assert!(last.bytes("resumed") >= recorded, "{what}: {recorded} bytes were recorded: {last:#?}");
     assert!(last.bytes("read") <= SIZE as u64 - recorded, "{what}: nothing recorded is read again: {last:#?}");
@@ -120,21 +120,21 @@ fn a_copy_killed_before_every_turn_of_a_ring_can_be_resumed() {
 fn a_complete_checkpoint_is_removed_without_copying_again() {
     let test = "a_complete_checkpoint_is_removed_without_copying_again";
     need!(test, &[Need::Program("strace")]);
-    let room = Room::new();
+    let dir = TestDir::new();
     let source = mixed(SIZE, 32);
-    write_sparse(&room.path("a"), &source);
-    let mut command = room.command(
+    write_sparse(&dir.path("a"), &source);
+    let mut command = dir.command(
         Path::new("strace"),
         &["-f", "-qqq", "-o", "trace", "--trace=unlink,unlinkat", "--inject=unlink,unlinkat:signal=KILL:when=1"],
     );
     let killed = command.arg(program()).args(["copy", "a", "b", "--json"]).output().expect("strace was found");
     assert!(!killed.status.success(), "a copy ends with the removal of its checkpoint");
-    let checkpoint = room.checkpoint_path().expect("it was not removed");
-    assert_eq!(room.checkpoint().expect("it is there")["durable_bytes"], SIZE);
-    outcome(&room.command(&program(), &["copy", "a", "b", "--json"]).output().unwrap()).assert_failed(1, "EExists");
-    let resumed = room.blockhaul(&["copy", "a", "b", "--resume"]);
+    let checkpoint = dir.checkpoint_path().expect("it was not removed");
+    assert_eq!(dir.checkpoint().expect("it is there")["durable_bytes"], SIZE);
+    outcome(&dir.command(&program(), &["copy", "a", "b", "--json"]).output().unwrap()).assert_failed(1, "EExists");
+    let resumed = dir.blockhaul(&["copy", "a", "b", "--resume"]);
     resumed.assert_done();
     assert_eq!((resumed.bytes("read"), resumed.bytes("durable")), (0, SIZE as u64), "nothing is copied again");
     assert!(!checkpoint.exists(), "{} is left", text(&checkpoint));
-    assert_same(&room.read("b"), &source, "the copy");
+    assert_same(&dir.read("b"), &source, "the copy");
 }

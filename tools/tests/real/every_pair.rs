@@ -1,6 +1,6 @@
 //! Tests every kind of volume with every other kind, every block size, and every awkward length.
 
-use crate::support::{MIB, Need, Room, assert_same, mixed, need, noise, text, write_sparse};
+use crate::support::{MIB, Need, TestDir, assert_same, mixed, need, noise, text, write_sparse};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -30,19 +30,19 @@ const LARGER: usize = 7 * MIB;
 
 /// A room with one place of every kind in it.
 struct Places {
-    room: Room,
+    dir: TestDir,
 }
 
 impl Places {
     fn new() -> Self {
-        let room = Room::new();
-        room.memory("tmpfs");
-        room.memory("images");
+        let dir = TestDir::new();
+        dir.memory("tmpfs");
+        dir.memory("images");
         for filesystem in ["ext4", "xfs", "btrfs"] {
-            let image = room.image(&format!("images/{filesystem}"), filesystem, 320 << 20);
-            room.mount(&image, filesystem);
+            let image = dir.image(&format!("images/{filesystem}"), filesystem, 320 << 20);
+            dir.mount(&image, filesystem);
         }
-        Self { room }
+        Self { dir }
     }
 
     /// A source of this kind, with what it holds.
@@ -51,14 +51,14 @@ impl Places {
         if kind == "device" {
             return (self.device("images/source", &bytes), bytes);
         }
-        let path = self.room.path(kind).join("source");
+        let path = self.dir.path(kind).join("source");
         write_sparse(&path, &bytes);
         (path, bytes)
     }
 
     fn device(&self, name: &str, bytes: &[u8]) -> PathBuf {
-        let backing = self.room.file(name, bytes);
-        self.room.loop_device(&backing, 512)
+        let backing = self.dir.file(name, bytes);
+        self.dir.loop_device(&backing, 512)
     }
 }
 
@@ -74,12 +74,12 @@ fn copy_to_all(test: &str, from: &str) {
             let flags = FLAGS[(number * 4 + round + from.len()) % FLAGS.len()];
             let what = format!("{from} to {kind} with {flags:?}");
             let is_device = *kind == "device";
-            let destination = if is_device { device.clone() } else { places.room.path(kind).join(format!("b{round}")) };
+            let destination = if is_device { device.clone() } else { places.dir.path(kind).join(format!("b{round}")) };
             if is_device {
                 overwrite(&device, &old);
             }
             let words = ["copy", text(&source), text(&destination), "--overwrite"];
-            let copied = places.room.blockhaul(&[&words, flags].concat());
+            let copied = places.dir.blockhaul(&[&words, flags].concat());
             assert_eq!(copied.code, Some(0), "{what}: {copied:#?}");
             let rest: &[u8] = if is_device { &old[bytes.len()..] } else { &[] };
             let wanted = [&bytes, rest].concat();
@@ -127,9 +127,9 @@ fn within_one_file_system_that_shares_extents() {
         let (source, bytes) = places.source(kind);
         for (number, flags) in [&["--reflink", "always"][..], &["--verify"], &["--reflink", "never"]].iter().enumerate()
         {
-            let destination = places.room.path(kind).join(format!("clone{number}"));
+            let destination = places.dir.path(kind).join(format!("clone{number}"));
             let words = ["copy", text(&source), text(&destination)];
-            let copied = places.room.blockhaul(&[&words, *flags].concat());
+            let copied = places.dir.blockhaul(&[&words, *flags].concat());
             copied.assert_done();
             let cloned = copied.bytes("cloned");
             assert_eq!(cloned > 0, flags[1..] != ["never"], "{kind} {flags:?}: {copied:#?}");
@@ -140,60 +140,59 @@ fn within_one_file_system_that_shares_extents() {
 
 #[test]
 fn every_length_around_sectors_pages_and_blocks() {
-    let room = Room::new();
+    let dir = TestDir::new();
     let lengths = [0, 1, 511, 512, 513, 4095, 4096, 4097, MIB - 1, MIB, MIB + 1, 2 * MIB + 511];
     for (number, length) in lengths.into_iter().enumerate() {
         let bytes = noise(length, number as u64);
-        room.file("a", &bytes);
+        dir.file("a", &bytes);
         for flags in [&["--verify"][..], &["--direct", "no"], &["--path", "threads"], &["--path", "inline", "--verify"]]
         {
-            let copied = room.blockhaul(&[&["copy", "a", "b", "--overwrite", "--receipt", "r"], flags].concat());
+            let copied = dir.blockhaul(&[&["copy", "a", "b", "--overwrite", "--receipt", "r"], flags].concat());
             assert_eq!(copied.code, Some(0), "{length} {flags:?}: {copied:#?}");
-            assert_same(&room.read("b"), &bytes, &format!("{length} bytes {flags:?}"));
-            let verified = room.blockhaul(&["verify", "--receipt", "r", "b"]);
+            assert_same(&dir.read("b"), &bytes, &format!("{length} bytes {flags:?}"));
+            let verified = dir.blockhaul(&["verify", "--receipt", "r", "b"]);
             assert_eq!(verified.code, Some(0), "{length} {flags:?}: {verified:#?}");
-            std::fs::remove_file(room.path("r")).expect("it was just read");
+            std::fs::remove_file(dir.path("r")).expect("it was just read");
         }
     }
 }
 
 #[test]
 fn every_block_size() {
-    let room = Room::new();
+    let dir = TestDir::new();
     let bytes = mixed(9 * MIB + 4097, 7);
-    write_sparse(&room.path("a"), &bytes);
+    write_sparse(&dir.path("a"), &bytes);
     for shift in 12..=26 {
         let size = format!("{}", 1_u64 << shift);
         let words = ["copy", "a", "b", "--overwrite", "--block-size", &size, "--depth", "1", "--cores", "1"];
         let copied =
-            room.blockhaul(&[&words[..], if shift % 2 == 0 { &["--verify"] } else { &["--direct", "no"] }].concat());
+            dir.blockhaul(&[&words[..], if shift % 2 == 0 { &["--verify"] } else { &["--direct", "no"] }].concat());
         copied.assert_done();
         assert_eq!(copied.report()["block_size_bytes"], 1_u64 << shift);
-        assert_same(&room.read("b"), &bytes, &format!("blocks of {size}"));
+        assert_same(&dir.read("b"), &bytes, &format!("blocks of {size}"));
     }
 }
 
 #[test]
 fn between_devices_with_large_and_small_sectors() {
     need!("between_devices_with_large_and_small_sectors", &[Need::Root, Need::LoopDevices]);
-    let room = Room::new();
-    room.memory("images");
+    let dir = TestDir::new();
+    dir.memory("images");
     let old = noise(LARGER, 5);
     let bytes = mixed(DEVICE / 4096 * 4096, 6);
     let unaligned = mixed(FILE, 7);
-    room.file("images/a", &bytes);
-    room.file("file", &unaligned);
-    let large = room.loop_device(&room.path("images/a"), 4096);
-    room.file("images/b", &old);
-    room.file("images/c", &old);
-    let destinations =
-        [(room.loop_device(&room.path("images/b"), 4096)), (room.loop_device(&room.path("images/c"), 512))];
+    dir.file("images/a", &bytes);
+    dir.file("file", &unaligned);
+    let large = dir.loop_device(&dir.path("images/a"), 4096);
+    dir.file("images/b", &old);
+    dir.file("images/c", &old);
+    let destinations = [(dir.loop_device(&dir.path("images/b"), 4096)), (dir.loop_device(&dir.path("images/c"), 512))];
     for destination in &destinations {
         for (source, bytes) in [(text(&large), &bytes), ("file", &unaligned)] {
             for flags in [&["--verify"][..], &["--direct", "no", "--verify"], &["--path", "threads"]] {
                 overwrite(destination, &old);
                 let words = ["copy", source, text(destination), "--overwrite"];
-                let copied = room.blockhaul(&[&words, flags].concat());
+                let copied = dir.blockhaul(&[&words, flags].concat());
                 let what = format!("{source} to {} {flags:?}", text(destination));
                 assert_eq!(copied.code, Some(0), "{what}: {copied:#?}");
                 let wanted = [&bytes[..], &old[bytes.len()..]].concat();
@@ -201,7 +200,7 @@ fn between_devices_with_large_and_small_sectors() {
             }
         }
     }
-    let copied = room.blockhaul(&["copy", text(&large), "c", "--verify"]);
+    let copied = dir.blockhaul(&["copy", text(&large), "c", "--verify"]);
     copied.assert_done();
-    assert_same(&room.read("c"), &bytes, "a device of large sectors to a file");
+    assert_same(&dir.read("c"), &bytes, "a device of large sectors to a file");
 }

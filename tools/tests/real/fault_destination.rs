@@ -1,6 +1,6 @@
 //! Tests destinations that are removed: a copy that cannot be found again is no success.
 
-use crate::support::{MIB, Need, Room, assert_same, moving, need, noise, recorded, run, text};
+use crate::support::{MIB, Need, TestDir, assert_same, moving, need, noise, recorded, run, text};
 use nix::sys::signal::Signal;
 
 const SIZE: usize = 12 * MIB;
@@ -10,66 +10,66 @@ const SLOWLY: [&str; 9] =
 #[test]
 fn a_destination_deleted_during_the_copy_is_no_success() {
     for (old, flags) in [(false, "auto"), (true, "auto"), (true, "threads")] {
-        let room = Room::new();
-        room.file("a", &noise(SIZE, 81));
+        let dir = TestDir::new();
+        dir.file("a", &noise(SIZE, 81));
         if old {
-            room.file("b", b"");
+            dir.file("b", b"");
         }
         let flags = ["--path", flags, "--reflink", "never"];
-        let mut copying = room.start(&[&SLOWLY[..], &flags].concat());
+        let mut copying = dir.start(&[&SLOWLY[..], &flags].concat());
         copying.until(recorded);
-        std::fs::remove_file(room.path("b")).expect("it was created");
+        std::fs::remove_file(dir.path("b")).expect("it was created");
         let outcome = copying.end();
         outcome.assert_failed(1, "ENotFound");
         assert_eq!(outcome.report()["error"]["side"], "destination", "{outcome:#?}");
-        assert!(!room.path("b").exists(), "nothing is put in its place");
+        assert!(!dir.path("b").exists(), "nothing is put in its place");
     }
 }
 
 #[test]
 fn a_destination_replaced_during_the_copy_is_no_success() {
-    let room = Room::new();
-    room.file("a", &noise(SIZE, 82));
-    let mut copying = room.start(&[&SLOWLY[..], &["--reflink", "never"]].concat());
+    let dir = TestDir::new();
+    dir.file("a", &noise(SIZE, 82));
+    let mut copying = dir.start(&[&SLOWLY[..], &["--reflink", "never"]].concat());
     copying.until(recorded);
-    room.file("other", b"precious");
-    std::fs::rename(room.path("other"), room.path("b")).expect("both are there");
+    dir.file("other", b"precious");
+    std::fs::rename(dir.path("other"), dir.path("b")).expect("both are there");
     let outcome = copying.end();
     outcome.assert_failed(1, "ENotFound");
-    assert_eq!(room.read("b"), b"precious", "what took its place is untouched");
-    let resumed = room.blockhaul(&[&SLOWLY[..], &["--resume"]].concat());
+    assert_eq!(dir.read("b"), b"precious", "what took its place is untouched");
+    let resumed = dir.blockhaul(&[&SLOWLY[..], &["--resume"]].concat());
     resumed.assert_failed(1, "ECheckpointMismatch");
-    assert_eq!(room.read("b"), b"precious", "also by a resume");
+    assert_eq!(dir.read("b"), b"precious", "also by a resume");
 }
 
 #[test]
 fn a_destination_deleted_between_two_runs_is_not_resumed() {
-    let room = Room::new();
+    let dir = TestDir::new();
     let source = noise(SIZE, 83);
-    room.file("a", &source);
-    let mut copying = room.start(&[&SLOWLY[..], &["--reflink", "never"]].concat());
+    dir.file("a", &source);
+    let mut copying = dir.start(&[&SLOWLY[..], &["--reflink", "never"]].concat());
     copying.until(recorded);
     copying.crash();
-    std::fs::remove_file(room.path("b")).expect("it was created");
-    let resumed = room.blockhaul(&["copy", "a", "b", "--resume"]);
+    std::fs::remove_file(dir.path("b")).expect("it was created");
+    let resumed = dir.blockhaul(&["copy", "a", "b", "--resume"]);
     resumed.assert_failed(1, "ECheckpointMismatch");
-    assert!(!room.path("b").exists(), "a refusal creates nothing");
-    room.blockhaul(&["copy", "a", "b", "--restart"]).assert_done();
-    assert_same(&room.read("b"), &source, "the copy");
+    assert!(!dir.path("b").exists(), "a refusal creates nothing");
+    dir.blockhaul(&["copy", "a", "b", "--restart"]).assert_done();
+    assert_same(&dir.read("b"), &source, "the copy");
 }
 
 #[test]
 fn a_destination_cut_short_between_two_runs_is_not_called_complete() {
-    let room = Room::new();
+    let dir = TestDir::new();
     let source = noise(SIZE, 84);
-    room.file("a", &source);
-    let mut copying = room.start(&[&SLOWLY[..], &["--reflink", "never"]].concat());
+    dir.file("a", &source);
+    let mut copying = dir.start(&[&SLOWLY[..], &["--reflink", "never"]].concat());
     copying.until(recorded);
     copying.crash();
-    std::fs::File::options().write(true).open(room.path("b")).and_then(|file| file.set_len(0)).expect("it was created");
-    let resumed = room.blockhaul(&["copy", "a", "b", "--resume"]);
+    std::fs::File::options().write(true).open(dir.path("b")).and_then(|file| file.set_len(0)).expect("it was created");
+    let resumed = dir.blockhaul(&["copy", "a", "b", "--resume"]);
     if resumed.code == Some(0) {
-        assert_same(&room.read("b"), &source, "the copy");
+        assert_same(&dir.read("b"), &source, "the copy");
     } else {
         resumed.assert_failed(1, "ECheckpointMismatch");
     }
@@ -79,25 +79,25 @@ fn a_destination_cut_short_between_two_runs_is_not_called_complete() {
 fn a_destination_whose_device_is_read_only_is_refused() {
     let test = "a_destination_whose_device_is_read_only_is_refused";
     need!(test, &[Need::Root, Need::LoopDevices]);
-    let room = Room::new();
-    room.file("a", &noise(MIB, 85));
-    let backing = room.sparse("disk", SIZE as u64);
+    let dir = TestDir::new();
+    dir.file("a", &noise(MIB, 85));
+    let backing = dir.sparse("disk", SIZE as u64);
     let device = run("losetup", &["--find", "--show", "--read-only", text(&backing)]);
-    room.blockhaul(&["copy", "a", device.trim()]).assert_failed(1, "EReadOnly");
+    dir.blockhaul(&["copy", "a", device.trim()]).assert_failed(1, "EReadOnly");
 }
 
 #[test]
 fn a_file_system_that_turns_read_only_during_the_copy_ends_it() {
     let test = "a_file_system_that_turns_read_only_during_the_copy_ends_it";
     need!(test, &[Need::Root, Need::LoopDevices, Need::Filesystem("ext4"), Need::Program("xfs_io")]);
-    let room = Room::new();
-    room.memory("images");
+    let dir = TestDir::new();
+    dir.memory("images");
     let source = noise(SIZE, 86);
-    room.file("a", &source);
-    let image = room.image("images/disk", "ext4", 64 << 20);
-    let disk = room.mount(&image, "disk");
-    let words = ["copy", "a", "disk/b", "--block-size", "64KiB", "--checkpoint-every", "512KiB", "--reflink", "never"];
-    let mut copying = room.start(&[&words[..], &["--limit", "24MiB/s"]].concat());
+    dir.file("a", &source);
+    let image = dir.image("images/disk", "ext4", 64 << 20);
+    let disk = dir.mount(&image, "disk");
+    let args = ["copy", "a", "disk/b", "--block-size", "64KiB", "--checkpoint-every", "512KiB", "--reflink", "never"];
+    let mut copying = dir.start(&[&args[..], &["--limit", "24MiB/s"]].concat());
     copying.until(moving);
     // As after an error of the journal: everything fails from here on.
     run("xfs_io", &["-x", "-c", "shutdown -f", text(&disk)]);
@@ -108,10 +108,10 @@ fn a_file_system_that_turns_read_only_during_the_copy_ends_it() {
     assert!(error["code"] == "EIo" || error["code"] == "EReadOnly", "{error}");
     assert_eq!(failed.report()["quiesced"], true, "{failed:#?}");
 
-    room.unmount(&disk);
-    let disk = room.mount(&image, "disk");
+    dir.unmount(&disk);
+    let disk = dir.mount(&image, "disk");
     // The device number changes with the mount: the same file may be another one. Either is safe.
-    let resumed = room.blockhaul(&[&words[..], &["--resume"]].concat());
+    let resumed = dir.blockhaul(&[&args[..], &["--resume"]].concat());
     if resumed.code == Some(0) {
         assert_same(&std::fs::read(disk.join("b")).expect("it is there"), &source, "the copy");
     } else {
@@ -121,11 +121,11 @@ fn a_file_system_that_turns_read_only_during_the_copy_ends_it() {
 
 #[test]
 fn a_copy_stopped_while_its_destination_is_gone_says_so() {
-    let room = Room::new();
-    room.file("a", &noise(SIZE, 87));
-    let mut copying = room.start(&[&SLOWLY[..], &["--reflink", "never"]].concat());
+    let dir = TestDir::new();
+    dir.file("a", &noise(SIZE, 87));
+    let mut copying = dir.start(&[&SLOWLY[..], &["--reflink", "never"]].concat());
     copying.until(recorded);
-    std::fs::remove_file(room.path("b")).expect("it was created");
+    std::fs::remove_file(dir.path("b")).expect("it was created");
     copying.signal(Signal::SIGTERM);
     assert_eq!(copying.end().code, Some(75));
 }

@@ -1,6 +1,6 @@
 //! Tests devices that fail: a loop device whose backing file cannot grow, and one whose backing file was truncated.
 
-use crate::support::{MIB, Need, Outcome, Room, assert_same, need, noise, run, text, write_sparse};
+use crate::support::{MIB, Need, Outcome, TestDir, assert_same, need, noise, run, text, write_sparse};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -16,13 +16,13 @@ const GOOD: usize = 16 * MIB;
 const BLOCK_KIB: &str = "64";
 
 /// A device that can be written up to [`GOOD`]: its backing file is preallocated up to there, on a full file system.
-fn half_writable(room: &Room) -> PathBuf {
-    let full = room.path("full");
+fn half_writable(dir: &TestDir) -> PathBuf {
+    let full = dir.path("full");
     std::fs::create_dir(&full).expect("it is new");
     run("mount", &["-t", "tmpfs", "-o", "size=16m", "tmpfs", text(&full)]);
-    let backing = room.sparse("full/disk", SIZE as u64);
+    let backing = dir.sparse("full/disk", SIZE as u64);
     run("fallocate", &["--length", &GOOD.to_string(), "--keep-size", text(&backing)]);
-    let device = room.loop_device(&backing, 512);
+    let device = dir.loop_device(&backing, 512);
     // The loop driver calls a short write to its backing file a success: no request may straddle the point where the device
     // ends, also not one that the kernel has merged of what it wrote back late.
     let name = device.file_name().expect("a device has a name");
@@ -37,32 +37,32 @@ fn a_device_that_cannot_write_ends_the_copy_and_resumes_when_it_can() {
     let block = format!("{BLOCK_KIB}KiB");
     let one_by_one = ["--block-size", &*block, "--cores", "1", "--depth", "1", "--checkpoint-every", "512KiB"];
     for flags in [&["--path", "ring"][..], &["--path", "threads"], &["--path", "inline"]] {
-        let room = Room::new();
+        let dir = TestDir::new();
         let source = noise(SIZE, 51);
-        room.file("a", &source);
-        let device = half_writable(&room);
-        let words = ["copy", "a", text(&device)];
-        let failed = room.blockhaul(&[&words[..], &one_by_one, flags].concat());
+        dir.file("a", &source);
+        let device = half_writable(&dir);
+        let args = ["copy", "a", text(&device)];
+        let failed = dir.blockhaul(&[&args[..], &one_by_one, flags].concat());
         assert_named(&failed, text(&device));
         let recorded = failed.bytes("durable");
         assert!(recorded > 0 && recorded <= GOOD as u64, "{failed:#?}");
-        let checkpoint = room.checkpoint().expect("a failed copy can be resumed");
-        let held = room.read("full/disk");
+        let checkpoint = dir.checkpoint().expect("a failed copy can be resumed");
+        let held = dir.read("full/disk");
         for range in checkpoint["durable"].as_array().expect("it is a list") {
             let of = |field: &str| usize::try_from(range[field].as_u64().expect("a number")).expect("small");
             let (start, end) = (of("offset"), of("offset") + of("length"));
             assert_same(&held[start..end], &source[start..end], &format!("{start}..{end} is called durable"));
         }
 
-        run("mount", &["-o", "remount,size=64m", text(&room.path("full"))]);
-        let resume = [&words[..], &one_by_one, &["--resume", "--verify"], flags].concat();
-        let mut resumed = room.blockhaul(&resume);
+        run("mount", &["-o", "remount,size=64m", text(&dir.path("full"))]);
+        let resume = [&args[..], &one_by_one, &["--resume", "--verify"], flags].concat();
+        let mut resumed = dir.blockhaul(&resume);
         for _ in 0..3 {
             // Cached writes that the kernel lost after the first run had ended are told to whoever flushes next.
             if resumed.code == Some(0) || resumed.report()["error"]["operation"] != "flush" {
                 break;
             }
-            resumed = room.blockhaul(&resume);
+            resumed = dir.blockhaul(&resume);
         }
         assert_eq!(resumed.code, Some(0), "{flags:?}: {resumed:#?}");
         assert!(resumed.bytes("resumed") >= recorded, "{flags:?}");
@@ -84,16 +84,16 @@ fn assert_named(failed: &Outcome, device: &str) {
 fn a_flush_that_fails_ends_the_copy_and_nothing_counts_as_durable() {
     need!("a_flush_that_fails_ends_the_copy_and_nothing_counts_as_durable", &NEEDS);
     for flags in [&["--path", "ring"][..], &["--path", "threads"], &["--path", "inline"]] {
-        let room = Room::new();
-        room.file("a", &noise(SIZE, 52));
-        let device = half_writable(&room);
+        let dir = TestDir::new();
+        dir.file("a", &noise(SIZE, 52));
+        let device = half_writable(&dir);
         // Every write goes to memory; the device is met by the flush.
-        let words = ["copy", "a", text(&device), "--direct", "no", "--checkpoint-every", "1GiB", "--checkpoint-every"];
-        let failed = room.blockhaul(&[&words[..], &["1h"], flags].concat());
+        let args = ["copy", "a", text(&device), "--direct", "no", "--checkpoint-every", "1GiB", "--checkpoint-every"];
+        let failed = dir.blockhaul(&[&args[..], &["1h"], flags].concat());
         assert_named(&failed, text(&device));
         assert_eq!(failed.report()["error"]["operation"], "flush", "{failed:#?}");
         assert_eq!(failed.bytes("durable"), 0, "nothing since the last good flush counts: {failed:#?}");
-        let resumed = room.blockhaul(&["copy", "a", text(&device), "--resume", "--direct", "no"]);
+        let resumed = dir.blockhaul(&["copy", "a", text(&device), "--resume", "--direct", "no"]);
         assert_eq!(resumed.code, Some(1), "the device still fails: {resumed:#?}");
         assert_eq!(resumed.bytes("resumed"), 0, "{resumed:#?}");
     }
@@ -103,17 +103,17 @@ fn a_flush_that_fails_ends_the_copy_and_nothing_counts_as_durable() {
 fn a_device_that_cannot_read_ends_the_copy() {
     need!("a_device_that_cannot_read_ends_the_copy", &NEEDS);
     for flags in PATHS {
-        let room = Room::new();
+        let dir = TestDir::new();
         let source = noise(SIZE, 53);
-        let backing = room.file("disk", &source);
-        let device = room.loop_device(&backing, 512);
+        let backing = dir.file("disk", &source);
+        let device = dir.loop_device(&backing, 512);
         File::options()
             .write(true)
             .open(&backing)
             .and_then(|file| file.set_len(SIZE as u64 / 2))
             .expect("it is a file");
-        let words = ["copy", text(&device), "b", "--block-size", "64KiB", "--checkpoint-every", "1MiB"];
-        let failed = room.blockhaul(&[&words[..], flags].concat());
+        let args = ["copy", text(&device), "b", "--block-size", "64KiB", "--checkpoint-every", "1MiB"];
+        let failed = dir.blockhaul(&[&args[..], flags].concat());
         failed.assert_failed(1, "EIo");
         let error = &failed.report()["error"];
         assert_eq!((&error["side"], &error["operation"]), (&"source".into(), &"read".into()), "{flags:?}: {error}");
@@ -122,22 +122,22 @@ fn a_device_that_cannot_read_ends_the_copy() {
 
         let file = File::options().write(true).open(&backing).expect("it is a file");
         file.write_all_at(&source, 0).expect("there is room");
-        let resumed = room.blockhaul(&[&words[..], &["--resume"], flags].concat());
+        let resumed = dir.blockhaul(&[&args[..], &["--resume"], flags].concat());
         assert_eq!(resumed.code, Some(0), "{flags:?}: {resumed:#?}");
-        assert_same(&room.read("b"), &source, "the copy");
+        assert_same(&dir.read("b"), &source, "the copy");
     }
 }
 
 #[test]
 fn a_verification_fails_on_a_device_that_cannot_read() {
     need!("a_verification_fails_on_a_device_that_cannot_read", &NEEDS);
-    let room = Room::new();
+    let dir = TestDir::new();
     let source = noise(SIZE, 54);
-    write_sparse(&room.path("a"), &source);
-    let backing = room.file("disk", &source);
-    let device = room.loop_device(&backing, 512);
+    write_sparse(&dir.path("a"), &source);
+    let backing = dir.file("disk", &source);
+    let device = dir.loop_device(&backing, 512);
     File::options().write(true).open(&backing).and_then(|file| file.set_len(SIZE as u64 / 2)).expect("it is a file");
-    let failed = room.blockhaul(&["verify", "a", text(&device)]);
+    let failed = dir.blockhaul(&["verify", "a", text(&device)]);
     failed.assert_failed(1, "EIo");
     assert_eq!(failed.report()["error"]["side"], "destination", "{failed:#?}");
 }

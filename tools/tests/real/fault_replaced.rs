@@ -1,7 +1,7 @@
 //! Tests volumes that changed before a copy resumes: other disks under the same number, the same disk under another one, and
 //! replaced content under the same name.
 
-use crate::support::{MIB, Need, Outcome, Room, assert_same, need, noise, recorded, run, text};
+use crate::support::{MIB, Need, Outcome, TestDir, assert_same, need, noise, recorded, run, text};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -13,14 +13,14 @@ const NEEDS: [Need; 2] = [Need::Root, Need::LoopDevices];
 const SLOWLY: [&str; 6] = ["--limit", "16MiB/s", "--block-size", "64KiB", "--checkpoint-every", "256KiB"];
 
 /// A copy that is stopped after a part of it was recorded.
-fn half_copied(room: &Room, words: &[&str]) {
-    let mut running = room.start(&[&["copy"][..], words, &SLOWLY].concat());
+fn half_copied(dir: &TestDir, args: &[&str]) {
+    let mut running = dir.start(&[&["copy"][..], args, &SLOWLY].concat());
     running.until(recorded);
     running.crash();
 }
 
-fn resumed(room: &Room, words: &[&str]) -> Outcome {
-    room.blockhaul(&[&["copy", "--resume"][..], words].concat())
+fn resumed(dir: &TestDir, args: &[&str]) -> Outcome {
+    dir.blockhaul(&[&["copy", "--resume"][..], args].concat())
 }
 
 fn assert_refused(outcome: &Outcome, code: &str) {
@@ -28,7 +28,7 @@ fn assert_refused(outcome: &Outcome, code: &str) {
     assert_eq!(outcome.report()["error"]["code"], code, "{outcome:#?}");
 }
 
-fn assert_gone_on(outcome: &Outcome) {
+fn assert_resumed(outcome: &Outcome) {
     assert_eq!(outcome.code, Some(0), "{outcome:#?}");
     assert!(outcome.bytes("resumed") > 0, "{outcome:#?}");
 }
@@ -51,39 +51,39 @@ fn swap(device: &Path, backing: &Path) {
 #[test]
 fn a_copy_does_not_resume_with_another_disk_under_the_same_number() {
     need!("a_copy_does_not_resume_with_another_disk_under_the_same_number", &NEEDS);
-    let room = Room::new();
+    let dir = TestDir::new();
     let [first, second] = [1, 2].map(|seed| noise(SIZE, seed));
-    let (a, b) = (room.file("a", &first), room.file("b", &second));
-    let (d, e) = (room.sparse("d", SIZE as u64), room.sparse("e", SIZE as u64));
-    let (source, destination) = (room.loop_device(&a, 512), room.loop_device(&d, 512));
-    let words = [text(&source), text(&destination)];
-    half_copied(&room, &words);
+    let (a, b) = (dir.file("a", &first), dir.file("b", &second));
+    let (d, e) = (dir.sparse("d", SIZE as u64), dir.sparse("e", SIZE as u64));
+    let (source, destination) = (dir.loop_device(&a, 512), dir.loop_device(&d, 512));
+    let args = [text(&source), text(&destination)];
+    half_copied(&dir, &args);
     swap(&source, &b);
-    assert_refused(&resumed(&room, &words), "ESourceChanged");
+    assert_refused(&resumed(&dir, &args), "ESourceChanged");
     swap(&source, &a);
     swap(&destination, &e);
-    assert_refused(&resumed(&room, &words), "ECheckpointMismatch");
-    assert_same(&room.read("e"), &vec![0; SIZE], "the other disk");
+    assert_refused(&resumed(&dir, &args), "ECheckpointMismatch");
+    assert_same(&dir.read("e"), &vec![0; SIZE], "the other disk");
     swap(&destination, &d);
-    assert_gone_on(&resumed(&room, &[&words[..], &["--verify"]].concat()));
-    assert_same(&room.read("d"), &first, "the destination");
+    assert_resumed(&resumed(&dir, &[&args[..], &["--verify"]].concat()));
+    assert_same(&dir.read("d"), &first, "the destination");
 }
 
 #[test]
 fn a_copy_resumes_with_the_same_disks_under_other_numbers() {
     need!("a_copy_resumes_with_the_same_disks_under_other_numbers", &NEEDS);
-    let room = Room::new();
+    let dir = TestDir::new();
     let data = noise(SIZE, 3);
-    let (a, d) = (room.file("a", &data), room.sparse("d", SIZE as u64));
-    let (source, destination) = (room.loop_device(&a, 512), room.loop_device(&d, 512));
-    half_copied(&room, &[text(&source), text(&destination), "--checkpoint", "journal"]);
+    let (a, d) = (dir.file("a", &data), dir.sparse("d", SIZE as u64));
+    let (source, destination) = (dir.loop_device(&a, 512), dir.loop_device(&d, 512));
+    half_copied(&dir, &[text(&source), text(&destination), "--checkpoint", "journal"]);
     [&source, &destination].into_iter().for_each(|device| _ = run("losetup", &["--detach", text(device)]));
-    let spare = room.sparse("spare", 4096);
+    let spare = dir.sparse("spare", 4096);
     // Takes a number that one of the disks had, unless another test was faster.
-    room.loop_device(&spare, 512);
-    let (source, destination) = (room.loop_device(&a, 512), room.loop_device(&d, 512));
-    assert_gone_on(&resumed(&room, &[text(&source), text(&destination), "--checkpoint", "journal"]));
-    assert_same(&room.read("d"), &data, "the destination");
+    dir.loop_device(&spare, 512);
+    let (source, destination) = (dir.loop_device(&a, 512), dir.loop_device(&d, 512));
+    assert_resumed(&resumed(&dir, &[text(&source), text(&destination), "--checkpoint", "journal"]));
+    assert_same(&dir.read("d"), &data, "the destination");
 }
 
 #[test]
@@ -91,18 +91,18 @@ fn a_copy_of_files_resumes_after_a_remount() {
     let needs = [Need::Root, Need::LoopDevices, Need::Filesystem("ext4"), Need::Filesystem("btrfs")];
     need!("a_copy_of_files_resumes_after_a_remount", &needs);
     for filesystem in ["ext4", "btrfs"] {
-        let room = Room::new();
+        let dir = TestDir::new();
         let data = noise(SIZE, 4);
-        let image = room.image("image", filesystem, 320 << 20);
-        let at = room.mount(&image, "mounted");
+        let image = dir.image("image", filesystem, 320 << 20);
+        let at = dir.mount(&image, "mounted");
         std::fs::write(at.join("a"), &data).expect("there is room");
-        let words = ["mounted/a", "mounted/b", "--reflink", "never"];
-        half_copied(&room, &words);
-        room.unmount(&at);
-        let spare = room.image("spare", filesystem, 320 << 20);
-        room.mount(&spare, "elsewhere");
-        room.mount(&image, "mounted");
-        assert_gone_on(&resumed(&room, &words));
+        let args = ["mounted/a", "mounted/b", "--reflink", "never"];
+        half_copied(&dir, &args);
+        dir.unmount(&at);
+        let spare = dir.image("spare", filesystem, 320 << 20);
+        dir.mount(&spare, "elsewhere");
+        dir.mount(&image, "mounted");
+        assert_resumed(&resumed(&dir, &args));
         assert_same(&std::fs::read(at.join("b")).expect("it is mounted"), &data, filesystem);
     }
 }
@@ -110,37 +110,37 @@ fn a_copy_of_files_resumes_after_a_remount() {
 #[test]
 fn a_destination_whose_content_was_replaced_is_a_mismatch() {
     for options in [&[][..], &["--digest", "none"], &["--direct", "no"]] {
-        let room = Room::new();
+        let dir = TestDir::new();
         let data = noise(SIZE, 5);
-        room.file("a", &data);
-        let words = [&["a", "b", "--reflink", "never"][..], options].concat();
-        half_copied(&room, &words);
-        let file = File::options().write(true).open(room.path("b")).expect("it was copied to");
+        dir.file("a", &data);
+        let args = [&["a", "b", "--reflink", "never"][..], options].concat();
+        half_copied(&dir, &args);
+        let file = File::options().write(true).open(dir.path("b")).expect("it was copied to");
         let length = file.metadata().expect("it is open").len();
         file.set_len(0).and_then(|()| file.set_len(length)).expect("it is ours");
-        assert_refused(&resumed(&room, &words), "ECheckpointMismatch");
-        assert_same(&room.read("b"), &vec![0; length as usize], "what was refused");
-        if !words.contains(&"none") {
-            let restarted = room.blockhaul(&[&["copy", "--restart"][..], &words].concat());
+        assert_refused(&resumed(&dir, &args), "ECheckpointMismatch");
+        assert_same(&dir.read("b"), &vec![0; length as usize], "what was refused");
+        if !args.contains(&"none") {
+            let restarted = dir.blockhaul(&[&["copy", "--restart"][..], &args].concat());
             assert_refused(&restarted, "EExists");
         }
-        let restarted = room.blockhaul(&[&["copy", "--restart", "--overwrite"][..], &words].concat());
+        let restarted = dir.blockhaul(&[&["copy", "--restart", "--overwrite"][..], &args].concat());
         assert_eq!(restarted.code, Some(0), "{restarted:#?}");
-        assert_same(&room.read("b"), &data, "the destination");
+        assert_same(&dir.read("b"), &data, "the destination");
     }
 }
 
 #[test]
 fn a_copy_does_not_resume_from_a_source_device_that_was_written() {
     need!("a_copy_does_not_resume_from_a_source_device_that_was_written", &NEEDS);
-    let room = Room::new();
-    let a = room.file("a", &noise(SIZE, 6));
-    let source = room.loop_device(&a, 512);
-    let words = [text(&source), "b"];
-    half_copied(&room, &words);
+    let dir = TestDir::new();
+    let a = dir.file("a", &noise(SIZE, 6));
+    let source = dir.loop_device(&a, 512);
+    let args = [text(&source), "b"];
+    half_copied(&dir, &args);
     let device = File::options().write(true).open(&source).expect("it is attached");
     device.write_all_at(&noise(SIZE, 7), 0).and_then(|()| device.sync_all()).expect("it can be written");
-    assert_refused(&resumed(&room, &words), "ESourceChanged");
+    assert_refused(&resumed(&dir, &args), "ESourceChanged");
 }
 
 /// A copy that has finished and left its receipt where its checkpoint was, as a kill before the last rename does.
@@ -148,30 +148,30 @@ const FINISHED: [&str; 6] = ["a", "b", "--checkpoint", "kept", "--receipt", "kep
 
 #[test]
 fn a_finished_copy_is_verified_again_on_request() {
-    let room = Room::new();
+    let dir = TestDir::new();
     let data = noise(SIZE, 8);
-    room.file("a", &data);
-    assert_eq!(room.blockhaul(&[&["copy"], &FINISHED[..]].concat()).code, Some(0));
-    let verified = resumed(&room, &[&FINISHED[..], &["--verify"]].concat());
-    assert_gone_on(&verified);
+    dir.file("a", &data);
+    assert_eq!(dir.blockhaul(&[&["copy"], &FINISHED[..]].concat()).code, Some(0));
+    let verified = resumed(&dir, &[&FINISHED[..], &["--verify"]].concat());
+    assert_resumed(&verified);
     assert_eq!(verified.bytes("verified"), SIZE as u64, "{verified:#?}");
     assert!(verified.report()["verified_from"].is_string(), "{verified:#?}");
 
     // Where no sample is taken, perhaps.
-    let file = File::options().write(true).open(room.path("b")).expect("it was copied to");
+    let file = File::options().write(true).open(dir.path("b")).expect("it was copied to");
     file.write_all_at(b"other", 5 * MIB as u64 + 77).expect("it is ours");
-    let differs = resumed(&room, &[&FINISHED[..], &["--verify"]].concat());
+    let differs = resumed(&dir, &[&FINISHED[..], &["--verify"]].concat());
     let code = &differs.report()["error"]["code"];
     assert!(code == "EVerifyMismatch" || code == "ECheckpointMismatch", "{differs:#?}");
 }
 
 #[test]
 fn a_finished_copy_is_sampled_when_it_is_resumed() {
-    let room = Room::new();
-    room.file("a", &noise(SIZE, 9));
-    assert_eq!(room.blockhaul(&[&["copy"], &FINISHED[..]].concat()).code, Some(0));
-    assert_gone_on(&resumed(&room, &FINISHED));
-    let file = File::options().write(true).open(room.path("b")).expect("it was copied to");
+    let dir = TestDir::new();
+    dir.file("a", &noise(SIZE, 9));
+    assert_eq!(dir.blockhaul(&[&["copy"], &FINISHED[..]].concat()).code, Some(0));
+    assert_resumed(&resumed(&dir, &FINISHED));
+    let file = File::options().write(true).open(dir.path("b")).expect("it was copied to");
     file.write_all_at(&noise(SIZE, 10), 0).expect("it is ours");
-    assert_refused(&resumed(&room, &FINISHED), "ECheckpointMismatch");
+    assert_refused(&resumed(&dir, &FINISHED), "ECheckpointMismatch");
 }

@@ -1,13 +1,13 @@
 //! Tests file systems that run full: the error says so, and the copy resumes once there is space.
 
-use crate::support::{MIB, Need, Room, assert_same, need, noise, run, text};
+use crate::support::{MIB, Need, TestDir, assert_same, need, noise, run, text};
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::fs::File;
 use std::path::Path;
 
 const SIZE: usize = 48 * MIB;
 
-/// Takes all but about `left` bytes of a file system at once, or as much as others let it; see [`make_room`].
+/// Takes all but about `left` bytes of a file system at once, or as much as others let it; see [`free_space`].
 fn fill(at: &Path, left: u64) {
     let stat = nix::sys::statvfs::statvfs(at).expect("it is mounted");
     let mut want = (stat.blocks_available() * stat.fragment_size()).saturating_sub(left);
@@ -25,7 +25,7 @@ fn fill(at: &Path, left: u64) {
 }
 
 /// Takes the filling away; some file systems free space only when they commit.
-fn make_room(at: &Path) {
+fn free_space(at: &Path) {
     std::fs::remove_file(at.join("ballast")).expect("it is there");
     run("sync", &["--file-system", text(at)]);
 }
@@ -33,36 +33,36 @@ fn make_room(at: &Path) {
 /// Runs full in the middle, either refused before a byte is written or met on the way.
 fn run_full(test: &str, filesystem: &'static str) {
     need!(test, &[Need::Root, Need::LoopDevices, Need::Filesystem(filesystem)]);
-    let room = Room::new();
-    room.memory("images");
-    let image = room.image("images/disk", filesystem, 320 << 20);
-    let disk = room.mount(&image, "disk");
+    let dir = TestDir::new();
+    dir.memory("images");
+    let image = dir.image("images/disk", filesystem, 320 << 20);
+    let disk = dir.mount(&image, "disk");
     let source = noise(SIZE, 62);
-    room.file("a", &source);
+    dir.file("a", &source);
     fill(&disk, 30 << 20);
-    let refused = room.blockhaul(&["copy", "a", "disk/b"]);
+    let refused = dir.blockhaul(&["copy", "a", "disk/b"]);
     refused.assert_failed(1, "ENoSpace");
     // Some file systems promise more than they can keep: then it is met on the way.
     let is_refused = refused.bytes("planned") == 0;
     assert_eq!(is_refused, !disk.join("b").exists(), "a refusal removes what it created: {refused:#?}");
-    assert_eq!(is_refused, room.checkpoint_path().is_none(), "a refusal leaves no checkpoint: {refused:#?}");
-    make_room(&disk);
-    room.blockhaul(&["copy", "a", "disk/b", "--resume"]).assert_done();
+    assert_eq!(is_refused, dir.checkpoint_path().is_none(), "a refusal leaves no checkpoint: {refused:#?}");
+    free_space(&disk);
+    dir.blockhaul(&["copy", "a", "disk/b", "--resume"]).assert_done();
     std::fs::remove_file(disk.join("b")).expect("it is there");
     run("sync", &["--file-system", text(&disk)]);
-    met_on_the_way(&room, &disk, &source);
+    fill_during_copy(&dir, &disk, &source);
 }
 
 /// The room is there at the start, and somebody else takes it during the copy.
-fn met_on_the_way(room: &Room, disk: &Path, source: &[u8]) {
+fn fill_during_copy(dir: &TestDir, disk: &Path, source: &[u8]) {
     for (number, flags) in
         [&["--direct", "no"][..], &["--path", "threads", "--direct", "no"], &["--path", "inline", "--direct", "no"]]
             .iter()
             .enumerate()
     {
         let name = format!("disk/b{number}");
-        let words = ["copy", "a", &name, "--block-size", "64KiB", "--checkpoint-every", "1MiB"];
-        let mut copying = room.start(&[&words[..], &["--limit", "64MiB/s"], *flags].concat());
+        let args = ["copy", "a", &name, "--block-size", "64KiB", "--checkpoint-every", "1MiB"];
+        let mut copying = dir.start(&[&args[..], &["--limit", "64MiB/s"], *flags].concat());
         copying.until(|progress| progress["durable"].as_u64() > Some(0));
         fill(disk, 4 << 20);
         let failed = copying.end();
@@ -73,12 +73,12 @@ fn met_on_the_way(room: &Room, disk: &Path, source: &[u8]) {
         let recorded = failed.bytes("durable");
         assert!(recorded > 0 && recorded < SIZE as u64, "{failed:#?}");
 
-        make_room(disk);
-        let resumed = room.blockhaul(&[&words[..], &["--resume", "--verify"], *flags].concat());
+        free_space(disk);
+        let resumed = dir.blockhaul(&[&args[..], &["--resume", "--verify"], *flags].concat());
         resumed.assert_done();
         assert_eq!(resumed.bytes("resumed"), recorded, "{resumed:#?}");
-        assert_same(&room.read(&name), source, "the copy");
-        std::fs::remove_file(room.path(&name)).expect("it is there");
+        assert_same(&dir.read(&name), source, "the copy");
+        std::fs::remove_file(dir.path(&name)).expect("it is there");
         run("sync", &["--file-system", text(disk)]);
     }
 }

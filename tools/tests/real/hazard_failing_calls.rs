@@ -3,7 +3,7 @@
 //! The copy succeeds with the right bytes, or it reports the failure and the next run completes it; it never succeeds with
 //! wrong bytes. A failed flush always ends the copy.
 
-use crate::support::{MIB, Need, Outcome, Room, assert_same, mixed, need, write_sparse};
+use crate::support::{MIB, Need, Outcome, TestDir, assert_same, mixed, need, write_sparse};
 
 const SIZE: usize = MIB + 777;
 const FLAGS: [&str; 13] = [
@@ -38,10 +38,10 @@ fn fail_each(test: &str, call: &str, errno: &str, flags: &[&str], answer: Answer
     need!(test, &[Need::Program("strace")]);
     let source = mixed(SIZE, 101);
     for time in (1..TIMES_MAX).step_by(stride) {
-        let room = Room::new();
-        write_sparse(&room.path("a"), &source);
-        let words: Vec<&str> = FLAGS.iter().chain(flags).copied().collect();
-        let (outcome, was_made) = room.injected(&format!("{call}:error={errno}:when={time}"), &words);
+        let dir = TestDir::new();
+        write_sparse(&dir.path("a"), &source);
+        let args: Vec<&str> = FLAGS.iter().chain(flags).copied().collect();
+        let (outcome, was_made) = dir.injected(&format!("{call}:error={errno}:when={time}"), &args);
         if !was_made {
             assert!(time > 1, "no copy calls {call}: this test would test nothing");
             outcome.assert_done();
@@ -52,22 +52,22 @@ fn fail_each(test: &str, call: &str, errno: &str, flags: &[&str], answer: Answer
         }
         let what = format!("{call} number {time} fails with {errno} {flags:?}");
         assert!(outcome.code == Some(1) || answer == Answer::GoOnOrEnd, "{what}: {outcome:#?}");
-        make_good(&room, &outcome, &source, &words, &what);
+        assert_recovers(&dir, &outcome, &source, &args, &what);
     }
     panic!("a copy of {SIZE} bytes makes {TIMES_MAX} calls of {call}");
 }
 
-fn make_good(room: &Room, outcome: &Outcome, source: &[u8], words: &[&str], what: &str) {
+fn assert_recovers(dir: &TestDir, outcome: &Outcome, source: &[u8], args: &[&str], what: &str) {
     if outcome.code != Some(0) {
         assert_eq!(outcome.code, Some(1), "{what}: it fails in good order: {outcome:#?}");
         assert!(outcome.error_code().is_string(), "{what}: {outcome:#?}");
         assert!(outcome.stderr.contains("blockhaul: E"), "{what}: {outcome:#?}");
         // Without a checkpoint the failure came before the first change, or after the last.
-        let again = if room.checkpoint_path().is_some() { "--resume" } else { "--overwrite" };
-        let next = room.blockhaul(&[words, &[again]].concat());
+        let again = if dir.checkpoint_path().is_some() { "--resume" } else { "--overwrite" };
+        let next = dir.blockhaul(&[args, &[again]].concat());
         assert_eq!(next.code, Some(0), "{what}, then {again}: {next:#?}");
     }
-    assert_same(&room.read("b"), source, what);
+    assert_same(&dir.read("b"), source, what);
 }
 
 #[test]
@@ -117,12 +117,12 @@ fn a_failed_lock_never_makes_a_wrong_copy() {
     let source = mixed(SIZE, 102);
     // The destination's and the journal's; what follows are the unlockings.
     for (time, errno) in [(1, "ENOLCK"), (1, "EINTR"), (2, "ENOLCK"), (2, "EOPNOTSUPP")] {
-        let room = Room::new();
-        write_sparse(&room.path("a"), &source);
-        let (outcome, was_made) = room.injected(&format!("flock:error={errno}:when={time}"), &FLAGS);
+        let dir = TestDir::new();
+        write_sparse(&dir.path("a"), &source);
+        let (outcome, was_made) = dir.injected(&format!("flock:error={errno}:when={time}"), &FLAGS);
         let what = format!("flock number {time} fails with {errno}");
         assert!(was_made, "{what}: {outcome:#?}");
-        make_good(&room, &outcome, &source, &FLAGS, &what);
+        assert_recovers(&dir, &outcome, &source, &FLAGS, &what);
     }
 }
 

@@ -1,26 +1,26 @@
 //! Tests sources in use that only a second look finds: mounts of another namespace, and processes that write to mapped
 //! pages.
 
-use crate::support::{MIB, Need, Room, Running, need, noise, program, run, text};
+use crate::support::{MIB, Need, Running, TestDir, need, noise, program, run, text};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Stdio};
 
 /// A process that said that it is ready, ended with its test.
-struct Other(Child);
+struct HelperProcess(Child);
 
-impl Other {
-    fn start(room: &Room, program: &str, words: &[&str]) -> Self {
-        let mut command = room.command(Path::new(program), words);
+impl HelperProcess {
+    fn start(dir: &TestDir, program: &str, args: &[&str]) -> Self {
+        let mut command = dir.command(Path::new(program), args);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("its need was checked");
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("asked for")).read_line(&mut line).expect("it is ours");
-        assert_eq!(line, "ready\n", "{program} {words:?}");
+        assert_eq!(line, "ready\n", "{program} {args:?}");
         Self(child)
     }
 }
 
-impl Drop for Other {
+impl Drop for HelperProcess {
     fn drop(&mut self) {
         // Its input ends; it ends with that, and is waited for: its mounts are gone then.
         drop(self.0.stdin.take());
@@ -32,27 +32,27 @@ impl Drop for Other {
 fn a_source_that_is_mounted_in_another_namespace_is_live() {
     let test = "a_source_that_is_mounted_in_another_namespace_is_live";
     need!(test, &[Need::Root, Need::LoopDevices, Need::Filesystem("ext4"), Need::Program("unshare")]);
-    let room = Room::new();
-    let image = room.image("disk.img", "ext4", 16 << 20);
-    let device = room.loop_device(&image, 512);
-    let point = room.mount_point("point");
+    let dir = TestDir::new();
+    let image = dir.image("disk.img", "ext4", 16 << 20);
+    let device = dir.loop_device(&image, 512);
+    let point = dir.mount_point("point");
     let (from, at) = (text(&device), text(&point));
     let script = format!("mount {from} {at} && echo ready && read end; umount {at}");
-    let mounted = Other::start(&room, "unshare", &["--mount", "--propagation", "private", "sh", "-c", &script]);
+    let mounted = HelperProcess::start(&dir, "unshare", &["--mount", "--propagation", "private", "sh", "-c", &script]);
     let table = std::fs::read("/proc/self/mountinfo").expect("procfs is there");
     assert!(!String::from_utf8_lossy(&table).contains(text(&point)), "the mount is not in this namespace");
     for flags in [&[][..], &["--dry-run"]] {
-        let words = [&["copy", text(&device), "copy"], flags].concat();
-        let outcome = room.blockhaul(&words);
-        assert_eq!(outcome.code, Some(1), "{words:?}: {outcome:#?}");
-        assert!(outcome.stderr.contains("blockhaul: EBusy: "), "{words:?}: {outcome:#?}");
-        assert!(outcome.stderr.contains("another mount namespace"), "{words:?}: {outcome:#?}");
-        assert!(outcome.stderr.contains("--allow-live-source"), "{words:?}: {outcome:#?}");
-        assert!(!room.path("copy").exists(), "{words:?}");
+        let args = [&["copy", text(&device), "copy"], flags].concat();
+        let outcome = dir.blockhaul(&args);
+        assert_eq!(outcome.code, Some(1), "{args:?}: {outcome:#?}");
+        assert!(outcome.stderr.contains("blockhaul: EBusy: "), "{args:?}: {outcome:#?}");
+        assert!(outcome.stderr.contains("another mount namespace"), "{args:?}: {outcome:#?}");
+        assert!(outcome.stderr.contains("--allow-live-source"), "{args:?}: {outcome:#?}");
+        assert!(!dir.path("copy").exists(), "{args:?}");
     }
-    room.blockhaul(&["copy", text(&device), "copy", "--allow-live-source"]).assert_done();
+    dir.blockhaul(&["copy", text(&device), "copy", "--allow-live-source"]).assert_done();
     drop(mounted);
-    room.blockhaul(&["copy", text(&device), "copy", "--overwrite"]).assert_done();
+    dir.blockhaul(&["copy", text(&device), "copy", "--overwrite"]).assert_done();
 }
 
 /// A disk of 512-byte sectors with two partitions of 16 MiB, from 1 MiB on.
@@ -71,8 +71,8 @@ fn partitioned() -> Vec<u8> {
 fn a_partition_that_is_mounted_in_another_namespace_makes_its_disk_live() {
     let test = "a_partition_that_is_mounted_in_another_namespace_makes_its_disk_live";
     need!(test, &[Need::Root, Need::LoopDevices, Need::Filesystem("ext4"), Need::Program("partx")]);
-    let room = Room::new();
-    let image = room.file("disk.img", &partitioned());
+    let dir = TestDir::new();
+    let image = dir.file("disk.img", &partitioned());
     // Detached with the room, as its backing file lies there.
     let device = run("losetup", &["--find", "--show", "--partscan", text(&image)]);
     // The kernel may have been built without the format of the table: then partx reads it.
@@ -83,29 +83,29 @@ fn a_partition_that_is_mounted_in_another_namespace_makes_its_disk_live() {
         return blockhaul_testkit::unmet(test, "the nodes of partitions");
     }
     run("mkfs.ext4", &["-q", "-F", &part(1)]);
-    let point = room.mount_point("point");
+    let point = dir.mount_point("point");
     let script = format!("mount {} {point} && echo ready && read end; umount {point}", part(1), point = text(&point));
-    let mounted = Other::start(&room, "unshare", &["--mount", "--propagation", "private", "sh", "-c", &script]);
+    let mounted = HelperProcess::start(&dir, "unshare", &["--mount", "--propagation", "private", "sh", "-c", &script]);
     for source in [device.trim().to_owned(), part(1)] {
-        room.blockhaul(&["copy", &source, "copy"]).assert_failed(1, "EBusy");
+        dir.blockhaul(&["copy", &source, "copy"]).assert_failed(1, "EBusy");
     }
     // Its neighbour is nobody's.
-    room.blockhaul(&["copy", &part(2), "copy"]).assert_done();
+    dir.blockhaul(&["copy", &part(2), "copy"]).assert_done();
     drop(mounted);
-    room.blockhaul(&["copy", &part(1), "copy", "--overwrite"]).assert_done();
+    dir.blockhaul(&["copy", &part(1), "copy", "--overwrite"]).assert_done();
 }
 
 #[test]
 fn a_source_that_is_mounted_read_only_is_copied() {
     let test = "a_source_that_is_mounted_read_only_is_copied";
     need!(test, &[Need::Root, Need::LoopDevices, Need::Filesystem("ext4")]);
-    let room = Room::new();
-    let image = room.image("disk.img", "ext4", 16 << 20);
-    let device = room.loop_device(&image, 512);
-    let point = room.mount_point("point");
+    let dir = TestDir::new();
+    let image = dir.image("disk.img", "ext4", 16 << 20);
+    let device = dir.loop_device(&image, 512);
+    let point = dir.mount_point("point");
     run("mount", &["-o", "ro", text(&device), text(&point)]);
-    room.blockhaul(&["copy", text(&device), "copy"]).assert_done();
-    room.unmount(&point);
+    dir.blockhaul(&["copy", text(&device), "copy"]).assert_done();
+    dir.unmount(&point);
 }
 
 /// Dirties every page of a mapped file, says so, and goes on until its input ends.
@@ -129,11 +129,11 @@ while not select.select([0], [], [], 0)[0]:
 fn a_source_whose_mapped_pages_are_rewritten_has_changed() {
     let test = "a_source_whose_mapped_pages_are_rewritten_has_changed";
     need!(test, &[Need::Program("python3")]);
-    let room = Room::new();
-    room.file("a", &noise(4 * MIB, 9));
-    let rewriter = Other::start(&room, "python3", &["-c", REWRITER, text(&room.path("a"))]);
-    let words = ["copy", "a", "b", "--direct", "no", "--reflink", "never", "--limit", "8MiB/s", "--json"];
-    let outcome = Running::spawn(&mut room.command(&program(), &words)).end();
+    let dir = TestDir::new();
+    dir.file("a", &noise(4 * MIB, 9));
+    let rewriter = HelperProcess::start(&dir, "python3", &["-c", REWRITER, text(&dir.path("a"))]);
+    let args = ["copy", "a", "b", "--direct", "no", "--reflink", "never", "--limit", "8MiB/s", "--json"];
+    let outcome = Running::spawn(&mut dir.command(&program(), &args)).end();
     drop(rewriter);
     assert_eq!((outcome.code, outcome.error_code()), (Some(1), &"ESourceChanged".into()), "{outcome:#?}");
 }
@@ -152,12 +152,12 @@ sys.stdin.read()
 fn a_verification_of_mapped_pages_is_reported_as_from_memory() {
     let test = "a_verification_of_mapped_pages_is_reported_as_from_memory";
     need!(test, &[Need::Program("python3")]);
-    let room = Room::new();
+    let dir = TestDir::new();
     let bytes = noise(MIB, 10);
-    room.file("a", &bytes);
-    room.file("b", &bytes);
-    let verify = || room.blockhaul(&["verify", "a", "b", "--direct", "no"]);
-    let holder = Other::start(&room, "python3", &["-c", HOLDER, text(&room.path("b"))]);
+    dir.file("a", &bytes);
+    dir.file("b", &bytes);
+    let verify = || dir.blockhaul(&["verify", "a", "b", "--direct", "no"]);
+    let holder = HelperProcess::start(&dir, "python3", &["-c", HOLDER, text(&dir.path("b"))]);
     let outcome = verify();
     outcome.assert_done();
     assert_eq!(outcome.report()["verified_from"], "memory", "mapped pages stay: {outcome:#?}");

@@ -1,6 +1,6 @@
 //! Tests old data where the source has zeros: the copy zeroes it.
 
-use crate::support::{MIB, Need, Room, assert_same, mixed, need, noise, recorded, text, write_sparse};
+use crate::support::{MIB, Need, TestDir, assert_same, mixed, need, noise, recorded, text, write_sparse};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -33,15 +33,15 @@ fn sources() -> Vec<(usize, Vec<(usize, usize)>)> {
 #[test]
 fn old_data_under_zeros_is_overwritten_on_a_device() {
     need!("old_data_under_zeros_is_overwritten_on_a_device", &[Need::Root, Need::LoopDevices]);
-    let room = Room::new();
-    room.memory("images");
+    let dir = TestDir::new();
+    dir.memory("images");
     let old = noise(DEVICE, 111);
     let devices = [("images/b", 512), ("images/c", 4096)].map(|(name, sector)| {
-        room.file(name, &old);
-        room.loop_device(&room.path(name), sector)
+        dir.file(name, &old);
+        dir.loop_device(&dir.path(name), sector)
     });
     for (number, (length, data)) in sources().into_iter().enumerate() {
-        let file = File::create(room.path("a")).expect("there is room");
+        let file = File::create(dir.path("a")).expect("there is room");
         file.set_len(length as u64).expect("it is a file");
         let mut wanted = old.clone();
         wanted[..length].fill(0);
@@ -54,7 +54,7 @@ fn old_data_under_zeros_is_overwritten_on_a_device() {
                 let target = File::options().write(true).open(device).expect("it is attached");
                 target.write_all_at(&old, 0).and_then(|()| target.sync_all()).expect("there is room");
                 drop(target);
-                let copied = room.blockhaul(&[&["copy", "a", text(device), "--overwrite"], *flags].concat());
+                let copied = dir.blockhaul(&[&["copy", "a", text(device), "--overwrite"], *flags].concat());
                 let what = format!("source {number} to {} {flags:?}", device.display());
                 assert_eq!(copied.code, Some(0), "{what}: {copied:#?}");
                 assert_same(&std::fs::read(device).expect("it is attached"), &wanted, &what);
@@ -65,17 +65,17 @@ fn old_data_under_zeros_is_overwritten_on_a_device() {
 
 #[test]
 fn old_data_under_zeros_is_overwritten_when_a_file_is_resumed() {
-    let room = Room::new();
+    let dir = TestDir::new();
     let source = mixed(8 * MIB + 77, 112);
-    write_sparse(&room.path("a"), &source);
-    let words = ["copy", "a", "b", "--block-size", "64KiB", "--checkpoint-every", "256KiB", "--reflink", "never"];
+    write_sparse(&dir.path("a"), &source);
+    let args = ["copy", "a", "b", "--block-size", "64KiB", "--checkpoint-every", "256KiB", "--reflink", "never"];
     for flags in [&["--direct", "auto"][..], &["--direct", "no"], &["--sparse", "never"], &["--path", "threads"]] {
-        let mut copying = room.start(&[&words[..], &["--limit", "8MiB/s"], flags].concat());
+        let mut copying = dir.start(&[&args[..], &["--limit", "8MiB/s"], flags].concat());
         copying.until(recorded);
         copying.crash();
-        let checkpoint = room.checkpoint().expect("it was recorded");
+        let checkpoint = dir.checkpoint().expect("it was recorded");
         // What a crash may leave anywhere outside of the recorded ranges: something else.
-        let file = File::options().write(true).open(room.path("b")).expect("it was created");
+        let file = File::options().write(true).open(dir.path("b")).expect("it was created");
         let mut at = 0;
         for range in checkpoint["durable"].as_array().expect("it is a list") {
             let of = |field: &str| usize::try_from(range[field].as_u64().expect("a number")).expect("small");
@@ -84,39 +84,39 @@ fn old_data_under_zeros_is_overwritten_when_a_file_is_resumed() {
         }
         file.write_all_at(&noise(source.len() - at, 9), at as u64).expect("there is room");
         drop(file);
-        let resumed = room.blockhaul(&[&words[..], &["--resume", "--verify"], flags].concat());
+        let resumed = dir.blockhaul(&[&args[..], &["--resume", "--verify"], flags].concat());
         assert_eq!(resumed.code, Some(0), "{flags:?}: {resumed:#?}");
         assert!(resumed.bytes("resumed") > 0, "{resumed:#?}");
-        assert_same(&room.read("b"), &source, &format!("{flags:?}"));
-        std::fs::remove_file(room.path("b")).expect("it is there");
+        assert_same(&dir.read("b"), &source, &format!("{flags:?}"));
+        std::fs::remove_file(dir.path("b")).expect("it is there");
     }
 }
 
 #[test]
 fn a_larger_file_is_cut_to_the_sources_size() {
-    let room = Room::new();
+    let dir = TestDir::new();
     let source = mixed(MIB + 99, 113);
-    write_sparse(&room.path("a"), &source);
+    write_sparse(&dir.path("a"), &source);
     for flags in FLAGS {
-        room.file("b", &noise(3 * MIB, 1));
-        room.blockhaul(&[&["copy", "a", "b", "--overwrite"], flags].concat()).assert_done();
-        assert_same(&room.read("b"), &source, &format!("{flags:?}"));
+        dir.file("b", &noise(3 * MIB, 1));
+        dir.blockhaul(&[&["copy", "a", "b", "--overwrite"], flags].concat()).assert_done();
+        assert_same(&dir.read("b"), &source, &format!("{flags:?}"));
     }
 }
 
 #[test]
 fn more_zeros_than_an_interval_and_the_window_hold_do_not_stop_a_copy() {
-    let room = Room::new();
+    let dir = TestDir::new();
     let mut source = vec![0; 8 * MIB + 5];
     source[MIB..MIB + 9].fill(1);
     // Written zeros, not holes: they are found block by block.
-    room.file("a", &source);
+    dir.file("a", &source);
     let tight = ["--block-size", "64KiB", "--depth", "1", "--cores", "1", "--checkpoint-every", "64KiB"];
     for flags in [&["--direct", "auto"][..], &["--direct", "no"], &["--path", "threads"], &["--sparse", "never"]] {
-        room.file("b", &noise(MIB, 3));
+        dir.file("b", &noise(MIB, 3));
         let copied =
-            room.blockhaul(&[&["copy", "a", "b", "--overwrite", "--reflink", "never"], &tight[..], flags].concat());
+            dir.blockhaul(&[&["copy", "a", "b", "--overwrite", "--reflink", "never"], &tight[..], flags].concat());
         assert_eq!(copied.code, Some(0), "{flags:?}: {copied:#?}");
-        assert_same(&room.read("b"), &source, &format!("{flags:?}"));
+        assert_same(&dir.read("b"), &source, &format!("{flags:?}"));
     }
 }

@@ -1,6 +1,6 @@
 //! Tests signals in the middle of a copy, and a destination that is replaced while a copy waits for it.
 
-use crate::support::{MIB, Need, Room, assert_same, mixed, need, noise, outcome, recorded, text, write_sparse};
+use crate::support::{MIB, Need, TestDir, assert_same, mixed, need, noise, outcome, recorded, text, write_sparse};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use std::fs::File;
@@ -8,7 +8,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 
 const SIZE: usize = 12 * MIB + 4097;
-const WORDS: [&str; 11] = [
+const ARGS: [&str; 11] = [
     "copy",
     "a",
     "b",
@@ -22,17 +22,17 @@ const WORDS: [&str; 11] = [
     "24MiB/s",
 ];
 
-fn source_in(room: &Room) -> Vec<u8> {
+fn source_in(dir: &TestDir) -> Vec<u8> {
     let source = mixed(SIZE, 141);
-    write_sparse(&room.path("a"), &source);
+    write_sparse(&dir.path("a"), &source);
     source
 }
 
 #[test]
 fn a_second_signal_ends_the_copy_at_once_and_it_can_be_resumed() {
-    let room = Room::new();
-    let source = source_in(&room);
-    let mut copying = room.start(&WORDS);
+    let dir = TestDir::new();
+    let source = source_in(&dir);
+    let mut copying = dir.start(&ARGS);
     copying.until(recorded);
     // Both wait for the process when it goes on; two of one kind would be one.
     copying.signal(Signal::SIGSTOP);
@@ -42,34 +42,34 @@ fn a_second_signal_ends_the_copy_at_once_and_it_can_be_resumed() {
     let (ended, status) = copying.end_with_status();
     let at_once = matches!(status.signal(), Some(2 | 6 | 15));
     assert!(at_once || status.code() == Some(75), "it drains before the second signal, or ends by it: {ended:#?}");
-    let resumed = room.blockhaul(&["copy", "a", "b", "--resume"]);
+    let resumed = dir.blockhaul(&["copy", "a", "b", "--resume"]);
     resumed.assert_done();
     assert!(resumed.bytes("resumed") > 0, "{resumed:#?}");
-    assert_same(&room.read("b"), &source, "the copy");
+    assert_same(&dir.read("b"), &source, "the copy");
 }
 
 #[test]
 fn a_signal_while_waiting_for_the_lock_touches_nothing() {
-    let room = Room::new();
-    let _source = source_in(&room);
-    let held = File::options().read(true).write(true).create_new(true).open(room.path("b")).expect("it is new");
+    let dir = TestDir::new();
+    let _source = source_in(&dir);
+    let held = File::options().read(true).write(true).create_new(true).open(dir.path("b")).expect("it is new");
     let _held = Flock::lock(held, FlockArg::LockExclusive).expect("nobody else has it");
-    let mut waiting = room.start(&[&WORDS[..], &["--lock-wait", "60s"]].concat());
+    let mut waiting = dir.start(&[&ARGS[..], &["--lock-wait", "60s"]].concat());
     waiting.until(|_| true);
     waiting.signal(Signal::SIGTERM);
     let stopped = waiting.end();
     assert_eq!(stopped.code, Some(75), "{stopped:#?}");
     assert_eq!(stopped.error_code(), "ERunnerInterrupt");
-    assert!(room.read("b").is_empty() && room.checkpoint_path().is_none(), "nothing was touched");
+    assert!(dir.read("b").is_empty() && dir.checkpoint_path().is_none(), "nothing was touched");
 }
 
 #[test]
 fn the_printed_command_resumes_after_each_of_two_interrupts() {
-    let room = Room::new();
+    let dir = TestDir::new();
     // No zeros: they would need no time.
     let source = noise(16 * MIB + 1, 143);
-    room.file("a", &source);
-    let mut copying = room.start(&[&WORDS[..9], &["--limit", "8MiB/s"]].concat());
+    dir.file("a", &source);
+    let mut copying = dir.start(&[&ARGS[..9], &["--limit", "8MiB/s"]].concat());
     let mut before = 0;
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         copying.until(|line| line["durable"].as_u64() > Some(before));
@@ -79,23 +79,23 @@ fn the_printed_command_resumes_after_each_of_two_interrupts() {
         assert!(stopped.bytes("durable") >= stopped.bytes("resumed"), "{stopped:#?}");
         before = stopped.bytes("durable");
         let line = stopped.stderr.lines().find(|line| line.contains(" copy --resume ")).expect("it is printed");
-        let mut shell = room.command(Path::new("sh"), &["-c", &format!("exec {}", line.trim())]);
+        let mut shell = dir.command(Path::new("sh"), &["-c", &format!("exec {}", line.trim())]);
         copying = crate::support::Running::spawn(&mut shell);
         let first = copying.until(|line| line["planned"].as_u64() > Some(0));
         assert!(first["durable"].as_u64() >= Some(before), "what was durable stays so: {first}");
     }
     copying.end().assert_done();
-    assert_same(&room.read("b"), &source, "the copy");
+    assert_same(&dir.read("b"), &source, "the copy");
 }
 
 #[test]
 fn progress_of_a_resumed_copy_never_falls() {
-    let room = Room::new();
-    let source = source_in(&room);
-    let mut copying = room.start(&WORDS);
+    let dir = TestDir::new();
+    let source = source_in(&dir);
+    let mut copying = dir.start(&ARGS);
     copying.until(recorded);
     copying.crash();
-    let resumed = room.blockhaul(&[&WORDS[..], &["--resume", "--verify"]].concat());
+    let resumed = dir.blockhaul(&[&ARGS[..], &["--resume", "--verify"]].concat());
     resumed.assert_done();
     let mut before = [0; 4];
     for line in resumed.lines.iter().filter(|line| line["event"] == "progress") {
@@ -105,28 +105,28 @@ fn progress_of_a_resumed_copy_never_falls() {
         before = now;
     }
     assert_eq!(before, [SIZE as u64; 4]);
-    assert_same(&room.read("b"), &source, "the copy");
+    assert_same(&dir.read("b"), &source, "the copy");
 }
 
 #[test]
 fn a_destination_replaced_between_open_and_lock_is_looked_up_again() {
-    let room = Room::new();
-    let source = source_in(&room);
-    let old = File::options().read(true).write(true).create_new(true).open(room.path("b")).expect("it is new");
+    let dir = TestDir::new();
+    let source = source_in(&dir);
+    let old = File::options().read(true).write(true).create_new(true).open(dir.path("b")).expect("it is new");
     let held = Flock::lock(old, FlockArg::LockExclusive).expect("nobody else has it");
-    let mut waiting = room.start(&["copy", "a", "b", "--lock-wait", "60s", "--reflink", "never"]);
+    let mut waiting = dir.start(&["copy", "a", "b", "--lock-wait", "60s", "--reflink", "never"]);
     // It has the old file open once it waits for its lock.
     let open = format!("/proc/{}/fd", waiting.id());
     let has_opened = || {
         let open = std::fs::read_dir(&open).into_iter().flatten().flatten();
-        open.filter_map(|entry| std::fs::read_link(entry.path()).ok()).any(|path| path == room.path("b"))
+        open.filter_map(|entry| std::fs::read_link(entry.path()).ok()).any(|path| path == dir.path("b"))
     };
     waiting.until(|_| has_opened());
-    room.file("new", b"");
-    std::fs::rename(room.path("new"), room.path("b")).expect("both are there");
+    dir.file("new", b"");
+    std::fs::rename(dir.path("new"), dir.path("b")).expect("both are there");
     let mut old = held.unlock().expect("it is ours");
     waiting.end().assert_done();
-    assert_same(&room.read("b"), &source, "the copy is where the name leads");
+    assert_same(&dir.read("b"), &source, "the copy is where the name leads");
     let mut left = Vec::new();
     std::io::Read::read_to_end(&mut old, &mut left).expect("it is still open");
     assert!(left.is_empty(), "the file that lost its name was not written");
@@ -135,14 +135,14 @@ fn a_destination_replaced_between_open_and_lock_is_looked_up_again() {
 #[test]
 fn a_device_in_use_is_busy() {
     need!("a_device_in_use_is_busy", &[Need::Root, Need::LoopDevices, Need::Filesystem("ext4")]);
-    let room = Room::new();
-    room.file("a", &noise(MIB, 142));
-    let image = room.image("disk", "ext4", 32 << 20);
-    let before = room.read("disk");
-    let device = room.loop_device(&image, 512);
-    crate::support::run("mount", &["-o", "ro", text(&device), text(&room.mount_point("mounted"))]);
-    let mut busy = room.command(&crate::support::program(), &["copy", "a", text(&device), "--overwrite", "--json"]);
+    let dir = TestDir::new();
+    dir.file("a", &noise(MIB, 142));
+    let image = dir.image("disk", "ext4", 32 << 20);
+    let before = dir.read("disk");
+    let device = dir.loop_device(&image, 512);
+    crate::support::run("mount", &["-o", "ro", text(&device), text(&dir.mount_point("mounted"))]);
+    let mut busy = dir.command(&crate::support::program(), &["copy", "a", text(&device), "--overwrite", "--json"]);
     outcome(&busy.output().expect("it was built")).assert_failed(1, "EBusy");
-    room.unmount(&room.path("mounted"));
-    assert!(room.read("disk") == before, "nothing was written");
+    dir.unmount(&dir.path("mounted"));
+    assert!(dir.read("disk") == before, "nothing was written");
 }

@@ -4,7 +4,7 @@
 //! time. The clone is what the disk held then; pages that no flush had sent to it are lost. The clone is mounted after the
 //! first mount is gone, so that nothing but the clone answers.
 
-use crate::support::{MIB, Need, Room, assert_same, mixed, moving, need, recorded, run, text, write_sparse};
+use crate::support::{MIB, Need, TestDir, assert_same, mixed, moving, need, recorded, run, text, write_sparse};
 use std::path::{Path, PathBuf};
 
 const SIZE: usize = 20 * MIB + 4321;
@@ -13,20 +13,20 @@ const DISK: u64 = 320 << 20;
 
 /// A disk with a file system, mounted at `disk` in a room.
 struct Disk {
-    room: Room,
+    dir: TestDir,
     image: PathBuf,
     mounted: PathBuf,
 }
 
 impl Disk {
     fn new(filesystem: &str) -> Self {
-        let room = Room::new();
-        room.memory("memory");
-        let shelf = room.filesystem("memory/shelf", "xfs", 2 * DISK + (300 << 20));
-        let image = room.image("memory/shelf/disk.img", filesystem, DISK);
-        let mounted = room.mount(&image, "disk");
+        let dir = TestDir::new();
+        dir.memory("memory");
+        let shelf = dir.filesystem("memory/shelf", "xfs", 2 * DISK + (300 << 20));
+        let image = dir.image("memory/shelf/disk.img", filesystem, DISK);
+        let mounted = dir.mount(&image, "disk");
         assert!(image.starts_with(shelf));
-        Self { room, image, mounted }
+        Self { dir, image, mounted }
     }
 
     /// What the disk holds at this moment.
@@ -38,8 +38,8 @@ impl Disk {
 
     /// Starts again with what was left.
     fn restart(&self, left: &Path) -> PathBuf {
-        self.room.unmount(&self.mounted);
-        self.room.mount(left, "after")
+        self.dir.unmount(&self.mounted);
+        self.dir.mount(left, "after")
     }
 }
 
@@ -52,14 +52,14 @@ fn cut_when_copy_returns(test: &str, filesystem: &'static str) {
     let source = mixed(SIZE, 41);
     for flags in [&[][..], &["--direct", "no"], &["--path", "threads"], &["--sparse", "never"], &["--path", "inline"]] {
         let disk = Disk::new(filesystem);
-        write_sparse(&disk.room.path("a"), &source);
-        let copied = disk.room.blockhaul(&[&["copy", "a", "disk/b", "--receipt", "disk/receipt"], flags].concat());
+        write_sparse(&disk.dir.path("a"), &source);
+        let copied = disk.dir.blockhaul(&[&["copy", "a", "disk/b", "--receipt", "disk/receipt"], flags].concat());
         let left = disk.cut();
         copied.assert_done();
         let after = disk.restart(&left);
         let found = std::fs::read(after.join("b")).expect("a created file outlives a power cut");
         assert_same(&found, &source, &format!("{filesystem} {flags:?} after a power cut"));
-        let verified = disk.room.blockhaul(&["verify", "--receipt", "after/receipt", "after/b"]);
+        let verified = disk.dir.blockhaul(&["verify", "--receipt", "after/receipt", "after/b"]);
         assert_eq!(verified.code, Some(0), "{flags:?}: {verified:#?}");
     }
 }
@@ -85,17 +85,17 @@ fn cut_in_the_middle(test: &str, filesystem: &'static str) {
     let source = mixed(SIZE, 42);
     for (step, flags) in [&[][..], &["--direct", "no"], &["--path", "threads"]].into_iter().enumerate() {
         let disk = Disk::new(filesystem);
-        write_sparse(&disk.room.path("a"), &source);
-        let words = ["copy", "a", "disk/b", "--checkpoint", "disk/checkpoint", "--block-size", "64KiB"];
+        write_sparse(&disk.dir.path("a"), &source);
+        let args = ["copy", "a", "disk/b", "--checkpoint", "disk/checkpoint", "--block-size", "64KiB"];
         let slowly = ["--limit", "24MiB/s", "--checkpoint-every", "1MiB", "--reflink", "never"];
-        let mut copying = disk.room.start(&[&words, &slowly[..], flags].concat());
+        let mut copying = disk.dir.start(&[&args, &slowly[..], flags].concat());
         let seen = if step == 0 { copying.until(moving) } else { copying.until(recorded) };
         let left = disk.cut();
         copying.crash();
         let after = disk.restart(&left);
         let what = format!("{filesystem} {flags:?} after a power cut");
-        let said = disk.room.blockhaul(&["inspect", "after/checkpoint"]);
-        let checkpoint = said.lines.first().unwrap_or_else(|| panic!("{what}: {said:#?}"));
+        let inspected = disk.dir.blockhaul(&["inspect", "after/checkpoint"]);
+        let checkpoint = inspected.lines.first().unwrap_or_else(|| panic!("{what}: {inspected:#?}"));
         let durable = checkpoint["durable_bytes"].as_u64().expect("it is a number");
         assert!(durable >= seen["durable"].as_u64().expect("it is a number"), "{what}: recorded bytes are lost");
         let found = std::fs::read(after.join("b")).expect("it was created before the checkpoint");

@@ -5,7 +5,7 @@
 
 use super::nbd::{Need, Outcome, Running};
 use super::permit::Permit;
-use super::{Node, Records, Site, Task, text};
+use super::{Node, Records, Task, TestDirs, text};
 use blockhaul_testkit::tcp_proxy::{Mode, TcpProxy};
 use blockhaul_testkit::zookeeper::{Ensemble, Settings};
 use serde_json::Value;
@@ -23,25 +23,25 @@ pub(crate) const NEEDS: [Need; 5] = [
 
 /// For tests in which a node is lost for good: a short session, but not so short that a host that is busy looks like a
 /// loss, and a short wait for its last writes.
-pub(crate) const QUICK: [&str; 4] = ["--session-timeout", "8s", "--quiet-after", "3s"];
+pub(crate) const SHORT_SESSION: [&str; 4] = ["--session-timeout", "8s", "--quiet-after", "3s"];
 
 /// For tests in which nothing is to be lost, whatever the host does.
-pub(crate) const PATIENT: [&str; 2] = ["--session-timeout", "30s"];
+pub(crate) const LONG_SESSION: [&str; 2] = ["--session-timeout", "30s"];
 
 /// Nothing that is waited for takes half of this, whatever else the host does.
-const PATIENCE: Duration = Duration::from_secs(180);
+const WAIT_MAX: Duration = Duration::from_secs(180);
 /// Between two looks: each is a process.
-const GLANCE: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Nodes and what they stand on. Everything goes with it, the nodes first.
 pub(crate) struct Cell {
     pub(crate) nodes: Vec<Node>,
     /// For each node its ways to each of the servers.
-    ways: Vec<Vec<TcpProxy>>,
+    server_links: Vec<Vec<TcpProxy>>,
     /// For each node the way by which others call it.
-    doors: Vec<TcpProxy>,
+    inbound_links: Vec<TcpProxy>,
     pub(crate) ensemble: Ensemble,
-    pub(crate) site: Site,
+    pub(crate) dirs: TestDirs,
     _permit: Permit,
 }
 
@@ -51,52 +51,59 @@ impl Cell {
         Self::with(nodes, servers, &[])
     }
 
-    /// As [`Cell::new`]; every node is started with `words` besides.
-    pub(crate) fn with(nodes: usize, servers: usize, words: &[&str]) -> Self {
-        let mut cell = Self::idle(nodes, servers, words);
+    /// As [`Cell::new`]; every node is started with `args` besides.
+    pub(crate) fn with(nodes: usize, servers: usize, args: &[&str]) -> Self {
+        let mut cell = Self::idle(nodes, servers, args);
         cell.start();
         cell
     }
 
     /// As [`Cell::with`], but no node is started yet.
-    pub(crate) fn idle(nodes: usize, servers: usize, words: &[&str]) -> Self {
-        Self::over(Settings::new(servers), nodes, words)
+    pub(crate) fn idle(nodes: usize, servers: usize, args: &[&str]) -> Self {
+        Self::over(Settings::new(servers), nodes, args)
     }
 
     /// As [`Cell::with`], over servers that are set up in this way.
-    pub(crate) fn on(servers: Settings, nodes: usize, words: &[&str]) -> Self {
-        let mut cell = Self::over(servers, nodes, words);
+    pub(crate) fn on(servers: Settings, nodes: usize, args: &[&str]) -> Self {
+        let mut cell = Self::over(servers, nodes, args);
         cell.start();
         cell
     }
 
-    fn over(servers: Settings, nodes: usize, words: &[&str]) -> Self {
+    fn over(servers: Settings, nodes: usize, args: &[&str]) -> Self {
         let permit = Permit::take();
-        let site = Site::new();
-        std::fs::create_dir(site.path("volumes")).expect("the room is empty");
+        let dirs = TestDirs::new();
+        std::fs::create_dir(dirs.path("volumes")).expect("the room is empty");
         let ensemble = Ensemble::with(servers);
-        let mut cell = Self { nodes: Vec::new(), ways: Vec::new(), doors: Vec::new(), ensemble, site, _permit: permit };
-        (0..nodes).for_each(|_| cell.add(words));
+        let mut cell = Self {
+            nodes: Vec::new(),
+            server_links: Vec::new(),
+            inbound_links: Vec::new(),
+            ensemble,
+            dirs,
+            _permit: permit,
+        };
+        (0..nodes).for_each(|_| cell.add(args));
         cell
     }
 
     /// One more node, not started yet.
-    pub(crate) fn add(&mut self, words: &[&str]) {
+    pub(crate) fn add(&mut self, args: &[&str]) {
         let id = format!("n{}", self.nodes.len());
-        let ways: Vec<TcpProxy> =
+        let server_links: Vec<TcpProxy> =
             (0..self.ensemble.len()).map(|server| TcpProxy::to(&self.ensemble.address(server))).collect();
-        let hosts: Vec<String> = ways.iter().map(TcpProxy::address).collect();
+        let hosts: Vec<String> = server_links.iter().map(TcpProxy::address).collect();
         let zookeeper = format!("{}/cell", hosts.join(","));
-        let allowed = self.site.path("volumes");
-        let mut node = Node::new(&self.site, &id);
-        let door = TcpProxy::to(&node.address());
-        let own = ["--zookeeper", &zookeeper, "--allow-path", text(&allowed), "--advertise", &door.address()];
-        node.tell(&own);
+        let allowed = self.dirs.path("volumes");
+        let mut node = Node::new(&self.dirs, &id);
+        let inbound_link = TcpProxy::to(&node.address());
+        let own = ["--zookeeper", &zookeeper, "--allow-path", text(&allowed), "--advertise", &inbound_link.address()];
+        node.set_flags(&own);
         // The last word is the test's.
-        node.tell(words);
+        node.set_flags(args);
         self.nodes.push(node);
-        self.ways.push(ways);
-        self.doors.push(door);
+        self.server_links.push(server_links);
+        self.inbound_links.push(inbound_link);
     }
 
     /// Starts every node that does not run, and waits until one leads and all are registered.
@@ -115,7 +122,7 @@ impl Cell {
 
     /// A volume's path.
     pub(crate) fn volume(&self, name: &str) -> PathBuf {
-        self.site.path("volumes").join(name)
+        self.dirs.path("volumes").join(name)
     }
 
     /// A volume's name as seen by one of the nodes.
@@ -137,30 +144,30 @@ impl Cell {
 
     /// Stops everything between a node and the ensemble, without a word.
     pub(crate) fn cut_off(&self, node: usize) {
-        self.ways[node].iter().for_each(|way| way.set(Mode::Stall));
+        self.server_links[node].iter().for_each(|link| link.set(Mode::Stall));
     }
 
     /// Lets it through again, on new connections.
-    pub(crate) fn let_in(&self, node: usize) {
-        for way in &self.ways[node] {
-            way.set(Mode::Cut);
-            way.set(Mode::Pass);
+    pub(crate) fn reconnect(&self, node: usize) {
+        for link in &self.server_links[node] {
+            link.set(Mode::Cut);
+            link.set(Mode::Pass);
         }
     }
 
     /// A node's way to one of the servers.
-    pub(crate) fn way(&self, node: usize, server: usize) -> &TcpProxy {
-        &self.ways[node][server]
+    pub(crate) fn server_link(&self, node: usize, server: usize) -> &TcpProxy {
+        &self.server_links[node][server]
     }
 
     /// The server that a node is connected to.
     pub(crate) fn server_of(&self, node: usize) -> Option<usize> {
-        (0..self.ensemble.len()).find(|&server| self.way(node, server).connections() > 0)
+        (0..self.ensemble.len()).find(|&server| self.server_link(node, server).connections() > 0)
     }
 
     /// The way by which other nodes call this one.
-    pub(crate) fn door(&self, node: usize) -> &TcpProxy {
-        &self.doors[node]
+    pub(crate) fn inbound_link(&self, node: usize) -> &TcpProxy {
+        &self.inbound_links[node]
     }
 
     /// The center's records.
@@ -173,65 +180,65 @@ impl Cell {
         self.nodes.iter().map(Node::address).collect::<Vec<_>>().join(",")
     }
 
-    /// `blockhaul WORDS --center ... --json`, to its end.
-    pub(crate) fn blockhaul(&self, words: &[&str]) -> Outcome {
+    /// `blockhaul ARGS --center ... --json`, to its end.
+    pub(crate) fn blockhaul(&self, args: &[&str]) -> Outcome {
         let addresses = self.addresses();
-        self.site.blockhaul(&[words, &["--center", &addresses]].concat())
+        self.dirs.blockhaul(&[args, &["--center", &addresses]].concat())
     }
 
-    /// A running `blockhaul WORDS`.
-    pub(crate) fn launch(&self, words: &[&str]) -> Running {
+    /// A running `blockhaul ARGS`.
+    pub(crate) fn launch(&self, args: &[&str]) -> Running {
         let addresses = self.addresses();
-        self.site.start(&[words, &["--center", &addresses]].concat())
+        self.dirs.start(&[args, &["--center", &addresses]].concat())
     }
 
     /// The lines that a command must print, which must succeed.
-    pub(crate) fn ask(&self, words: &[&str]) -> Vec<Value> {
-        let outcome = self.blockhaul(words);
-        assert_eq!(outcome.code, Some(0), "blockhaul {}: {outcome:?}", words.join(" "));
+    pub(crate) fn ask(&self, args: &[&str]) -> Vec<Value> {
+        let outcome = self.blockhaul(args);
+        assert_eq!(outcome.code, Some(0), "blockhaul {}: {outcome:?}", args.join(" "));
         outcome.lines
     }
 
     /// Submits a task that does nothing for so long.
-    pub(crate) fn submit_noop(&self, id: &str, length: Duration, words: &[&str]) {
-        self.ask(&[&["submit", "noop", &format!("{}ms", length.as_millis()), "--id", id], words].concat());
+    pub(crate) fn submit_noop(&self, id: &str, length: Duration, args: &[&str]) {
+        self.ask(&[&["submit", "noop", &format!("{}ms", length.as_millis()), "--id", id], args].concat());
     }
 
     /// Submits a copy.
-    pub(crate) fn submit(&self, id: &str, source: &str, destination: &str, words: &[&str]) {
-        self.ask(&[&["submit", "copy", source, destination, "--id", id], words].concat());
+    pub(crate) fn submit(&self, id: &str, source: &str, destination: &str, args: &[&str]) {
+        self.ask(&[&["submit", "copy", source, destination, "--id", id], args].concat());
     }
 
     /// Lifts a copy's limit.
-    pub(crate) fn hurry(&self, id: &str) {
-        let words = ["set", id, "--limit", "none"];
-        let outcome = self.blockhaul(&words);
+    pub(crate) fn lift_limit(&self, id: &str) {
+        let args = ["set", id, "--limit", "none"];
+        let outcome = self.blockhaul(&args);
         // It may have come to its end without.
         let is_late = outcome.stderr.contains("EBusy") && self.task(id).is_over();
-        assert!(outcome.code == Some(0) || is_late, "blockhaul {}: {outcome:?}", words.join(" "));
+        assert!(outcome.code == Some(0) || is_late, "blockhaul {}: {outcome:?}", args.join(" "));
     }
 
     /// A task, if there is one of this name.
-    pub(crate) fn look(&self, id: &str) -> Option<Task> {
+    pub(crate) fn find_task(&self, id: &str) -> Option<Task> {
         let outcome = self.blockhaul(&["get", id]);
         (outcome.code == Some(0)).then(|| Task(outcome.lines.last().cloned().expect("get prints a task")))
     }
 
     /// A task.
     pub(crate) fn task(&self, id: &str) -> Task {
-        self.look(id).unwrap_or_else(|| panic!("{id} is not to be had: {:?}", self.blockhaul(&["get", id])))
+        self.find_task(id).unwrap_or_else(|| panic!("{id} is not to be had: {:?}", self.blockhaul(&["get", id])))
     }
 
     /// Waits until a task is as it should be, and shows it.
     pub(crate) fn wait_for(&self, id: &str, what: &str, holds: impl Fn(&Task) -> bool) -> Task {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + WAIT_MAX;
         loop {
-            let task = self.look(id);
+            let task = self.find_task(id);
             if let Some(task) = task.as_ref().filter(|task| holds(task)) {
                 return task.clone();
             }
             assert!(Instant::now() < until, "{id}: {what} does not come: {task:?}\n{:?}", self.blockhaul(&["runners"]));
-            std::thread::sleep(GLANCE);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -243,7 +250,7 @@ impl Cell {
     }
 
     /// Waits until a task has written something durable, but not all; gives the index of its node.
-    pub(crate) fn wait_for_way(&self, id: &str) -> usize {
+    pub(crate) fn wait_for_progress(&self, id: &str) -> usize {
         let task = self.wait_for(id, "that it is on its way", |task| {
             assert!(!task.is_over(), "it was to be met on its way: {task:?}");
             task.state() == "RUNNING" && task.progress("durable") > 0
@@ -251,9 +258,9 @@ impl Cell {
         self.index(task.node())
     }
 
-    /// As [`Cell::wait_for_way`], and until the store knows of it: what a killed runner leaves behind.
+    /// As [`Cell::wait_for_progress`], and until the store knows of it: what a killed runner leaves behind.
     pub(crate) fn wait_for_checkpoint(&self, id: &str) -> usize {
-        let node = self.wait_for_way(id);
+        let node = self.wait_for_progress(id);
         let records = self.records();
         self.wait_until("a checkpoint", |_| records.task(id).is_some_and(|record| record.progress.durable > 0));
         node
@@ -270,10 +277,10 @@ impl Cell {
 
     /// Waits for anything.
     pub(crate) fn wait_until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + WAIT_MAX;
         while !holds(self) {
             assert!(Instant::now() < until, "{what}: does not come; {:?}", self.blockhaul(&["center"]));
-            std::thread::sleep(GLANCE);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Runs one `taskd` process with its own state directory and its own path to the coordination service.
 
-use super::{Site, port, taskd, text};
+use super::{TestDirs, port, taskd, text};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::ffi::OsString;
@@ -10,9 +10,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// A stop may take 20 s; what takes three times that hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Between two looks.
-const GLANCE: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// Of a node's log, when its test fails.
 const LINES_SHOWN: usize = 120;
 
@@ -26,45 +26,45 @@ pub(crate) fn fake_clock_library() -> String {
 pub(crate) struct Node {
     pub(crate) id: String,
     port: u16,
-    words: Vec<String>,
+    args: Vec<String>,
     /// Contents of its environment besides what every node gets.
     variables: Vec<(&'static str, OsString)>,
     /// Another version than the one of this build.
     program: Option<PathBuf>,
     state: PathBuf,
-    said: PathBuf,
+    log: PathBuf,
     child: Option<Child>,
 }
 
 impl Node {
     /// A node that is not started yet.
-    pub(crate) fn new(site: &Site, id: &str) -> Self {
+    pub(crate) fn new(dirs: &TestDirs, id: &str) -> Self {
         let port = port();
-        let state = site.path(&format!("{id}.state"));
+        let state = dirs.path(&format!("{id}.state"));
         let listen = format!("127.0.0.1:{port}");
-        let said = site.path(&format!("{id}.said"));
+        let log = dirs.path(&format!("{id}.output"));
         let mut node = Self {
             id: id.to_owned(),
             port,
-            words: Vec::new(),
+            args: Vec::new(),
             variables: Vec::new(),
             program: None,
             state,
-            said,
+            log,
             child: None,
         };
         let state = text(&node.state).to_owned();
-        node.tell(&["--node-id", id, "--listen", &listen, "--state-dir", &state]);
+        node.set_flags(&["--node-id", id, "--listen", &listen, "--state-dir", &state]);
         node
     }
 
     /// More words of its command line: a flag that is there already is told anew.
-    pub(crate) fn tell(&mut self, words: &[&str]) {
-        for pair in words.chunks(2) {
-            if let Some(at) = self.words.iter().position(|word| word == pair[0]) {
-                self.words.drain(at..at + pair.len());
+    pub(crate) fn set_flags(&mut self, args: &[&str]) {
+        for pair in args.chunks(2) {
+            if let Some(at) = self.args.iter().position(|word| word == pair[0]) {
+                self.args.drain(at..at + pair.len());
             }
-            self.words.extend(pair.iter().map(|&word| word.to_owned()));
+            self.args.extend(pair.iter().map(|&word| word.to_owned()));
         }
     }
 
@@ -96,20 +96,20 @@ impl Node {
     /// Starts the process; does not wait for anything.
     pub(crate) fn start(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.id);
-        let said = File::options().create(true).append(true).open(&self.said).expect("the room can be written");
+        let log = File::options().create(true).append(true).open(&self.log).expect("the room can be written");
         let program = self.program.as_deref().unwrap_or_else(|| taskd::built());
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL"]).arg(program).args(&self.words).stdin(Stdio::null());
+        command.args(["--pdeathsig", "KILL"]).arg(program).args(&self.args).stdin(Stdio::null());
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("RUST_BACKTRACE", "1");
         command.env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| String::from("info")));
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
-        command.stdout(said.try_clone().expect("there are descriptors")).stderr(said);
+        command.stdout(log.try_clone().expect("there are descriptors")).stderr(log);
         self.child = Some(command.spawn().unwrap_or_else(|error| panic!("run setpriv: {error}")));
     }
 
     /// What it has logged in all its lives.
-    pub(crate) fn said(&self) -> String {
-        fs::read_to_string(&self.said).unwrap_or_default()
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// Its process.
@@ -134,14 +134,14 @@ impl Node {
     /// Waits until it has ended by itself.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         let child = self.child.as_mut().unwrap_or_else(|| panic!("{} does not run", self.id));
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + WAIT_MAX;
         loop {
             if let Some(status) = child.try_wait().expect("it is our child") {
                 self.child = None;
                 return status;
             }
-            assert!(Instant::now() < until, "{} does not end:\n{}", self.id, self.said());
-            std::thread::sleep(GLANCE);
+            assert!(Instant::now() < until, "{} does not end:\n{}", self.id, self.log());
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -166,8 +166,8 @@ impl Drop for Node {
     fn drop(&mut self) {
         self.kill();
         if std::thread::panicking() {
-            let said = self.said();
-            let lines: Vec<&str> = said.lines().collect();
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
             let last = lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n");
             eprintln!("-- the last of what {} said:\n{last}", self.id);
         }

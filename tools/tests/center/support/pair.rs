@@ -37,17 +37,17 @@ impl Pair {
     /// As [`Pair::new`]; the destination's server is started with `filters` and `parameters` besides. What they do to a
     /// request happens between its line in the log and that of its answer.
     pub(crate) fn with(cell: &Cell, name: &str, length: usize, filters: &[&str], parameters: &[&str]) -> Self {
-        let site = &cell.site;
+        let dirs = &cell.dirs;
         let bytes = mixed(length, 7);
-        let golden = site.file(&format!("{name}.golden"), &bytes);
-        let image = site.sparse(&format!("{name}.image"), length as u64);
-        let log = site.path(&format!("{name}.log"));
+        let golden = dirs.file(&format!("{name}.golden"), &bytes);
+        let image = dirs.sparse(&format!("{name}.image"), length as u64);
+        let log = dirs.path(&format!("{name}.log"));
         let source =
-            Server::nbdkit_at(site, &format!("{name}.source"), address(), &["--readonly", "file", text(&golden)]);
+            Server::nbdkit_at(dirs, &format!("{name}.source"), address(), &["--readonly", "file", text(&golden)]);
         let logs = format!("logfile={}", text(&log));
         let own = ["file", text(&image), &logs];
         let destination = Server::nbdkit_at(
-            site,
+            dirs,
             &format!("{name}.destination"),
             address(),
             &[&["--filter=log"], filters, &own[..], parameters].concat(),
@@ -88,14 +88,14 @@ impl Pair {
 
     /// Connections that were made so far. A runner makes all of its own before it writes.
     pub(crate) fn connections(&self) -> BTreeSet<u64> {
-        let said = std::fs::read_to_string(&self.log).unwrap_or_default();
-        let made = said.lines().filter(|line| line.contains(" Connect "));
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let made = log.lines().filter(|line| line.contains(" Connect "));
         made.filter_map(|line| number(line, "connection=")).collect()
     }
 
     /// Two runners have written, one after the other: after the first request of any other connection than those of the
     /// first one, `old`, no request of `old` arrives.
-    pub(crate) fn assert_one_after_the_other(&self, old: &BTreeSet<u64>) {
+    pub(crate) fn assert_no_overlap(&self, old: &BTreeSet<u64>) {
         let log = self.log();
         let requests: Vec<&Line> = log.iter().filter(|line| !line.is_answer).collect();
         let since = requests.iter().position(|line| !old.contains(&line.connection));
@@ -107,18 +107,18 @@ impl Pair {
     /// The copy ends as one that was taken over from a runner that was lost and had the connections `old`: with every byte,
     /// and nothing of the first runner after something of the second.
     pub(crate) fn assert_taken_over(&self, cell: &Cell, id: &str, old: &BTreeSet<u64>) -> Task {
-        cell.hurry(id);
+        cell.lift_limit(id);
         let task = cell.wait_for_success(id);
         assert_eq!(task.outcomes(), ["ELeaseLost", "succeeded"], "{task:?}");
-        self.assert_one_after_the_other(old);
+        self.assert_no_overlap(old);
         self.assert_copied();
         task
     }
 
-    /// As [`Pair::assert_one_after_the_other`], and before the first request of the second runner every request of the
+    /// As [`Pair::assert_no_overlap`], and before the first request of the second runner every request of the
     /// first one was answered: nothing of it was left on its way.
-    pub(crate) fn assert_one_after_the_end_of_the_other(&self, old: &BTreeSet<u64>) {
-        self.assert_one_after_the_other(old);
+    pub(crate) fn assert_drained_before_next(&self, old: &BTreeSet<u64>) {
+        self.assert_no_overlap(old);
         let mut open = BTreeSet::new();
         for Line { connection, id, is_answer } in self.log() {
             match (old.contains(&connection), is_answer) {

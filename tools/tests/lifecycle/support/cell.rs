@@ -13,14 +13,14 @@ pub(crate) const VIP: &str = "10.87.0.100";
 /// For what comes soon on any host, however busy.
 pub(crate) const SOON: Duration = Duration::from_secs(120);
 /// Between two looks.
-const GLANCE: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// See the module's head. Nodes are numbered from 1.
 pub(crate) struct Cell {
     nodes: Vec<Daemon>,
     pub(crate) network: Network,
     _servers: [Server; 2],
-    room: TempDir,
+    dir: TempDir,
 }
 
 /// Waits for anything.
@@ -28,7 +28,7 @@ pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let until = Instant::now() + SOON;
     while !holds() {
         assert!(Instant::now() < until, "it does not come: {what}");
-        std::thread::sleep(GLANCE);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
@@ -36,12 +36,12 @@ impl Cell {
     /// Running nodes with an address in the storage network, and more flags; one of them leads and has the service address.
     pub(crate) fn new(flags: &[&str]) -> Self {
         super::permit_cores();
-        let room = tempfile::tempdir().expect("there is a temporary folder");
-        let home = room.path().to_owned();
+        let dir = tempfile::tempdir().expect("there is a temporary folder");
+        let home = dir.path().to_owned();
         std::fs::create_dir(home.join("volumes")).expect("the room is ours");
         let network = Network::new(3);
         let servers = [Server::zookeeper(&home), Server::nbd(&home.join("volumes"), &home)];
-        let mut cell = Self { nodes: Vec::new(), network, _servers: servers, room };
+        let mut cell = Self { nodes: Vec::new(), network, _servers: servers, dir };
         for number in 1..=3 {
             let node = cell.launch(number, flags);
             cell.nodes.push(node);
@@ -52,7 +52,7 @@ impl Cell {
     }
 
     fn launch(&self, number: usize, flags: &[&str]) -> Daemon {
-        let home = self.room.path();
+        let home = self.dir.path();
         let mut command = self.network.on(number, taskd().to_str().expect("paths of programs are text"));
         command.args(["--node-id", &format!("n{number}"), "--zookeeper", "10.87.0.254:2181/cell", "--insecure"]);
         command.args(["--listen", &format!("10.87.0.{number}:7400")]);
@@ -75,29 +75,29 @@ impl Cell {
 
     /// A volume with these bytes.
     pub(crate) fn volume(&self, name: &str, bytes: &[u8]) -> PathBuf {
-        let path = self.room.path().join("volumes").join(name);
+        let path = self.dir.path().join("volumes").join(name);
         std::fs::write(&path, bytes).expect("the room is ours");
         path
     }
 
-    /// `blockhaul WORDS --center ... --json`: its exit code, and the lines that it printed.
-    pub(crate) fn blockhaul(&self, center: &str, words: &[&str]) -> (Option<i32>, Vec<Value>) {
+    /// `blockhaul ARGS --center ... --json`: its exit code, and the lines that it printed.
+    pub(crate) fn blockhaul(&self, center: &str, args: &[&str]) -> (Option<i32>, Vec<Value>) {
         let mut command = Command::new(blockhaul());
-        command.args(words).args(["--center", center, "--json"]);
+        command.args(args).args(["--center", center, "--json"]);
         let output = command.output().expect("it was built with this test");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
         let lines = text.lines().map(|line| serde_json::from_str(line).expect("it prints JSON")).collect();
         if output.status.code() != Some(0) {
-            println!("blockhaul {}: {}", words.join(" "), complaint.trim_end());
+            println!("blockhaul {}: {}", args.join(" "), complaint.trim_end());
         }
         (output.status.code(), lines)
     }
 
     /// As [`Cell::blockhaul`] with every node's address; it must succeed.
-    pub(crate) fn ask(&self, words: &[&str]) -> Vec<Value> {
-        let (code, lines) = self.blockhaul("10.87.0.1:7400,10.87.0.2:7400,10.87.0.3:7400", words);
-        assert_eq!(code, Some(0), "blockhaul {}", words.join(" "));
+    pub(crate) fn ask(&self, args: &[&str]) -> Vec<Value> {
+        let (code, lines) = self.blockhaul("10.87.0.1:7400,10.87.0.2:7400,10.87.0.3:7400", args);
+        assert_eq!(code, Some(0), "blockhaul {}", args.join(" "));
         lines
     }
 
@@ -115,7 +115,7 @@ impl Cell {
             if holds(&last) {
                 return last;
             }
-            std::thread::sleep(GLANCE);
+            std::thread::sleep(POLL_INTERVAL);
         }
         panic!("{id}: it does not come: {what}: {last}")
     }
@@ -193,11 +193,11 @@ impl Cell {
     }
 
     /// Every node still is the process that it was, and none has left a core file.
-    pub(crate) fn assert_sound(&mut self, pids: &[nix::unistd::Pid]) {
+    pub(crate) fn assert_no_process_ended(&mut self, pids: &[nix::unistd::Pid]) {
         for (node, pid) in self.nodes.iter_mut().zip(pids) {
-            assert!(node.is_running() && node.pid() == *pid, "a process has ended:\n{}", node.said());
+            assert!(node.is_running() && node.pid() == *pid, "a process has ended:\n{}", node.log());
         }
-        assert_no_core(self.room.path());
+        assert_no_core(self.dir.path());
     }
 
     pub(crate) fn pids(&self) -> Vec<nix::unistd::Pid> {
@@ -210,9 +210,9 @@ impl Cell {
             node.signal(nix::sys::signal::Signal::SIGTERM);
         }
         for node in &mut self.nodes {
-            assert_eq!(node.ended(), Some(0), "{}", node.said());
+            assert_eq!(node.ended(), Some(0), "{}", node.log());
         }
-        assert_no_core(self.room.path());
+        assert_no_core(self.dir.path());
     }
 }
 

@@ -23,18 +23,18 @@ pub(crate) fn blockhaul() -> PathBuf {
 /// A process that is killed when this is dropped.
 pub(crate) struct Daemon {
     child: Child,
-    said: PathBuf,
+    log: PathBuf,
 }
 
 impl Daemon {
-    /// Starts it where core files would be found; its log goes to `said`.
-    pub(crate) fn start(mut command: Command, said: &Path) -> Self {
-        let log = File::options().create(true).append(true).open(said).expect("the room is ours");
-        command.current_dir(said.parent().expect("it is in a folder")).stdin(Stdio::null());
+    /// Starts the process in the folder of `log`, where a core file would be found, and appends its output to `log`.
+    pub(crate) fn start(mut command: Command, log: &Path) -> Self {
+        let output = File::options().create(true).append(true).open(log).expect("the folder is writable");
+        command.current_dir(log.parent().expect("a file has a folder")).stdin(Stdio::null());
         command.env("RUST_BACKTRACE", "1").env("RUST_LOG", "info");
-        command.stdout(log.try_clone().expect("there are descriptors")).stderr(log);
+        command.stdout(output.try_clone().expect("there are descriptors")).stderr(output);
         let child = command.spawn().unwrap_or_else(|error| panic!("run {:?}: {error}", command.get_program()));
-        Self { child, said: said.to_owned() }
+        Self { child, log: log.to_owned() }
     }
 
     /// A node by itself in this folder, with more flags.
@@ -46,7 +46,7 @@ impl Daemon {
     pub(crate) fn alone_logging_to(folder: &Path, log: PipeWriter) -> Self {
         let mut command = Self::command(folder, &[]);
         let child = command.stdin(Stdio::null()).stderr(log).spawn().expect("it was built");
-        Self { child, said: folder.join("said") }
+        Self { child, log: folder.join("said") }
     }
 
     /// What [`Daemon::alone`] runs.
@@ -69,13 +69,13 @@ impl Daemon {
     }
 
     /// What it has logged so far.
-    pub(crate) fn said(&self) -> String {
-        fs::read_to_string(&self.said).unwrap_or_default()
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// Waits until it has said this.
-    pub(crate) fn says(&self, words: &str) {
-        wait_until(&format!("'{words}' in {}", self.said.display()), || self.said().contains(words));
+    pub(crate) fn wait_for_log(&self, text: &str) {
+        wait_until(&format!("'{text}' in {}", self.log.display()), || self.log().contains(text));
     }
 
     /// Whether it has not ended.
@@ -90,7 +90,7 @@ impl Daemon {
             if let Some(status) = self.child.try_wait().expect("it is our child") {
                 return status.code();
             }
-            assert!(Instant::now() < until, "it does not end:\n{}", self.said());
+            assert!(Instant::now() < until, "it does not end:\n{}", self.log());
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
     }
@@ -112,7 +112,7 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         self.kill();
         if std::thread::panicking() {
-            eprintln!("-- {}:\n{}", self.said.display(), self.said());
+            eprintln!("-- {}:\n{}", self.log.display(), self.log());
         }
     }
 }

@@ -26,7 +26,7 @@ use std::process::Command;
 const INSIDE: &str = "LIFECYCLE_TEST_INSIDE";
 
 /// Runs a test's body in a place of its own. `zookeeper` among the `needs` is its Debian package, all others are programs.
-pub(crate) fn apart(name: &str, needs: &[&'static str], body: impl FnOnce()) {
+pub(crate) fn run_isolated(name: &str, needs: &[&'static str], body: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
         return body();
     }
@@ -43,10 +43,10 @@ pub(crate) fn apart(name: &str, needs: &[&'static str], body: impl FnOnce()) {
     command.arg(std::env::current_exe().expect("this test runs"));
     command.args(["--exact", name, "--nocapture", "--test-threads", "1"]).env(INSIDE, "1");
     let output = command.output().expect("unshare is installed");
-    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    println!("{}", said.concat());
+    let log = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    println!("{}", log.concat());
     assert!(output.status.success(), "{name} has failed: see above");
-    assert!(said[0].contains("1 passed"), "{name} has not run: its name is another one");
+    assert!(log[0].contains("1 passed"), "{name} has not run: its name is another one");
 }
 
 /// Lets a process that crashes write its core file where it runs.
@@ -64,10 +64,10 @@ pub(crate) fn assert_no_core(folder: &Path) {
 }
 
 /// Runs a program to its end, which must be a good one.
-pub(crate) fn run(program: &str, words: &[&str]) -> String {
-    let output = Command::new(program).args(words).output().unwrap_or_else(|error| panic!("run {program}: {error}"));
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+pub(crate) fn run(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output().unwrap_or_else(|error| panic!("run {program}: {error}"));
+    let log = String::from_utf8_lossy(&output.stdout).into_owned();
     let complaint = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {}: {said}{complaint}", words.join(" "));
-    said
+    assert!(output.status.success(), "{program} {}: {log}{complaint}", args.join(" "));
+    log
 }

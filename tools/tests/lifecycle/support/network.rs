@@ -68,9 +68,9 @@ impl Network {
     }
 
     /// Runs a command on a host to its end, which must be a good one.
-    pub(crate) fn inside(&self, host: usize, words: &[&str]) -> String {
+    pub(crate) fn inside(&self, host: usize, args: &[&str]) -> String {
         let pid = self.hosts[host - 1].id().to_string();
-        run("nsenter", &[&["--net", "--target", &pid, "--"], words].concat())
+        run("nsenter", &[&["--net", "--target", &pid, "--"], args].concat())
     }
 
     /// Whether a host has this address.

@@ -18,23 +18,23 @@ impl Notified {
     }
 
     /// The next message; `None` if there is none for so long.
-    pub(crate) fn next(&self, patience: Duration) -> Option<String> {
-        self.socket.set_read_timeout(Some(patience)).expect("it is a time");
+    pub(crate) fn next(&self, wait_max: Duration) -> Option<String> {
+        self.socket.set_read_timeout(Some(wait_max)).expect("it is a time");
         let mut message = [0; 4096];
         let length = self.socket.recv(&mut message).ok()?;
         Some(String::from_utf8_lossy(&message[..length]).into_owned())
     }
 
     /// Waits for a message with this in it; everything that came before, too.
-    pub(crate) fn wait_for(&self, words: &str) -> Vec<String> {
+    pub(crate) fn wait_for(&self, text: &str) -> Vec<String> {
         let mut all = Vec::new();
         while let Some(message) = self.next(SOON) {
-            let is_it = message.contains(words);
+            let is_it = message.contains(text);
             all.push(message);
             if is_it {
                 return all;
             }
         }
-        panic!("'{words}' never came: {all:?}")
+        panic!("'{text}' never came: {all:?}")
     }
 }

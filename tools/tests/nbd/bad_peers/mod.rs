@@ -8,79 +8,79 @@ mod replies;
 mod status;
 
 use crate::support::{
-    Act, Command, MIB, Manners, Offer, Outcome, Peer, Request, Seen, Site, assert_same, assert_whole, noise,
+    Command, MIB, Offer, Outcome, Peer, PeerScript, Reaction, Request, Seen, TestDirs, assert_same, assert_whole, noise,
 };
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 const SIZE: usize = MIB;
 const BLOCK: &str = "64KiB";
 /// So that what is taken for an outage does not last.
-const IMPATIENT: [&str; 4] = ["--retry-for", "1s", "--request-timeout", "2s"];
+const SHORT_TIMEOUTS: [&str; 4] = ["--retry-for", "1s", "--request-timeout", "2s"];
 
 const STRUCTURED: Offer = Offer { structured: true, multi_conn: true, blocks: None, further_flags: 0 };
 const SIMPLE: Offer = Offer { structured: false, ..STRUCTURED };
 
 /// A reply that is wrong.
-type Wrong = fn(&Request) -> Vec<u8>;
+type WrongReply = fn(&Request) -> Vec<u8>;
 
 /// Copies from a peer of these manners.
-fn copy_from(offer: Offer, manners: Manners) -> (Site, Peer, Outcome) {
-    let site = Site::new();
-    let peer = Peer::start(&site, "peer", noise(SIZE, 1), offer, manners);
-    let words = ["copy", &peer.uri(), "b", "--block-size", BLOCK];
-    let outcome = site.blockhaul(&[&words[..], &IMPATIENT].concat());
-    (site, peer, outcome)
+fn copy_from(offer: Offer, script: PeerScript) -> (TestDirs, Peer, Outcome) {
+    let dirs = TestDirs::new();
+    let peer = Peer::start(&dirs, "peer", noise(SIZE, 1), offer, script);
+    let args = ["copy", &peer.uri(), "b", "--block-size", BLOCK];
+    let outcome = dirs.blockhaul(&[&args[..], &SHORT_TIMEOUTS].concat());
+    (dirs, peer, outcome)
 }
 
 /// Copies to a peer of these manners.
-fn copy_to(offer: Offer, manners: Manners) -> (Site, Peer, Outcome) {
-    let site = Site::new();
-    site.file("a", &noise(SIZE, 2));
-    let peer = Peer::start(&site, "peer", vec![0; SIZE], offer, manners);
-    let words = ["copy", "a", &peer.uri(), "--block-size", BLOCK];
-    let outcome = site.blockhaul(&[&words[..], &IMPATIENT].concat());
-    (site, peer, outcome)
+fn copy_to(offer: Offer, script: PeerScript) -> (TestDirs, Peer, Outcome) {
+    let dirs = TestDirs::new();
+    dirs.file("a", &noise(SIZE, 2));
+    let peer = Peer::start(&dirs, "peer", vec![0; SIZE], offer, script);
+    let args = ["copy", "a", &peer.uri(), "--block-size", BLOCK];
+    let outcome = dirs.blockhaul(&[&args[..], &SHORT_TIMEOUTS].concat());
+    (dirs, peer, outcome)
 }
 
 /// It failed with one of `codes` on `side`, closed its connections and called nothing durable.
-fn assert_ended(what: &str, side: &str, codes: &[&str], run: (Site, Peer, Outcome)) {
+fn assert_ended(what: &str, side: &str, codes: &[&str], run: (TestDirs, Peer, Outcome)) {
     assert_eq!(run.2.bytes("durable"), 0, "{what}: {:#?}", run.2);
     assert_ended_early(what, side, codes, run);
 }
 
 /// As [`assert_ended`], where some of it went well: that may count, the whole may not.
-fn assert_ended_early(what: &str, side: &str, codes: &[&str], (_site, peer, outcome): (Site, Peer, Outcome)) {
+fn assert_ended_early(what: &str, side: &str, codes: &[&str], (_site, peer, outcome): (TestDirs, Peer, Outcome)) {
     assert_eq!(outcome.code, Some(1), "{what}: {outcome:#?}");
     let code = outcome.error_code().as_str().unwrap_or_default();
     assert!(codes.contains(&code), "{what}: not one of {codes:?}: {outcome:#?}");
     assert_eq!(outcome.report()["status"], "failed", "{what}: {outcome:#?}");
     assert_eq!(outcome.report()["error"]["side"], side, "{what}: {outcome:#?}");
     assert!(outcome.bytes("durable") < SIZE as u64, "{what}: {outcome:#?}");
-    assert!(!peer.goodbyes().is_empty(), "{what}: it never came");
-    peer.assert_not_offended();
+    assert!(!peer.disconnects().is_empty(), "{what}: it never came");
+    peer.assert_no_violations();
 }
 
 /// Answers reads with what `wrong` makes of them, and all else honestly.
-fn reads(wrong: impl Fn(&Request) -> Vec<u8> + Send + Sync + 'static) -> Manners {
-    Manners::on_request(move |request| match request.command {
-        Command::Read => Act::Instead(wrong(request)),
-        _ => Act::Honest,
+fn reads(wrong: impl Fn(&Request) -> Vec<u8> + Send + Sync + 'static) -> PeerScript {
+    PeerScript::on_request(move |request| match request.command {
+        Command::Read => Reaction::Replace(wrong(request)),
+        _ => Reaction::Correct,
     })
 }
 
 /// Answers questions for block status with what `wrong` makes of them, and all else honestly.
-fn statuses(wrong: impl Fn(&Request) -> Vec<u8> + Send + Sync + 'static) -> Manners {
-    Manners::on_request(move |request| match request.command {
-        Command::Status => Act::Instead(wrong(request)),
-        _ => Act::Honest,
+fn statuses(wrong: impl Fn(&Request) -> Vec<u8> + Send + Sync + 'static) -> PeerScript {
+    PeerScript::on_request(move |request| match request.command {
+        Command::Status => Reaction::Replace(wrong(request)),
+        _ => Reaction::Correct,
     })
 }
 
 /// Does this with the first request of a kind, and is honest ever after.
-fn once(command: Command, act: impl Fn(&Request) -> Act + Send + Sync + 'static) -> Manners {
+fn on_first_request(command: Command, reaction: impl Fn(&Request) -> Reaction + Send + Sync + 'static) -> PeerScript {
     let is_done = AtomicBool::new(false);
-    Manners::on_request(move |request| {
-        if request.command == command && !is_done.swap(true, SeqCst) { act(request) } else { Act::Honest }
+    PeerScript::on_request(move |request| {
+        if request.command == command && !is_done.swap(true, SeqCst) { reaction(request) } else { Reaction::Correct }
     })
 }
 
@@ -91,14 +91,14 @@ fn whole(request: &Request) -> Vec<u8> {
 #[test]
 fn a_correct_peer_is_copied_from_and_to() {
     for offer in [STRUCTURED, SIMPLE, Offer { multi_conn: false, ..STRUCTURED }] {
-        let (site, peer, outcome) = copy_from(offer, Manners::default());
+        let (dirs, peer, outcome) = copy_from(offer, PeerScript::default());
         assert_whole(&outcome, SIZE, "from an honest peer");
-        assert_same(&site.read("b"), peer.store().durable(), "from an honest peer");
-        peer.assert_not_offended();
-        let (site, peer, outcome) = copy_to(offer, Manners::default());
+        assert_same(&dirs.read("b"), peer.store().durable(), "from an honest peer");
+        peer.assert_no_violations();
+        let (dirs, peer, outcome) = copy_to(offer, PeerScript::default());
         assert_whole(&outcome, SIZE, "to an honest peer");
-        assert_same(peer.store().durable(), &site.read("a"), "to an honest peer");
-        peer.assert_not_offended();
+        assert_same(peer.store().durable(), &dirs.read("a"), "to an honest peer");
+        peer.assert_no_violations();
     }
 }
 
@@ -112,14 +112,14 @@ fn requests_respect_the_block_sizes_of_the_peer() {
             let aligned = request.offset.is_multiple_of(u64::from(least)) && request.length.is_multiple_of(least);
             aligned && (!payload || request.length <= most)
         };
-        for (site, peer, outcome) in [copy_from(offer, Manners::default()), copy_to(offer, Manners::default())] {
+        for (dirs, peer, outcome) in [copy_from(offer, PeerScript::default()), copy_to(offer, PeerScript::default())] {
             assert_whole(&outcome, SIZE, &format!("{blocks:?}"));
             for seen in peer.seen() {
-                if let Seen::Asked(request) = seen {
+                if let Seen::Requested(request) = seen {
                     assert!(respects(&request), "{blocks:?}: {request:?}");
                 }
             }
-            drop(site);
+            drop(dirs);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{SIZE, STRUCTURED, assert_ended, copy_from, copy_to};
 use crate::support::wire::{self, answer, can, option};
-use crate::support::{Act, Manners, option_reply, option_reply_with};
+use crate::support::{PeerScript, Reaction, option_reply, option_reply_with};
 
 #[test]
 fn a_greeting_with_the_wrong_magic_ends_the_copy() {
@@ -10,11 +10,11 @@ fn a_greeting_with_the_wrong_magic_ends_the_copy() {
     for at in [0, 7, 8, 15] {
         let mut greeting = right.clone();
         greeting[at] ^= 0x20;
-        let manners = Manners { greeting: Some(greeting), ..Manners::default() };
-        assert_ended(&format!("byte {at}"), "source", &["EProtocol"], copy_from(STRUCTURED, manners));
+        let script = PeerScript { greeting: Some(greeting), ..PeerScript::default() };
+        assert_ended(&format!("byte {at}"), "source", &["EProtocol"], copy_from(STRUCTURED, script));
     }
     let other =
-        Manners { greeting: Some(b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3\r\n".to_vec()), ..Manners::default() };
+        PeerScript { greeting: Some(b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3\r\n".to_vec()), ..PeerScript::default() };
     assert_ended("another protocol", "destination", &["EProtocol"], copy_to(STRUCTURED, other));
 }
 
@@ -22,17 +22,19 @@ fn a_greeting_with_the_wrong_magic_ends_the_copy() {
 fn a_short_or_missing_greeting_ends_the_copy() {
     for greeting in [Vec::new(), wire::GREETING.to_be_bytes().to_vec()] {
         let what = format!("a greeting of {} bytes", greeting.len());
-        let manners = Manners { greeting: Some(greeting), ..Manners::default() };
-        assert_ended(&what, "source", &["EUnreachable", "ETimeout"], copy_from(STRUCTURED, manners));
+        let script = PeerScript { greeting: Some(greeting), ..PeerScript::default() };
+        assert_ended(&what, "source", &["EUnreachable", "ETimeout"], copy_from(STRUCTURED, script));
     }
 }
 
 #[test]
 fn a_stalled_negotiation_ends_the_copy() {
     for silent in [option::GO, option::STRUCTURED_REPLY] {
-        let manners = Manners::on_option(move |chosen, _| if chosen == silent { Act::Silence } else { Act::Honest });
+        let script = PeerScript::on_option(
+            move |chosen, _| if chosen == silent { Reaction::NoReply } else { Reaction::Correct },
+        );
         let what = format!("silence after option {silent}");
-        assert_ended(&what, "destination", &["EUnreachable", "ETimeout"], copy_to(STRUCTURED, manners));
+        assert_ended(&what, "destination", &["EUnreachable", "ETimeout"], copy_to(STRUCTURED, script));
     }
 }
 
@@ -52,9 +54,11 @@ fn a_wrong_option_reply_ends_the_copy() {
         }),
     ];
     for (what, at, bytes) in cases {
-        let manners =
-            Manners::on_option(move |chosen, _| if chosen == at { Act::Instead(bytes.clone()) } else { Act::Honest });
-        assert_ended(what, "source", &["EProtocol"], copy_from(STRUCTURED, manners));
+        let script =
+            PeerScript::on_option(
+                move |chosen, _| if chosen == at { Reaction::Replace(bytes.clone()) } else { Reaction::Correct },
+            );
+        assert_ended(what, "source", &["EProtocol"], copy_from(STRUCTURED, script));
     }
 }
 
@@ -64,12 +68,10 @@ fn an_endless_or_oversized_option_reply_ends_the_copy() {
     let facts = [&[0; 2][..], &(SIZE as u64).to_be_bytes(), &can::USUAL.to_be_bytes()].concat();
     let endless = option_reply(option::GO, answer::INFO, &facts).repeat(200_000);
     for (what, bytes) in [("4 GiB", huge), ("always more of it", endless)] {
-        let manners = Manners::on_option(
-            move |chosen, _| {
-                if chosen == option::GO { Act::Instead(bytes.clone()) } else { Act::Honest }
-            },
-        );
-        assert_ended(what, "source", &["EProtocol"], copy_from(STRUCTURED, manners));
+        let script = PeerScript::on_option(move |chosen, _| {
+            if chosen == option::GO { Reaction::Replace(bytes.clone()) } else { Reaction::Correct }
+        });
+        assert_ended(what, "source", &["EProtocol"], copy_from(STRUCTURED, script));
     }
 }
 
@@ -85,13 +87,13 @@ fn impossible_export_facts_end_the_copy() {
         ("a most that is less than the least", vec![size(SIZE as u64), blocks([4096, 4096, 512])]),
     ];
     for (what, infos) in cases {
-        let manners = Manners::on_option(move |chosen, _| {
+        let script = PeerScript::on_option(move |chosen, _| {
             if chosen != option::GO {
-                return Act::Honest;
+                return Reaction::Correct;
             }
             let infos = infos.iter().map(|info| option_reply(chosen, answer::INFO, info));
-            Act::Instead(infos.chain([option_reply(chosen, answer::ACK, &[])]).collect::<Vec<_>>().concat())
+            Reaction::Replace(infos.chain([option_reply(chosen, answer::ACK, &[])]).collect::<Vec<_>>().concat())
         });
-        assert_ended(what, "source", &["EProtocol"], copy_from(STRUCTURED, manners));
+        assert_ended(what, "source", &["EProtocol"], copy_from(STRUCTURED, script));
     }
 }

@@ -1,10 +1,11 @@
 //! Tests replies to reads, writes and flushes: wrong, missing, too long, or errors of the server.
 
 use super::{
-    SIMPLE, SIZE, STRUCTURED, Wrong, assert_ended, assert_ended_early, copy_from, copy_to, once, reads, whole,
+    SIMPLE, SIZE, STRUCTURED, WrongReply, assert_ended, assert_ended_early, copy_from, copy_to, on_first_request,
+    reads, whole,
 };
 use crate::support::wire::{self, chunk};
-use crate::support::{Act, Command, Manners, Request, assert_same, assert_whole, mixed, reply};
+use crate::support::{Command, PeerScript, Reaction, Request, assert_same, assert_whole, mixed, reply};
 
 #[test]
 fn a_reply_with_the_wrong_magic_ends_the_copy() {
@@ -19,23 +20,24 @@ fn a_reply_with_the_wrong_magic_ends_the_copy() {
     let structured_to_simple =
         |request: &Request| reply::data(request.cookie, chunk::DONE, request.offset, &whole(request));
     assert_ended("never agreed on", "source", &["EProtocol"], copy_from(SIMPLE, reads(structured_to_simple)));
-    let write = once(Command::Write, |request| Act::Instead(reply::simple_with(0, request.cookie, 0, &[])));
+    let write =
+        on_first_request(Command::Write, |request| Reaction::Replace(reply::simple_with(0, request.cookie, 0, &[])));
     assert_ended_early("of a write", "destination", &["EProtocol"], copy_to(STRUCTURED, write));
 }
 
 #[test]
 fn a_simple_reply_to_a_structured_read_ends_the_copy() {
-    let manners = reads(|request| reply::simple(request.cookie, 0, &whole(request)));
-    assert_ended("a simple reply", "source", &["EProtocol"], copy_from(STRUCTURED, manners));
+    let script = reads(|request| reply::simple(request.cookie, 0, &whole(request)));
+    assert_ended("a simple reply", "source", &["EProtocol"], copy_from(STRUCTURED, script));
 }
 
 #[test]
 fn a_simple_reply_to_a_write_is_allowed() {
-    let manners = Manners::on_request(|request| match request.command {
-        Command::Flush => Act::Instead(reply::simple(request.cookie, 0, &[])),
-        _ => Act::Honest,
+    let script = PeerScript::on_request(|request| match request.command {
+        Command::Flush => Reaction::Replace(reply::simple(request.cookie, 0, &[])),
+        _ => Reaction::Correct,
     });
-    let (_site, _peer, outcome) = copy_to(STRUCTURED, manners);
+    let (_site, _peer, outcome) = copy_to(STRUCTURED, script);
     assert_whole(&outcome, SIZE, "a simple reply to a flush");
 }
 
@@ -48,10 +50,15 @@ fn a_reply_with_an_unknown_cookie_ends_the_copy() {
         };
         assert_ended("of a read", "source", &["EProtocol"], copy_from(offer, reads(unknown)));
         let write = move |request: &Request| match offer.structured {
-            true => Act::Instead(reply::done(!request.cookie)),
-            false => Act::Instead(reply::simple(!request.cookie, 0, &[])),
+            true => Reaction::Replace(reply::done(!request.cookie)),
+            false => Reaction::Replace(reply::simple(!request.cookie, 0, &[])),
         };
-        assert_ended_early("of a write", "destination", &["EProtocol"], copy_to(offer, once(Command::Write, write)));
+        assert_ended_early(
+            "of a write",
+            "destination",
+            &["EProtocol"],
+            copy_to(offer, on_first_request(Command::Write, write)),
+        );
     }
 }
 
@@ -59,12 +66,12 @@ fn a_reply_with_an_unknown_cookie_ends_the_copy() {
 fn a_duplicate_reply_ends_the_copy() {
     for offer in [STRUCTURED, SIMPLE] {
         for command in [Command::Read, Command::Write] {
-            let manners = once(command, |_| Act::Twice);
+            let script = on_first_request(command, |_| Reaction::CorrectTwice);
             let what = format!("{command:?} {offer:?}");
             if command == Command::Read {
-                assert_ended_early(&what, "source", &["EProtocol"], copy_from(offer, manners));
+                assert_ended_early(&what, "source", &["EProtocol"], copy_from(offer, script));
             } else {
-                assert_ended_early(&what, "destination", &["EProtocol"], copy_to(offer, manners));
+                assert_ended_early(&what, "destination", &["EProtocol"], copy_to(offer, script));
             }
         }
     }
@@ -72,7 +79,7 @@ fn a_duplicate_reply_ends_the_copy() {
 
 #[test]
 fn chunks_outside_of_the_request_end_the_copy() {
-    let cases: [(&str, Wrong); 6] = [
+    let cases: [(&str, WrongReply); 6] = [
         ("one byte too early", |r| reply::data(r.cookie, chunk::DONE, r.offset.wrapping_sub(1), &whole(r))),
         ("one byte too late", |r| reply::data(r.cookie, chunk::DONE, r.offset + 1, &whole(r))),
         ("far away", |r| reply::data(r.cookie, chunk::DONE, u64::MAX - 5, &whole(r))),
@@ -123,14 +130,14 @@ fn chunks_in_any_order_and_of_any_length_are_allowed() {
         ]
         .concat()
     };
-    let (site, _peer, outcome) = copy_from(STRUCTURED, reads(backwards));
+    let (dirs, _peer, outcome) = copy_from(STRUCTURED, reads(backwards));
     assert_whole(&outcome, SIZE, "backwards");
-    assert_same(&site.read("b"), &mixed(SIZE, 3), "backwards");
+    assert_same(&dirs.read("b"), &mixed(SIZE, 3), "backwards");
 }
 
 #[test]
 fn chunks_of_an_invalid_length_or_kind_end_the_copy() {
-    let cases: [(&str, Wrong); 6] = [
+    let cases: [(&str, WrongReply); 6] = [
         ("4 GiB", |r| reply::chunk_claiming(r.cookie, chunk::DONE, chunk::DATA, u32::MAX, &r.offset.to_be_bytes())),
         ("no offset", |r| reply::chunk(r.cookie, chunk::DONE, chunk::DATA, &[0; 4])),
         ("no data", |r| reply::data(r.cookie, 0, r.offset, &[])),
@@ -143,13 +150,15 @@ fn chunks_of_an_invalid_length_or_kind_end_the_copy() {
     }
     let status = reads(|r| reply::status(r.cookie, reply::ALLOCATION, &[(r.length, 0)]));
     assert_ended("status of a read", "source", &["EProtocol"], copy_from(STRUCTURED, status));
-    let data = once(Command::Write, |r| Act::Instead(reply::data(r.cookie, chunk::DONE, r.offset, &[1; 512])));
+    let data = on_first_request(Command::Write, |r| {
+        Reaction::Replace(reply::data(r.cookie, chunk::DONE, r.offset, &[1; 512]))
+    });
     assert_ended_early("data of a write", "destination", &["EProtocol"], copy_to(STRUCTURED, data));
 }
 
 #[test]
 fn an_error_chunk_is_reported_as_an_error_of_the_server() {
-    let cases: [(&str, Wrong, &str); 5] = [
+    let cases: [(&str, WrongReply, &str); 5] = [
         ("an error", |r| reply::error(r.cookie, wire::EIO, "the disk is gone"), "EIo"),
         ("an error of no space", |r| reply::error(r.cookie, wire::ENOSPC, ""), "ENoSpace"),
         (
@@ -176,22 +185,22 @@ fn an_error_chunk_is_reported_as_an_error_of_the_server() {
         ),
     ];
     for (what, wrong, code) in cases {
-        let (site, peer, outcome) = copy_from(STRUCTURED, reads(wrong));
+        let (dirs, peer, outcome) = copy_from(STRUCTURED, reads(wrong));
         let error = outcome.report()["error"].clone();
         assert!(error["offset"].is_u64() && error["errno"].is_u64(), "{what}: {outcome:#?}");
-        assert_ended(what, "source", &[code], (site, peer, outcome));
+        assert_ended(what, "source", &[code], (dirs, peer, outcome));
     }
-    let write = once(Command::Write, |r| Act::Instead(reply::error(r.cookie, wire::ENOSPC, "full")));
+    let write = on_first_request(Command::Write, |r| Reaction::Replace(reply::error(r.cookie, wire::ENOSPC, "full")));
     assert_ended_early("an error of a write", "destination", &["ENoSpace"], copy_to(STRUCTURED, write));
-    let simple = once(Command::Write, |r| Act::Instead(reply::simple(r.cookie, wire::ENOSPC, &[])));
+    let simple = on_first_request(Command::Write, |r| Reaction::Replace(reply::simple(r.cookie, wire::ENOSPC, &[])));
     assert_ended_early("a simple error of a write", "destination", &["ENoSpace"], copy_to(SIMPLE, simple));
-    let flush = once(Command::Flush, |r| Act::Instead(reply::error(r.cookie, wire::EIO, "")));
+    let flush = on_first_request(Command::Flush, |r| Reaction::Replace(reply::error(r.cookie, wire::EIO, "")));
     assert_ended_early("an error of a flush", "destination", &["EIo"], copy_to(STRUCTURED, flush));
 }
 
 #[test]
 fn an_invalid_error_chunk_ends_the_copy() {
-    let cases: [(&str, Wrong); 4] = [
+    let cases: [(&str, WrongReply); 4] = [
         ("no error in it", |r| reply::error(r.cookie, 0, "fine")),
         ("half an error", |r| reply::chunk(r.cookie, chunk::DONE, chunk::ERROR, &[0, 0, 0])),
         ("a message beyond its end", |r| {
@@ -210,23 +219,23 @@ fn an_invalid_error_chunk_ends_the_copy() {
 #[test]
 fn a_truncated_reply_ends_the_copy() {
     for length in [1, 15, 19, 27, 28, 29, 1000] {
-        let manners = Manners {
+        let script = PeerScript {
             on_request: Some(Box::new(move |request| {
                 let whole = reply::data(request.cookie, chunk::DONE, request.offset, &whole(request));
                 match request.command {
-                    Command::Read => Act::Last(whole[..length].to_vec()),
-                    _ => Act::Honest,
+                    Command::Read => Reaction::ReplaceAndClose(whole[..length].to_vec()),
+                    _ => Reaction::Correct,
                 }
             })),
-            ..Manners::default()
+            ..PeerScript::default()
         };
         let what = format!("after {length} bytes");
-        assert_ended(&what, "source", &["EUnreachable", "EProtocol"], copy_from(STRUCTURED, manners));
+        assert_ended(&what, "source", &["EUnreachable", "EProtocol"], copy_from(STRUCTURED, script));
     }
 }
 
 #[test]
 fn a_reply_that_stalls_in_the_middle_ends_the_copy() {
-    let manners = reads(|r| reply::data(r.cookie, chunk::DONE, r.offset, &whole(r))[..1000].to_vec());
-    assert_ended("half a reply", "source", &["EUnreachable", "ETimeout"], copy_from(STRUCTURED, manners));
+    let script = reads(|r| reply::data(r.cookie, chunk::DONE, r.offset, &whole(r))[..1000].to_vec());
+    assert_ended("half a reply", "source", &["EUnreachable", "ETimeout"], copy_from(STRUCTURED, script));
 }

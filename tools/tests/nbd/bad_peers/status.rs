@@ -1,12 +1,12 @@
 //! Tests block status that makes no progress or describes other ranges.
 
-use super::{SIZE, STRUCTURED, Wrong, assert_ended, copy_from, statuses};
+use super::{SIZE, STRUCTURED, WrongReply, assert_ended, copy_from, statuses};
 use crate::support::wire::chunk;
 use crate::support::{assert_same, assert_whole, reply};
 
 #[test]
 fn block_status_without_progress_ends_the_copy() {
-    let cases: [(&str, Wrong); 6] = [
+    let cases: [(&str, WrongReply); 6] = [
         ("a length of nothing", |r| reply::status(r.cookie, reply::ALLOCATION, &[(0, 0)])),
         ("nothing after something", |r| reply::status(r.cookie, reply::ALLOCATION, &[(4096, 0), (0, 3)])),
         ("no descriptors", |r| reply::status(r.cookie, reply::ALLOCATION, &[])),
@@ -42,15 +42,15 @@ fn block_status_of_a_wrong_or_repeated_context_ends_the_copy() {
 #[test]
 fn block_status_shorter_or_longer_than_the_request_is_allowed() {
     for (what, length) in [("a little at a time", 4096_u32), ("far past the end", u32::MAX - 4095)] {
-        let manners = statuses(move |r| {
+        let script = statuses(move |r| {
             reply::status(
                 r.cookie,
                 reply::ALLOCATION,
                 &[(length.min(if length == 4096 { r.length } else { length }), 0)],
             )
         });
-        let (site, peer, outcome) = copy_from(STRUCTURED, manners);
+        let (dirs, peer, outcome) = copy_from(STRUCTURED, script);
         assert_whole(&outcome, SIZE, what);
-        assert_same(&site.read("b"), peer.store().durable(), what);
+        assert_same(&dirs.read("b"), peer.store().durable(), what);
     }
 }

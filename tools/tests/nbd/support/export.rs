@@ -3,7 +3,7 @@
 use super::judge::{content, fill};
 use super::real::{noise, run, text, write_sparse};
 use super::server::Server;
-use super::site::Site;
+use super::site::TestDirs;
 use std::path::PathBuf;
 
 /// Multiples of 4 KiB up to 64 KiB, and nothing else.
@@ -55,10 +55,10 @@ pub(crate) struct Export {
 
 impl Export {
     /// An export that holds `bytes`; every other run of zeros is a hole.
-    pub(crate) fn with(site: &Site, name: &str, kind: Kind, bytes: &[u8]) -> Self {
-        let image = site.path(&format!("{name}.img"));
+    pub(crate) fn with(dirs: &TestDirs, name: &str, kind: Kind, bytes: &[u8]) -> Self {
+        let image = dirs.path(&format!("{name}.img"));
         write_sparse(&image, bytes);
-        let export = Self::over(site, name, kind, image.clone(), bytes.len());
+        let export = Self::over(dirs, name, kind, image.clone(), bytes.len());
         if kind == Kind::NbdkitMemory {
             fill(text(&image), &export.uri());
         }
@@ -66,36 +66,36 @@ impl Export {
     }
 
     /// An export of `size` bytes that hold something else already.
-    pub(crate) fn full_of_old_data(site: &Site, name: &str, kind: Kind, size: usize) -> Self {
-        Self::with(site, name, kind, &noise(size, 99))
+    pub(crate) fn full_of_old_data(dirs: &TestDirs, name: &str, kind: Kind, size: usize) -> Self {
+        Self::with(dirs, name, kind, &noise(size, 99))
     }
 
     /// An export of `size` bytes, all of them hole.
-    pub(crate) fn empty(site: &Site, name: &str, kind: Kind, size: usize) -> Self {
-        let image = site.sparse(&format!("{name}.img"), size as u64);
-        Self::over(site, name, kind, image, size)
+    pub(crate) fn empty(dirs: &TestDirs, name: &str, kind: Kind, size: usize) -> Self {
+        let image = dirs.sparse(&format!("{name}.img"), size as u64);
+        Self::over(dirs, name, kind, image, size)
     }
 
     /// Serves the file `image`; or only its size, from memory.
-    fn over(site: &Site, name: &str, kind: Kind, image: PathBuf, size: usize) -> Self {
+    fn over(dirs: &TestDirs, name: &str, kind: Kind, image: PathBuf, size: usize) -> Self {
         let file = format!("file={}", text(&image));
         let server = match kind {
-            Kind::NbdkitFile => Server::nbdkit(site, name, &["file", &file]),
+            Kind::NbdkitFile => Server::nbdkit(dirs, name, &["file", &file]),
             Kind::NbdkitFileOneConnection => {
-                Server::nbdkit(site, name, &["--filter=multi-conn", "file", &file, "multi-conn-mode=disable"])
+                Server::nbdkit(dirs, name, &["--filter=multi-conn", "file", &file, "multi-conn-mode=disable"])
             }
-            Kind::NbdkitMemory => Server::nbdkit(site, name, &["memory", &format!("size={size}")]),
+            Kind::NbdkitMemory => Server::nbdkit(dirs, name, &["memory", &format!("size={size}")]),
             Kind::NbdkitBlocks => {
-                let words = [&["--filter=blocksize-policy", "file", &file], &STRICT_BLOCKS[..]].concat();
-                Server::nbdkit(site, name, &words)
+                let args = [&["--filter=blocksize-policy", "file", &file], &STRICT_BLOCKS[..]].concat();
+                Server::nbdkit(dirs, name, &args)
             }
-            Kind::QemuRaw => Server::qemu_nbd(site, name, &["--format=raw", "--discard=unmap", text(&image)]),
+            Kind::QemuRaw => Server::qemu_nbd(dirs, name, &["--format=raw", "--discard=unmap", text(&image)]),
             Kind::QemuQcow2 => {
-                let converted = site.path(&format!("{name}.qcow2"));
+                let converted = dirs.path(&format!("{name}.qcow2"));
                 run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", text(&image), text(&converted)]);
-                Server::qemu_nbd(site, name, &["--format=qcow2", "--discard=unmap", text(&converted)])
+                Server::qemu_nbd(dirs, name, &["--format=qcow2", "--discard=unmap", text(&converted)])
             }
-            Kind::NbdServer => Server::nbd_server(site, name, &image),
+            Kind::NbdServer => Server::nbd_server(dirs, name, &image),
         };
         let is_kept_in_it = !matches!(kind, Kind::NbdkitMemory | Kind::QemuQcow2);
         Self { server, backing: is_kept_in_it.then_some(image) }

@@ -13,12 +13,12 @@ mod site;
 pub(crate) use export::{Export, Kind};
 pub(crate) use judge::{allocated, assert_all_there, assert_whole, content, fill};
 pub(crate) use peer::{
-    Act, Command, Manners, Offer, Peer, Request, Seen, Store, option_reply, option_reply_with, reply, wire,
+    Command, Offer, Peer, PeerScript, Reaction, Request, Seen, Store, option_reply, option_reply_with, reply, wire,
 };
 pub(crate) use proxy::Proxy;
 pub(crate) use real::{
-    Dice, MIB, Need, Outcome, Running, assert_same, iterations, mixed, moving, need, noise, program, recorded, run,
-    text,
+    MIB, Need, Outcome, Running, SeededRandom, assert_same, iterations, mixed, moving, need, noise, program, recorded,
+    run, text,
 };
 pub(crate) use server::{Address, Server};
-pub(crate) use site::Site;
+pub(crate) use site::TestDirs;

@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Between two looks at what was asked for.
-const GLANCE: Duration = Duration::from_millis(3);
+const POLL_INTERVAL: Duration = Duration::from_millis(3);
 
 /// A connection to the server.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ enum Upstream {
 
 /// One client's way to the server.
 #[derive(Debug)]
-struct Way {
+struct ProxiedConnection {
     client: TcpStream,
     server: Upstream,
     stalls: AtomicBool,
@@ -35,7 +35,7 @@ struct Way {
 struct Shared {
     server: Address,
     port: u16,
-    ways: Mutex<Vec<Arc<Way>>>,
+    proxied: Mutex<Vec<Arc<ProxiedConnection>>>,
     /// Whether connections that come stall from their first byte on.
     stalls_new: AtomicBool,
     over: AtomicBool,
@@ -54,9 +54,9 @@ impl Proxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("there are free ports");
         listener.set_nonblocking(true).expect("it is a socket");
         let port = listener.local_addr().expect("it is bound").port();
-        let ways = Mutex::new(Vec::new());
+        let proxied = Mutex::new(Vec::new());
         let (stalls_new, over) = (AtomicBool::new(false), AtomicBool::new(false));
-        let shared = Arc::new(Shared { server: address.clone(), port, ways, stalls_new, over });
+        let shared = Arc::new(Shared { server: address.clone(), port, proxied, stalls_new, over });
         let accepting = std::thread::spawn({
             let shared = Arc::clone(&shared);
             move || shared.accept(&listener)
@@ -75,7 +75,7 @@ impl Proxy {
 
     /// Stops forwarding on the connections that are there; they stay open, and new ones pass.
     pub(crate) fn stall_open(&self) {
-        self.shared.each(|way| way.stalls.store(true, SeqCst));
+        self.shared.each(|connection| connection.stalls.store(true, SeqCst));
     }
 
     /// Stops forwarding altogether: connections are accepted and lead nowhere.
@@ -85,20 +85,20 @@ impl Proxy {
     }
 
     /// Forwards again, what was held back first.
-    pub(crate) fn go_on(&self) {
+    pub(crate) fn resume(&self) {
         self.shared.stalls_new.store(false, SeqCst);
-        self.shared.each(|way| way.stalls.store(false, SeqCst));
+        self.shared.each(|connection| connection.stalls.store(false, SeqCst));
     }
 
     /// Closes every connection, and forgets what was held back.
     pub(crate) fn cut(&self) {
-        self.shared.each(Way::close);
-        self.shared.ways.lock().expect("nobody panics with it").clear();
+        self.shared.each(ProxiedConnection::close);
+        self.shared.proxied.lock().expect("nobody panics with it").clear();
     }
 
     /// Connections that have come so far and were not cut.
     pub(crate) fn connections(&self) -> usize {
-        self.shared.ways.lock().expect("nobody panics with it").len()
+        self.shared.proxied.lock().expect("nobody panics with it").len()
     }
 }
 
@@ -114,15 +114,15 @@ impl Drop for Proxy {
 }
 
 impl Shared {
-    fn each(&self, change: impl Fn(&Way)) {
-        self.ways.lock().expect("nobody panics with it").iter().for_each(|way| change(way));
+    fn each(&self, change: impl Fn(&ProxiedConnection)) {
+        self.proxied.lock().expect("nobody panics with it").iter().for_each(|connection| change(connection));
     }
 
     fn accept(self: &Arc<Self>, listener: &TcpListener) {
         while !self.over.load(SeqCst) {
             match listener.accept() {
                 Ok((client, _)) => self.open(client),
-                Err(_) => std::thread::sleep(GLANCE),
+                Err(_) => std::thread::sleep(POLL_INTERVAL),
             }
         }
     }
@@ -133,16 +133,16 @@ impl Shared {
         let _ = client.set_nodelay(true);
         let limited = client
             .set_nonblocking(false)
-            .and_then(|()| client.set_read_timeout(Some(GLANCE)))
-            .and_then(|()| server.set_read_timeout(Some(GLANCE)));
+            .and_then(|()| client.set_read_timeout(Some(POLL_INTERVAL)))
+            .and_then(|()| server.set_read_timeout(Some(POLL_INTERVAL)));
         limited.unwrap_or_else(|error| panic!("a way to {:?}: {error}", self.server));
         let stalls = AtomicBool::new(self.stalls_new.load(SeqCst));
-        let way = Arc::new(Way { client, server, stalls });
-        self.ways.lock().expect("nobody panics with it").push(Arc::clone(&way));
-        for carry in [Way::carry_requests, Way::carry_replies] {
-            let way = Arc::clone(&way);
+        let connection = Arc::new(ProxiedConnection { client, server, stalls });
+        self.proxied.lock().expect("nobody panics with it").push(Arc::clone(&connection));
+        for carry in [ProxiedConnection::carry_requests, ProxiedConnection::carry_replies] {
+            let connection = Arc::clone(&connection);
             // Ends with the connection, which ends with the proxy.
-            std::thread::spawn(move || carry(&way));
+            std::thread::spawn(move || carry(&connection));
         }
     }
 }
@@ -196,7 +196,7 @@ impl Write for &Upstream {
     }
 }
 
-impl Way {
+impl ProxiedConnection {
     fn carry_requests(&self) {
         self.carry(&self.client, &self.server);
         self.close();
@@ -211,7 +211,7 @@ impl Way {
         let mut piece = vec![0; 64 << 10];
         loop {
             if self.stalls.load(SeqCst) {
-                std::thread::sleep(GLANCE);
+                std::thread::sleep(POLL_INTERVAL);
                 // Somebody may have cut it; a stalled way does not look at what comes.
                 if self.is_closed() {
                     return;
@@ -235,7 +235,7 @@ impl Way {
     /// What was read before the stall waits for its end.
     fn hold(&self) {
         while self.stalls.load(SeqCst) && !self.is_closed() {
-            std::thread::sleep(GLANCE);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 

@@ -2,7 +2,7 @@
 //! test is killed.
 
 use super::real::text;
-use super::site::Site;
+use super::site::TestDirs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
@@ -12,9 +12,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// No server needs a tenth of this to listen, or to go once it is told to.
-const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_MAX: Duration = Duration::from_secs(30);
 /// Between two looks.
-const GLANCE: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Where a server listens.
 #[derive(Clone, Debug)]
@@ -62,47 +62,47 @@ impl Address {
 /// A server.
 #[derive(Debug)]
 pub(crate) struct Server {
-    words: Vec<String>,
+    args: Vec<String>,
     address: Address,
     export: &'static str,
-    said: PathBuf,
+    output: PathBuf,
     child: Option<Child>,
 }
 
 impl Server {
-    /// Starts `words`, which must stay in the foreground and listen at `address`, and waits until it does.
-    pub(crate) fn start(site: &Site, name: &str, address: Address, words: &[&str]) -> Self {
+    /// Starts `args`, which must stay in the foreground and listen at `address`, and waits until it does.
+    pub(crate) fn start(dirs: &TestDirs, name: &str, address: Address, args: &[&str]) -> Self {
         let mut server = Self {
-            words: words.iter().map(|&word| word.to_owned()).collect(),
+            args: args.iter().map(|&word| word.to_owned()).collect(),
             address,
             export: "",
-            said: site.path(&format!("{name}.said")),
+            output: dirs.path(&format!("{name}.output")),
             child: None,
         };
         server.restart();
         server
     }
 
-    /// `nbdkit WORDS` on a unix socket.
-    pub(crate) fn nbdkit(site: &Site, name: &str, words: &[&str]) -> Self {
-        Self::nbdkit_at(site, name, Address::Unix(site.socket(name)), words)
+    /// `nbdkit ARGS` on a unix socket.
+    pub(crate) fn nbdkit(dirs: &TestDirs, name: &str, args: &[&str]) -> Self {
+        Self::nbdkit_at(dirs, name, Address::Unix(dirs.socket(name)), args)
     }
 
-    pub(crate) fn nbdkit_at(site: &Site, name: &str, address: Address, words: &[&str]) -> Self {
+    pub(crate) fn nbdkit_at(dirs: &TestDirs, name: &str, address: Address, args: &[&str]) -> Self {
         let place = match &address {
             Address::Unix(path) => vec!["--unix".to_owned(), text(path).to_owned()],
             Address::Tcp(port) => vec!["--ipaddr=127.0.0.1".to_owned(), "--port".to_owned(), port.to_string()],
         };
         let place: Vec<&str> = place.iter().map(String::as_str).collect();
         let start = ["nbdkit", "--foreground"];
-        Self::start(site, name, address, &[&start[..], &place, words].concat())
+        Self::start(dirs, name, address, &[&start[..], &place, args].concat())
     }
 
     /// An export of a MiB that does everything but flush. The error filter has no errors for flushes, a script has.
-    pub(crate) fn without_flush(site: &Site, name: &str, address: Address) -> Self {
-        let image = site.file(&format!("{name}.image"), &vec![0; 1 << 20]);
+    pub(crate) fn without_flush(dirs: &TestDirs, name: &str, address: Address) -> Self {
+        let image = dirs.file(&format!("{name}.image"), &vec![0; 1 << 20]);
         let image = text(&image);
-        let words = [
+        let args = [
             "eval",
             "get_size=echo 1M",
             "can_write=exit 0",
@@ -111,29 +111,29 @@ impl Server {
             &format!("pwrite=dd of={image} oflag=seek_bytes conv=notrunc seek=$4 status=none"),
             "flush=echo EIO the disk is gone >&2; exit 1",
         ];
-        Self::nbdkit_at(site, name, address, &words)
+        Self::nbdkit_at(dirs, name, address, &args)
     }
 
-    /// `qemu-nbd WORDS` on a unix socket, for as many clients at a time as anybody wants.
-    pub(crate) fn qemu_nbd(site: &Site, name: &str, words: &[&str]) -> Self {
-        let socket = site.socket(name);
+    /// `qemu-nbd ARGS` on a unix socket, for as many clients at a time as anybody wants.
+    pub(crate) fn qemu_nbd(dirs: &TestDirs, name: &str, args: &[&str]) -> Self {
+        let socket = dirs.socket(name);
         let start = ["qemu-nbd", "--persistent", "--shared=16", "--socket", text(&socket)];
-        Self::start(site, name, Address::Unix(socket.clone()), &[&start[..], words].concat())
+        Self::start(dirs, name, Address::Unix(socket.clone()), &[&start[..], args].concat())
     }
 
     /// `nbd-server` over the file `backing` as export `disk`. It goes into the background by itself and starts a process
     /// for every client; in name spaces of their own, all of them end with the first one.
-    pub(crate) fn nbd_server(site: &Site, name: &str, backing: &Path) -> Self {
-        let socket = site.socket(name);
+    pub(crate) fn nbd_server(dirs: &TestDirs, name: &str, backing: &Path) -> Self {
+        let socket = dirs.socket(name);
         let configuration = format!(
             "[generic]\nunixsock = {}\nallowlist = true\n[disk]\nexportname = {}\nflush = true\nfua = true\ntrim = true\n",
             text(&socket),
             text(backing)
         );
-        let path = site.file(&format!("{name}.conf"), configuration.as_bytes());
+        let path = dirs.file(&format!("{name}.conf"), configuration.as_bytes());
         let script = "nbd-server -C \"$0\" && exec sleep infinity";
-        let words = ["unshare", "--fork", "--pid", "--kill-child", "sh", "-c", script, text(&path)];
-        let mut server = Self::start(site, name, Address::Unix(socket), &words);
+        let args = ["unshare", "--fork", "--pid", "--kill-child", "sh", "-c", script, text(&path)];
+        let mut server = Self::start(dirs, name, Address::Unix(socket), &args);
         server.export = "disk";
         server
     }
@@ -147,8 +147,8 @@ impl Server {
     }
 
     /// What it has printed.
-    pub(crate) fn said(&self) -> String {
-        fs::read_to_string(&self.said).unwrap_or_default()
+    pub(crate) fn output(&self) -> String {
+        fs::read_to_string(&self.output).unwrap_or_default()
     }
 
     /// Starts it again where it was.
@@ -160,22 +160,22 @@ impl Server {
         if let Address::Unix(path) = &self.address {
             let _ = fs::remove_file(path);
         }
-        let said = File::create(&self.said).expect("the room can be written");
+        let output = File::create(&self.output).expect("the room can be written");
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL"]).args(&self.words).stdin(Stdio::null());
-        command.stdout(said.try_clone().expect("there are descriptors")).stderr(said);
+        command.args(["--pdeathsig", "KILL"]).args(&self.args).stdin(Stdio::null());
+        command.stdout(output.try_clone().expect("there are descriptors")).stderr(output);
         self.child = Some(command.spawn().unwrap_or_else(|error| panic!("run setpriv: {error}")));
         self.wait_until_it_listens();
     }
 
     fn wait_until_it_listens(&mut self) {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + WAIT_MAX;
         while !self.address.is_listened_on() {
             let child = self.child.as_mut().expect("it was just started");
             let ended = child.try_wait().expect("it is our child");
-            assert!(ended.is_none(), "{} ended: {ended:?}: {}", self.words.join(" "), self.said());
-            assert!(Instant::now() < until, "{} does not listen: {}", self.words.join(" "), self.said());
-            std::thread::sleep(GLANCE);
+            assert!(ended.is_none(), "{} ended: {ended:?}: {}", self.args.join(" "), self.output());
+            assert!(Instant::now() < until, "{} does not listen: {}", self.args.join(" "), self.output());
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -184,15 +184,15 @@ impl Server {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
-            self.wait_until_nobody_listens();
+            self.wait_until_it_does_not_listen();
         }
     }
 
     /// What it has started ends a little later than itself.
-    fn wait_until_nobody_listens(&self) {
-        let until = Instant::now() + PATIENCE;
+    fn wait_until_it_does_not_listen(&self) {
+        let until = Instant::now() + WAIT_MAX;
         while self.address.is_listened_on() && Instant::now() < until {
-            std::thread::sleep(GLANCE);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -201,14 +201,14 @@ impl Server {
         let Some(mut child) = self.child.take() else { return };
         let id = Pid::from_raw(i32::try_from(child.id()).expect("ids are small"));
         kill(id, Signal::SIGTERM).expect("nobody has waited for it");
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + WAIT_MAX;
         while child.try_wait().expect("it is our child").is_none() {
             if Instant::now() > until {
                 let _ = child.kill();
                 let _ = child.wait();
-                panic!("{} does not end: {}", self.words.join(" "), self.said());
+                panic!("{} does not end: {}", self.args.join(" "), self.output());
             }
-            std::thread::sleep(GLANCE);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 }

@@ -1,20 +1,20 @@
 //! Creates the directories of one test: one for bytes, and one with a short path for sockets, which the kernel limits to 107
 //! bytes.
 
-use super::real::Room;
+use super::real::TestDir;
 use std::ops::Deref;
 use std::path::PathBuf;
 
 /// A room next to the build, with a place for sockets in the usual temporary directory. Both go away with it.
 #[derive(Debug)]
-pub(crate) struct Site {
-    room: Room,
-    sockets: Room,
+pub(crate) struct TestDirs {
+    files: TestDir,
+    sockets: TestDir,
 }
 
-impl Site {
+impl TestDirs {
     pub(crate) fn new() -> Self {
-        Self { room: Room::new(), sockets: Room::public() }
+        Self { files: TestDir::new(), sockets: TestDir::public() }
     }
 
     /// Where the socket of this name is, or will be.
@@ -23,10 +23,10 @@ impl Site {
     }
 }
 
-impl Deref for Site {
-    type Target = Room;
+impl Deref for TestDirs {
+    type Target = TestDir;
 
-    fn deref(&self) -> &Room {
-        &self.room
+    fn deref(&self) -> &TestDir {
+        &self.files
     }
 }

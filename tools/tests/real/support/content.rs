@@ -8,12 +8,12 @@ use std::path::Path;
 /// Data, zeros that are written and zeros that are not, in pieces that respect no alignment; the same for one seed.
 pub(crate) fn mixed(length: usize, seed: u64) -> Vec<u8> {
     let mut bytes = noise(length, seed);
-    let mut dice = Dice::new(seed);
+    let mut random = SeededRandom::new(seed);
     let mut at = 0;
     while at < length {
-        let piece = usize::try_from(dice.below(MIB as u64)).expect("below a MiB") + 1;
+        let piece = usize::try_from(random.below(MIB as u64)).expect("below a MiB") + 1;
         let end = (at + piece).min(length);
-        if dice.below(3) == 0 {
+        if random.below(3) == 0 {
             bytes[at..end].fill(0);
         }
         at = end;
@@ -53,9 +53,9 @@ impl Outcome {
 
 /// Random numbers that a seed repeats.
 #[derive(Clone, Debug)]
-pub(crate) struct Dice(u64);
+pub(crate) struct SeededRandom(u64);
 
-impl Dice {
+impl SeededRandom {
     pub(crate) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }

@@ -1,6 +1,6 @@
 //! Runs the program in a test directory, alone or while the test interferes.
 
-use super::room::{Room, text};
+use super::room::{TestDir, text};
 use super::scratch::{Outcome, outcome};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -12,55 +12,55 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 /// No command here needs a tenth of this: one that does hangs, and is killed so that the test can say so.
-const HANGS_AFTER: Duration = Duration::from_secs(120);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The program, as it was built for this test.
 pub(crate) fn program() -> PathBuf {
     assert_cmd::cargo::cargo_bin!("blockhaul").to_path_buf()
 }
 
-impl Room {
+impl TestDir {
     /// `program` with nothing of the caller's environment, in the room, with checkpoints in `state`.
-    pub(crate) fn command(&self, program: &Path, words: &[&str]) -> Command {
+    pub(crate) fn command(&self, program: &Path, args: &[&str]) -> Command {
         let mut command = Command::new(program);
-        command.current_dir(self.dir()).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
-        command.env("STATE_DIRECTORY", self.path("state")).stdin(Stdio::null()).args(words);
+        command.current_dir(self.root()).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        command.env("STATE_DIRECTORY", self.path("state")).stdin(Stdio::null()).args(args);
         command
     }
 
-    /// `blockhaul WORDS --json`, to its end.
-    pub(crate) fn blockhaul(&self, words: &[&str]) -> Outcome {
-        let mut command = self.command(&program(), words);
+    /// `blockhaul ARGS --json`, to its end.
+    pub(crate) fn blockhaul(&self, args: &[&str]) -> Outcome {
+        let mut command = self.command(&program(), args);
         command.arg("--json");
-        let limited = assert_cmd::Command::from_std(command).timeout(HANGS_AFTER).output();
+        let limited = assert_cmd::Command::from_std(command).timeout(COMMAND_TIMEOUT).output();
         outcome(&limited.expect("the program was built"))
     }
 
-    /// `WRAPPER blockhaul WORDS --json`, to its end.
-    pub(crate) fn wrapped(&self, wrapper: &[&str], words: &[&str]) -> Outcome {
+    /// `WRAPPER blockhaul ARGS --json`, to its end.
+    pub(crate) fn wrapped(&self, wrapper: &[&str], args: &[&str]) -> Outcome {
         let (first, rest) = wrapper.split_first().expect("a wrapper is a program");
         let mut command = self.command(Path::new(first), rest);
-        command.arg(program()).args(words).arg("--json");
-        let limited = assert_cmd::Command::from_std(command).timeout(HANGS_AFTER).output();
+        command.arg(program()).args(args).arg("--json");
+        let limited = assert_cmd::Command::from_std(command).timeout(COMMAND_TIMEOUT).output();
         outcome(&limited.expect("its need was checked"))
     }
 
-    /// As [`Room::wrapped`], while `strace` lets a system call fail: `inject` is what follows `--inject=`. Says whether
+    /// As [`TestDir::wrapped`], while `strace` lets a system call fail: `inject` is what follows `--inject=`. Says whether
     /// the call was made.
-    pub(crate) fn injected(&self, inject: &str, words: &[&str]) -> (Outcome, bool) {
+    pub(crate) fn injected(&self, inject: &str, args: &[&str]) -> (Outcome, bool) {
         let call = inject.split(':').next().expect("there is always a first");
         let (trace, inject) = (format!("--trace={call}"), format!("--inject={inject}"));
         // A program that hangs must not outlive its tracer.
         let watched = ["timeout", "--signal=KILL", "60"];
         let outcome =
-            self.wrapped(&[&["strace", "-f", "-qqq", "-o", "trace", &trace, &inject], &watched[..]].concat(), words);
+            self.wrapped(&[&["strace", "-f", "-qqq", "-o", "trace", &trace, &inject], &watched[..]].concat(), args);
         let was_made = std::fs::read_to_string(self.path("trace")).is_ok_and(|trace| trace.contains("INJECTED"));
         (outcome, was_made)
     }
 
-    /// A running `blockhaul WORDS --json`.
-    pub(crate) fn start(&self, words: &[&str]) -> Running {
-        Running::spawn(self.command(&program(), words).arg("--json"))
+    /// A running `blockhaul ARGS --json`.
+    pub(crate) fn start(&self, args: &[&str]) -> Running {
+        Running::spawn(self.command(&program(), args).arg("--json"))
     }
 
     /// The checkpoint of an unfinished copy, decoded; `None` where there is none.
@@ -107,7 +107,7 @@ impl Running {
                 }
             }
         });
-        Self { child, lines, seen: Vec::new(), until: Instant::now() + HANGS_AFTER }
+        Self { child, lines, seen: Vec::new(), until: Instant::now() + COMMAND_TIMEOUT }
     }
 
     /// The next line; `None` at its end.
@@ -120,17 +120,17 @@ impl Running {
             Err(RecvTimeoutError::Disconnected) => None,
             Err(RecvTimeoutError::Timeout) => {
                 let _ = self.child.kill();
-                let said = self.said();
-                panic!("it hangs: {} {said}", String::from_utf8_lossy(&self.seen));
+                let stderr = self.stderr();
+                panic!("it hangs: {} {stderr}", String::from_utf8_lossy(&self.seen));
             }
         }
     }
 
     /// What it has said on its way, once it is gone.
-    fn said(&mut self) -> String {
-        let mut said = String::new();
-        let _ = self.child.stderr.take().expect("it was asked for").read_to_string(&mut said);
-        said
+    fn stderr(&mut self) -> String {
+        let mut stderr = String::new();
+        let _ = self.child.stderr.take().expect("it was asked for").read_to_string(&mut stderr);
+        stderr
     }
 
     pub(crate) fn id(&self) -> Pid {
@@ -148,8 +148,8 @@ impl Running {
     pub(crate) fn until(&mut self, when: impl Fn(&Value) -> bool) -> Value {
         loop {
             let Some(line) = self.line() else {
-                let said = self.said();
-                panic!("it ended before the test had its chance: {} {said}", String::from_utf8_lossy(&self.seen));
+                let stderr = self.stderr();
+                panic!("it ended before the test had its chance: {} {stderr}", String::from_utf8_lossy(&self.seen));
             };
             self.seen.extend_from_slice(&line);
             let value: Value = serde_json::from_slice(&line).expect("every line is an object");

@@ -8,7 +8,7 @@ mod room;
 mod scratch;
 
 pub(crate) use blockhaul_testkit::{Need, need};
-pub(crate) use content::{Dice, assert_same, iterations, mixed, write_sparse};
+pub(crate) use content::{SeededRandom, assert_same, iterations, mixed, write_sparse};
 pub(crate) use copying::{Running, moving, program, recorded};
-pub(crate) use room::{Room, run, text};
+pub(crate) use room::{TestDir, run, text};
 pub(crate) use scratch::{MIB, Outcome, noise, outcome};

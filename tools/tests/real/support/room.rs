@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 /// Rooms lie next to the build: the usual temporary directory is often memory, with little of it.
-const ROOMS: &str = env!("CARGO_TARGET_TMPDIR");
+const TEST_DIRS: &str = env!("CARGO_TARGET_TMPDIR");
 /// How the names of rooms begin.
 const PREFIX: &str = "blockhaul-room-";
 /// Held by the test that uses the room.
@@ -24,21 +24,21 @@ const LOCK: &str = "in-use";
 /// Of a room's name within one process.
 static NEXT: AtomicU32 = AtomicU32::new(0);
 /// Tries to unmount, 20 ms apart.
-const PATIENCE: u32 = 250;
+const UNMOUNT_TRIES: u32 = 250;
 /// Abandoned rooms are looked for once in a process.
 static LEFTOVERS: Once = Once::new();
 
 /// One test's directory.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct TestDir {
     path: PathBuf,
     _in_use: Flock<File>,
 }
 
-impl Room {
+impl TestDir {
     /// An empty room.
     pub(crate) fn new() -> Self {
-        Self::within(Path::new(ROOMS))
+        Self::within(Path::new(TEST_DIRS))
     }
 
     /// An empty room that every user can reach, which cannot be said of the build.
@@ -48,7 +48,7 @@ impl Room {
 
     fn within(place: &Path) -> Self {
         LEFTOVERS.call_once(|| {
-            sweep_leftovers(Path::new(ROOMS));
+            sweep_leftovers(Path::new(TEST_DIRS));
             sweep_leftovers(&std::env::temp_dir());
         });
         let number = NEXT.fetch_add(1, Relaxed);
@@ -58,7 +58,7 @@ impl Room {
         Self { path, _in_use: lock }
     }
 
-    pub(crate) fn dir(&self) -> &Path {
+    pub(crate) fn root(&self) -> &Path {
         &self.path
     }
 
@@ -93,8 +93,8 @@ impl Room {
             "btrfs" => &["-q", "-f", "--mixed"],
             _ => &[],
         };
-        let words: Vec<&str> = quiet.iter().copied().chain([text(&image)]).collect();
-        run(&format!("mkfs.{filesystem}"), &words);
+        let args: Vec<&str> = quiet.iter().copied().chain([text(&image)]).collect();
+        run(&format!("mkfs.{filesystem}"), &args);
         image
     }
 
@@ -141,14 +141,14 @@ impl Room {
     }
 }
 
-impl Drop for Room {
+impl Drop for TestDir {
     fn drop(&mut self) {
         sweep(&self.path);
     }
 }
 
-fn lock(room: &Path) -> Option<Flock<File>> {
-    let file = File::options().create(true).append(true).open(room.join(LOCK)).ok()?;
+fn lock(dir: &Path) -> Option<Flock<File>> {
+    let file = File::options().create(true).append(true).open(dir.join(LOCK)).ok()?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()
 }
 
@@ -167,7 +167,7 @@ fn sweep_leftovers(place: &Path) {
 /// Unmounts as soon as the kernel lets go of the files of processes that are gone: a killed ring is taken apart behind
 /// its process's back.
 fn unmount(at: &str) {
-    for _ in 0..PATIENCE {
+    for _ in 0..UNMOUNT_TRIES {
         let output = command("umount", &[at]).output();
         if output.is_ok_and(|output| output.status.success()) {
             return;
@@ -176,16 +176,16 @@ fn unmount(at: &str) {
     }
 }
 
-/// Takes down what lies below `room`, then the room. What is still in use stays for a later run.
-fn sweep(room: &Path) {
+/// Takes down what lies below `dir`, then the room. What is still in use stays for a later run.
+fn sweep(dir: &Path) {
     // The innermost mount was made last.
-    mounts_below(room).iter().rev().for_each(|mount| {
+    mounts_below(dir).iter().rev().for_each(|mount| {
         detach(mount.as_ref());
         unmount(mount);
     });
-    detach(room);
-    if mounts_below(room).is_empty() {
-        let _ = fs::remove_dir_all(room);
+    detach(dir);
+    if mounts_below(dir).is_empty() {
+        let _ = fs::remove_dir_all(dir);
     }
 }
 
@@ -196,19 +196,19 @@ fn detach(place: &Path) {
     }
 }
 
-fn mounts_below(room: &Path) -> Vec<String> {
+fn mounts_below(dir: &Path) -> Vec<String> {
     // Others have mount points and files with names that are no text.
     let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
     let table = String::from_utf8_lossy(&table);
     let points = table.lines().filter_map(|line| line.split(' ').nth(4));
-    points.filter(|point| Path::new(point).starts_with(room)).map(str::to_owned).collect()
+    points.filter(|point| Path::new(point).starts_with(dir)).map(str::to_owned).collect()
 }
 
-fn loop_devices_below(room: &Path) -> Vec<String> {
+fn loop_devices_below(dir: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
         let backing = fs::read(entry.path().join("loop/backing_file")).unwrap_or_default();
-        if Path::new(OsStr::from_bytes(backing.trim_ascii_end())).starts_with(room) {
+        if Path::new(OsStr::from_bytes(backing.trim_ascii_end())).starts_with(dir) {
             found.push(format!("/dev/{}", entry.file_name().to_string_lossy()));
         }
     }
@@ -221,16 +221,16 @@ pub(crate) fn text(path: &Path) -> &str {
 }
 
 /// Runs a program of the system, which must succeed; gives what it printed.
-pub(crate) fn run(program: &str, words: &[&str]) -> String {
-    let output = command(program, words).output().unwrap_or_else(|error| panic!("run {program}: {error}"));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {}: {}: {said}", words.join(" "), output.status);
+pub(crate) fn run(program: &str, args: &[&str]) -> String {
+    let output = command(program, args).output().unwrap_or_else(|error| panic!("run {program}: {error}"));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {}: {}: {stderr}", args.join(" "), output.status);
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn command(program: &str, words: &[&str]) -> Command {
+fn command(program: &str, args: &[&str]) -> Command {
     let mut command = Command::new(program);
     let path = std::env::var("PATH").unwrap_or_default();
-    command.env("PATH", format!("{path}:/usr/local/sbin:/usr/sbin:/sbin")).args(words);
+    command.env("PATH", format!("{path}:/usr/local/sbin:/usr/sbin:/sbin")).args(args);
     command
 }

@@ -3,7 +3,7 @@
 
 use super::reply::ALLOCATION;
 use super::wire::{self, answer, can, option};
-use super::{Act, Manners, Offer, take};
+use super::{Offer, PeerScript, Reaction, take};
 use std::io::{self, Read, Write};
 
 /// What came of it.
@@ -23,11 +23,11 @@ pub(super) fn negotiate(
     stream: &mut (impl Read + Write),
     offer: &Offer,
     size: u64,
-    manners: &Manners,
+    script: &PeerScript,
 ) -> io::Result<Agreed> {
     let right =
         [&wire::GREETING.to_be_bytes()[..], &wire::OPTION.to_be_bytes(), &wire::HANDSHAKE_FLAGS.to_be_bytes()].concat();
-    stream.write_all(manners.greeting.as_ref().unwrap_or(&right))?;
+    stream.write_all(script.greeting.as_ref().unwrap_or(&right))?;
     let client_flags = u32::from_be_bytes(take(stream)?);
     let mut structured = false;
     loop {
@@ -43,21 +43,21 @@ pub(super) fn negotiate(
             stream.write_all(&old_fashioned(offer, size, client_flags))?;
             return Ok(Agreed::Yes { structured });
         }
-        let (honest, begins) = honest_answer(chosen, &details, offer, size);
-        let act = manners.on_option.as_ref().map_or(Act::Honest, |manner| manner(chosen, &honest));
-        match act {
-            Act::Honest => stream.write_all(&honest)?,
-            Act::Twice => stream.write_all(&[&honest[..], &honest].concat())?,
-            Act::Instead(bytes) => {
+        let (correct, begins) = correct_answer(chosen, &details, offer, size);
+        let reaction = script.on_option.as_ref().map_or(Reaction::Correct, |script| script(chosen, &correct));
+        match reaction {
+            Reaction::Correct => stream.write_all(&correct)?,
+            Reaction::CorrectTwice => stream.write_all(&[&correct[..], &correct].concat())?,
+            Reaction::Replace(bytes) => {
                 stream.write_all(&bytes)?;
                 continue;
             }
-            Act::Last(bytes) => {
+            Reaction::ReplaceAndClose(bytes) => {
                 stream.write_all(&bytes)?;
                 return Ok(Agreed::No);
             }
-            Act::Silence => continue,
-            Act::Close => return Ok(Agreed::No),
+            Reaction::NoReply => continue,
+            Reaction::Close => return Ok(Agreed::No),
         }
         structured |= chosen == option::STRUCTURED_REPLY && offer.structured;
         if chosen == option::ABORT {
@@ -70,7 +70,7 @@ pub(super) fn negotiate(
 }
 
 /// The answer to an option, and whether transmission begins after it.
-fn honest_answer(chosen: u32, details: &[u8], offer: &Offer, size: u64) -> (Vec<u8>, bool) {
+fn correct_answer(chosen: u32, details: &[u8], offer: &Offer, size: u64) -> (Vec<u8>, bool) {
     let ack = option_reply(chosen, answer::ACK, &[]);
     match chosen {
         option::ABORT => (ack, false),
@@ -88,7 +88,7 @@ fn honest_answer(chosen: u32, details: &[u8], offer: &Offer, size: u64) -> (Vec<
         option::SET_META_CONTEXT if offer.structured => {
             let wanted = b"base:allocation";
             let mut replies = Vec::new();
-            if details.windows(wanted.len()).any(|words| words == wanted) {
+            if details.windows(wanted.len()).any(|bytes| bytes == wanted) {
                 let context = [&ALLOCATION.to_be_bytes()[..], wanted].concat();
                 replies = option_reply(chosen, answer::META_CONTEXT, &context);
             }

@@ -13,7 +13,7 @@ pub(crate) use handshake::{option_reply, option_reply_with};
 pub(crate) use store::Store;
 
 use super::server::Address;
-use super::site::Site;
+use super::site::TestDirs;
 use handshake::Agreed;
 use std::collections::BTreeMap;
 use std::io::{self, BufReader, Read, Write};
@@ -26,9 +26,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Nothing that a test waits for needs a tenth of this.
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Between two looks for a client.
-const GLANCE: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 /// Bytes of a request's payload that the peer takes.
 const PAYLOAD_MAX: u32 = 64 << 20;
 
@@ -62,53 +62,53 @@ pub(crate) struct Request {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
     Connected(u64),
-    Asked(Request),
+    Requested(Request),
     /// The client has closed: an end of file or a reset.
     Closed(u64),
     /// The client broke the protocol.
-    Offended(u64, String),
+    ProtocolViolation(u64, String),
 }
 
 /// What a peer does in a place where it may misbehave.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Act {
+pub(crate) enum Reaction {
     /// The right thing.
-    Honest,
+    Correct,
     /// The right thing, two times.
-    Twice,
+    CorrectTwice,
     /// These bytes, and not the right thing. What the right thing would have changed is not changed.
-    Instead(Vec<u8>),
+    Replace(Vec<u8>),
     /// These bytes, and then it closes the connection.
-    Last(Vec<u8>),
+    ReplaceAndClose(Vec<u8>),
     /// Nothing: it goes on reading.
-    Silence,
+    NoReply,
     /// It closes the connection.
     Close,
 }
 
-type OptionManner = Box<dyn Fn(u32, &[u8]) -> Act + Send + Sync>;
-type RequestManner = Box<dyn Fn(&Request) -> Act + Send + Sync>;
+type OptionScript = Box<dyn Fn(u32, &[u8]) -> Reaction + Send + Sync>;
+type RequestScript = Box<dyn Fn(&Request) -> Reaction + Send + Sync>;
 
 /// Where and how a peer misbehaves. The default is nowhere.
 #[derive(Default)]
-pub(crate) struct Manners {
+pub(crate) struct PeerScript {
     /// Instead of the right greeting.
     pub(crate) greeting: Option<Vec<u8>>,
     /// Decides on every option, by its number and the right answer.
-    pub(crate) on_option: Option<OptionManner>,
+    pub(crate) on_option: Option<OptionScript>,
     /// Decides on every request.
-    pub(crate) on_request: Option<RequestManner>,
+    pub(crate) on_request: Option<RequestScript>,
 }
 
-impl Manners {
+impl PeerScript {
     /// Misbehaves where a request is concerned.
-    pub(crate) fn on_request(manner: impl Fn(&Request) -> Act + Send + Sync + 'static) -> Self {
-        Self { on_request: Some(Box::new(manner)), ..Self::default() }
+    pub(crate) fn on_request(script: impl Fn(&Request) -> Reaction + Send + Sync + 'static) -> Self {
+        Self { on_request: Some(Box::new(script)), ..Self::default() }
     }
 
     /// Misbehaves where an option is concerned.
-    pub(crate) fn on_option(manner: impl Fn(u32, &[u8]) -> Act + Send + Sync + 'static) -> Self {
-        Self { on_option: Some(Box::new(manner)), ..Self::default() }
+    pub(crate) fn on_option(script: impl Fn(u32, &[u8]) -> Reaction + Send + Sync + 'static) -> Self {
+        Self { on_option: Some(Box::new(script)), ..Self::default() }
     }
 }
 
@@ -140,7 +140,7 @@ pub(crate) struct Peer {
 struct Shared {
     store: Mutex<Store>,
     offer: Mutex<Offer>,
-    manners: Manners,
+    script: PeerScript,
     seen: Mutex<Vec<Seen>>,
     happened: Condvar,
     /// Connections that are open.
@@ -161,24 +161,24 @@ fn take<const N: usize>(stream: &mut impl Read) -> io::Result<[u8; N]> {
 
 impl Peer {
     /// A peer over `bytes`, at the socket `name`.
-    pub(crate) fn start(site: &Site, name: &str, bytes: Vec<u8>, offer: Offer, manners: Manners) -> Self {
+    pub(crate) fn start(dirs: &TestDirs, name: &str, bytes: Vec<u8>, offer: Offer, script: PeerScript) -> Self {
         let seed = bytes.len() as u64;
-        Self::over(site, name, Store::new(bytes, offer.multi_conn, seed), offer, manners)
+        Self::over(dirs, name, Store::new(bytes, offer.multi_conn, seed), offer, script)
     }
 
     /// As [`Peer::start`], with a store of the test's own.
-    pub(crate) fn over(site: &Site, name: &str, store: Store, offer: Offer, manners: Manners) -> Self {
+    pub(crate) fn over(dirs: &TestDirs, name: &str, store: Store, offer: Offer, script: PeerScript) -> Self {
         let shared = Arc::new(Shared {
             store: Mutex::new(store),
             offer: Mutex::new(offer),
-            manners,
+            script,
             seen: Mutex::default(),
             happened: Condvar::new(),
             open: Mutex::default(),
             next: AtomicU64::new(0),
             is_up: AtomicBool::new(false),
         });
-        let mut peer = Self { shared, path: site.socket(name), accepting: None };
+        let mut peer = Self { shared, path: dirs.socket(name), accepting: None };
         peer.restart();
         peer
     }
@@ -234,7 +234,7 @@ impl Peer {
 
     /// Waits until what it has seen satisfies `when`.
     pub(crate) fn wait_until(&self, what: &str, when: impl Fn(&[Seen]) -> bool) {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + WAIT_MAX;
         let mut seen = lock(&self.shared.seen);
         while !when(&seen) {
             let left = until.saturating_duration_since(Instant::now());
@@ -245,29 +245,30 @@ impl Peer {
 
     /// Waits until every client has closed, and says whether each has said goodbye before: it sent a request to
     /// disconnect, and nothing after it.
-    pub(crate) fn goodbyes(&self) -> BTreeMap<u64, bool> {
+    pub(crate) fn disconnects(&self) -> BTreeMap<u64, bool> {
         self.wait_until("that every client closes", |seen| {
             let count = |matches: fn(&Seen) -> bool| seen.iter().filter(|&seen| matches(seen)).count();
             count(|seen| matches!(seen, Seen::Connected(_))) == count(|seen| matches!(seen, Seen::Closed(_)))
         });
-        let mut said = BTreeMap::new();
+        let mut disconnected = BTreeMap::new();
         for seen in self.seen() {
             match seen {
-                Seen::Connected(connection) => drop(said.insert(connection, false)),
-                Seen::Asked(request) => {
-                    said.insert(request.connection, request.command == Command::Disconnect);
+                Seen::Connected(connection) => drop(disconnected.insert(connection, false)),
+                Seen::Requested(request) => {
+                    disconnected.insert(request.connection, request.command == Command::Disconnect);
                 }
-                Seen::Closed(_) | Seen::Offended(..) => {}
+                Seen::Closed(_) | Seen::ProtocolViolation(..) => {}
             }
         }
-        said
+        disconnected
     }
 
     /// # Panics
     /// If a client has broken the protocol.
-    pub(crate) fn assert_not_offended(&self) {
-        let offences: Vec<Seen> = self.seen().into_iter().filter(|seen| matches!(seen, Seen::Offended(..))).collect();
-        assert!(offences.is_empty(), "the client broke the protocol: {offences:?}");
+    pub(crate) fn assert_no_violations(&self) {
+        let violations: Vec<Seen> =
+            self.seen().into_iter().filter(|seen| matches!(seen, Seen::ProtocolViolation(..))).collect();
+        assert!(violations.is_empty(), "the client broke the protocol: {violations:?}");
     }
 }
 
@@ -290,7 +291,7 @@ impl Shared {
     fn accept(self: &Arc<Self>, listener: &UnixListener) {
         while self.is_up.load(SeqCst) {
             let Ok((stream, _)) = listener.accept() else {
-                std::thread::sleep(GLANCE);
+                std::thread::sleep(POLL_INTERVAL);
                 continue;
             };
             let connection = self.next.fetch_add(1, SeqCst);
@@ -304,54 +305,55 @@ impl Shared {
     }
 
     fn serve(&self, connection: u64, stream: UnixStream) {
-        let mut line = Line { reader: BufReader::with_capacity(256 << 10, stream), connection, structured: false };
+        let mut client =
+            PeerConnection { reader: BufReader::with_capacity(256 << 10, stream), connection, structured: false };
         let ended =
-            self.negotiate(&mut line).and_then(|goes_on| if goes_on { self.transmit(&mut line) } else { Ok(()) });
+            self.negotiate(&mut client).and_then(|goes_on| if goes_on { self.transmit(&mut client) } else { Ok(()) });
         match ended {
             // The peer's own end of it: the client is still to close.
             Ok(()) => {
-                let _ = line.stream().shutdown(Shutdown::Write);
-                let _ = io::copy(&mut line.reader, &mut io::sink());
+                let _ = client.stream().shutdown(Shutdown::Write);
+                let _ = io::copy(&mut client.reader, &mut io::sink());
             }
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                self.note(Seen::Offended(connection, error.to_string()));
+                self.note(Seen::ProtocolViolation(connection, error.to_string()));
             }
             Err(_) => {}
         }
-        let _ = line.stream().shutdown(Shutdown::Both);
+        let _ = client.stream().shutdown(Shutdown::Both);
         lock(&self.open).remove(&connection);
         self.note(Seen::Closed(connection));
     }
 
-    fn negotiate(&self, line: &mut Line) -> io::Result<bool> {
+    fn negotiate(&self, client: &mut PeerConnection) -> io::Result<bool> {
         let (offer, size) = (*lock(&self.offer), lock(&self.store).size() as u64);
-        let agreed = handshake::negotiate(line, &offer, size, &self.manners)?;
+        let agreed = handshake::negotiate(client, &offer, size, &self.script)?;
         if let Agreed::Yes { structured } = agreed {
-            line.structured = structured;
+            client.structured = structured;
         }
         Ok(agreed != Agreed::No)
     }
 
     /// Answers until the client says goodbye or the manners end it.
-    fn transmit(&self, line: &mut Line) -> io::Result<()> {
+    fn transmit(&self, client: &mut PeerConnection) -> io::Result<()> {
         loop {
-            let (request, payload) = line.request()?;
-            self.note(Seen::Asked(request.clone()));
-            let act = self.manners.on_request.as_ref().map_or(Act::Honest, |manner| manner(&request));
-            match act {
-                Act::Honest | Act::Twice if request.command == Command::Disconnect => return Ok(()),
-                Act::Honest => line.write_all(&self.answer(&request, &payload)?)?,
-                Act::Twice => {
+            let (request, payload) = client.request()?;
+            self.note(Seen::Requested(request.clone()));
+            let reaction = self.script.on_request.as_ref().map_or(Reaction::Correct, |script| script(&request));
+            match reaction {
+                Reaction::Correct | Reaction::CorrectTwice if request.command == Command::Disconnect => return Ok(()),
+                Reaction::Correct => client.write_all(&self.answer(&request, &payload)?)?,
+                Reaction::CorrectTwice => {
                     let reply = self.answer(&request, &payload)?;
-                    line.write_all(&[&reply[..], &reply].concat())?;
+                    client.write_all(&[&reply[..], &reply].concat())?;
                 }
-                Act::Instead(bytes) => line.write_all(&bytes)?,
-                Act::Last(bytes) => {
-                    line.write_all(&bytes)?;
+                Reaction::Replace(bytes) => client.write_all(&bytes)?,
+                Reaction::ReplaceAndClose(bytes) => {
+                    client.write_all(&bytes)?;
                     return Ok(());
                 }
-                Act::Silence => {}
-                Act::Close => return Ok(()),
+                Reaction::NoReply => {}
+                Reaction::Close => return Ok(()),
             }
         }
     }
@@ -404,13 +406,13 @@ impl Request {
 }
 
 /// One connection.
-struct Line {
+struct PeerConnection {
     reader: BufReader<UnixStream>,
     connection: u64,
     structured: bool,
 }
 
-impl Line {
+impl PeerConnection {
     fn stream(&self) -> &UnixStream {
         self.reader.get_ref()
     }
@@ -448,13 +450,13 @@ impl Line {
     }
 }
 
-impl Read for Line {
+impl Read for PeerConnection {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         self.reader.read(into)
     }
 }
 
-impl Write for Line {
+impl Write for PeerConnection {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.stream().write(bytes)
     }

@@ -42,13 +42,13 @@ pub(crate) fn done(cookie: u64) -> Vec<u8> {
 }
 
 /// The last chunk of a reply: what went wrong.
-pub(crate) fn error(cookie: u64, error: u32, said: &str) -> Vec<u8> {
-    let length = u16::try_from(said.len()).expect("it is short");
+pub(crate) fn error(cookie: u64, error: u32, message: &str) -> Vec<u8> {
+    let length = u16::try_from(message.len()).expect("it is short");
     chunk(
         cookie,
         chunk::DONE,
         chunk::ERROR,
-        &[&error.to_be_bytes()[..], &length.to_be_bytes(), said.as_bytes()].concat(),
+        &[&error.to_be_bytes()[..], &length.to_be_bytes(), message.as_bytes()].concat(),
     )
 }
 

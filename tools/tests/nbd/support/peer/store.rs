@@ -4,7 +4,7 @@
 //! CAN_MULTI_CONN, otherwise only those of its own connection. The specification promises no more, so the store does no more.
 //! Of unflushed data, a crash loses or keeps every range at random, because real caches write back at any time.
 
-use super::super::real::Dice;
+use super::super::real::SeededRandom;
 use std::ops::Range;
 
 #[derive(Debug)]
@@ -14,14 +14,14 @@ pub(crate) struct Store {
     /// Written and not flushed, with the connection that it came on, oldest first.
     unflushed: Vec<(u64, Range<usize>)>,
     multi_conn: bool,
-    dice: Dice,
+    random: SeededRandom,
     lost: u64,
 }
 
 impl Store {
     pub(crate) fn new(bytes: Vec<u8>, multi_conn: bool, seed: u64) -> Self {
         let (durable, unflushed) = (bytes.clone(), Vec::new());
-        Self { now: bytes, durable, unflushed, multi_conn, dice: Dice::new(seed), lost: 0 }
+        Self { now: bytes, durable, unflushed, multi_conn, random: SeededRandom::new(seed), lost: 0 }
     }
 
     pub(crate) fn size(&self) -> usize {
@@ -57,7 +57,7 @@ impl Store {
     /// Power fails.
     pub(crate) fn crash(&mut self) {
         for (_, range) in std::mem::take(&mut self.unflushed) {
-            if self.dice.below(3) == 0 {
+            if self.random.below(3) == 0 {
                 self.durable[range.clone()].copy_from_slice(&self.now[range]);
             } else {
                 self.lost += range.len() as u64;
