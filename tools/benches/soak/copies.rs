@@ -104,6 +104,6 @@ impl Copies {
 
     /// The node that leads.
     pub(crate) fn leader(&self) -> usize {
-        self.cell.leader().expect("somebody leads in a center at rest")
+        self.cell.leader().expect("a node leads an idle center")
     }
 }

@@ -1,6 +1,7 @@
 //! Runs many runners in one process.
 //!
-//! Each runner has a session, a registration and a listener of its own, as in `taskd`, but no engine. The tasks do nothing.
+//! Each runner has a session, a registration and a listener of its own, as in `taskd`, but no engine. The tasks do
+//! nothing.
 
 use async_trait::async_trait;
 use blockhaul_control::clock::HostClock;

@@ -1,4 +1,5 @@
-//! Kills the leading node, and measures how long until a task is assigned again and whether copies on other nodes pause.
+//! Kills the leading node, and measures how long until a task is assigned again and whether copies on other nodes
+//! pause.
 
 use crate::copies::{Copies, PAUSE, in_cells};
 use crate::measure::{Bound, Measure};

@@ -1,12 +1,13 @@
-//! Measures how fast a center of three nodes recovers from faults, and how much it carries: distributions over many trials.
+//! Measures how fast a center of three nodes recovers from faults, and how much it carries: distributions over many
+//! trials.
 //!
 //! Tests assert order and outcome; bounds in seconds are measured here, on real processes and a real ensemble:
 //!
 //! ```text
 //! cargo xtask soak [--trials N] [--cells N] [--tasks N] [--runners N] [NAME...]
 //! ```
-//! Prints one JSON object per measure with its samples, then a table; exits with 1 if a bound is exceeded. When started as a
-//! test, it makes one trial of the shortest measure, to show that it works.
+//! Prints one JSON object per measure with its samples, then a table; exits with 1 if a bound is exceeded. When started
+//! as a test, it makes one trial of the shortest measure, to show that it works.
 
 #![forbid(unsafe_code)]
 

@@ -28,7 +28,7 @@ pub(crate) fn measure(options: &Options) -> Vec<Measure> {
     runtime.block_on(until(&address, |pending, _| pending >= options.tasks));
     let reconciled = start.elapsed();
     let folder = cell.dirs.path("fleet");
-    std::fs::create_dir(&folder).expect("the room is empty");
+    std::fs::create_dir(&folder).expect("the directory is new");
     let zookeeper = format!("{}/cell", cell.ensemble.addresses());
     runtime.block_on(fleet::launch(options.runners, &zookeeper, &folder));
     // Half of the queue at full speed: neither its beginning, while runners come, nor its end.

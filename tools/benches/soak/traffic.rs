@@ -92,8 +92,8 @@ impl Drop for Traffic {
     }
 }
 
-/// The connection that changes something, by a line of the log such as `DATE TIME connection=1 Write id=7 offset=0x0 ...`;
-/// the line of the answer has no offset.
+/// The connection that changes something, by a line of the log such as `DATE TIME connection=1 Write id=7 offset=0x0
+/// ...`; the line of the answer has no offset.
 fn writer_of(line: &str) -> Option<u64> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let is_change = words.iter().any(|word| matches!(*word, "Write" | "Zero" | "Trim"));

@@ -7,7 +7,7 @@ use std::time::Duration;
 fn a_repeated_request_is_the_same_task_and_other_work_of_that_name_is_refused() {
     need!("a_repeated_request_is_the_same_task_and_other_work_of_that_name_is_refused", &NEEDS);
     let cell = Cell::new(2, 1);
-    // Whichever node is asked first.
+    // The result is the same for every node that is called first.
     for node in [&cell.nodes[0], &cell.nodes[1], &cell.nodes[0]] {
         let args = ["submit", "noop", "50ms", "--id", "same", "--center", &node.address()];
         let outcome = cell.dirs.blockhaul(&args);
@@ -30,7 +30,7 @@ fn a_copy_is_paused_resumed_and_cancelled() {
     pair.submit(&cell, "paused", &["--limit", "2MiB/s"]);
     cell.wait_for_progress("paused");
     cell.ask(&["pause", "paused"]);
-    cell.wait_for("paused", "that it waits", |task| task.state() == "PAUSED");
+    cell.wait_for("paused", "PAUSED", |task| task.state() == "PAUSED");
     let still = pair.writes();
     cell.submit_noop("meanwhile", Duration::from_secs(1), &[]);
     cell.wait_for_success("meanwhile");
@@ -48,10 +48,14 @@ fn a_copy_is_paused_resumed_and_cancelled() {
     cell.ask(&["cancel", "dropped"]);
     let task = cell.wait_for("dropped", "its end", Task::is_over);
     assert_eq!((task.state(), task.outcomes()), ("CANCELLED", vec!["ECancelled".to_owned()]), "{task:?}");
-    assert_eq!(waiting.end().code, Some(75), "as a copy that was interrupted");
+    assert_eq!(waiting.end().code, Some(75), "the exit code of an interrupted copy");
     let again = cell.ask(&["cancel", "dropped"]);
-    assert_eq!(again.last().expect("it is shown")["state"], "CANCELLED", "of a finished one, its final state");
-    let unknown = cell.blockhaul(&["cancel", "nobody"]);
+    assert_eq!(
+        again.last().expect("it is shown")["state"],
+        "CANCELLED",
+        "cancelling an ended task shows its final state"
+    );
+    let unknown = cell.blockhaul(&["cancel", "unknown"]);
     assert!(unknown.code == Some(1) && unknown.stderr.contains("ENotFound"), "{unknown:?}");
 }
 
@@ -75,11 +79,11 @@ fn tasks_wait_for_a_claim_a_slot_and_tasks_of_higher_priority() {
     pair.submit(&cell, "first", &["--limit", "2MiB/s"]);
     cell.wait_for_progress("first");
     pair.submit(&cell, "second", &["--overwrite"]);
-    let task = cell.wait_for("second", "why it waits", |task| !task.reason().is_empty());
+    let task = cell.wait_for("second", "a reason", |task| !task.reason().is_empty());
     assert_eq!(task.state(), "PENDING", "two tasks never have one destination: {task:?}");
-    // It holds up nobody: neither those that have another one, nor those of the last slot by their urgency.
+    // The waiting task delays no other task: not one with another destination, and not the order by priority.
     cell.submit_noop("now", Duration::from_secs(1), &[]);
-    cell.wait_for("now", "that it runs", |task| task.state() == "RUNNING");
+    cell.wait_for("now", "RUNNING", |task| task.state() == "RUNNING");
     for (id, priority) in [("low", "1"), ("high", "8")] {
         cell.submit_noop(id, Duration::from_millis(10), &["--priority", priority]);
     }
@@ -87,7 +91,7 @@ fn tasks_wait_for_a_claim_a_slot_and_tasks_of_higher_priority() {
     assert!(waits.is_over() || !waits.reason().is_empty(), "{waits:?}");
     let began = |id: &str| cell.wait_for_success(id).0["attempts"][0]["started_at"].clone();
     let (high, low) = (began("high"), began("low"));
-    assert!(high.as_str() <= low.as_str(), "the more urgent one goes first: {high} {low}");
+    assert!(high.as_str() <= low.as_str(), "the task of higher priority starts first: {high} {low}");
     assert_eq!(cell.task("second").state(), "PENDING");
     cell.lift_limit("first");
     cell.wait_for_success("first");

@@ -3,14 +3,14 @@
 
 use crate::support::{Cell, MIB, NEEDS, Pair, Server, Task, address, need, noise, text};
 
-/// A copy with a pair whose destination fails from the first second on, with so many attempts.
+/// Runs a copy to a destination that fails, and checks that the task fails after at most `attempts` attempts.
 fn fails(cell: &Cell, pair: &Pair, id: &str, attempts: usize, code: &str) -> Task {
     pair.submit(cell, id, &["--max-attempts", &attempts.to_string()]);
     let task = cell.wait_for(id, "its end", Task::is_over);
     assert_eq!((task.state(), task.error()), ("FAILED", code), "{task:?}");
     assert!((1..=attempts).contains(&task.outcomes().len()), "{task:?}");
     assert!(task.outcomes().iter().all(|outcome| outcome == code), "{task:?}");
-    assert!(cell.records().claims().is_empty(), "somebody else may have the destination");
+    assert!(cell.records().claims().is_empty(), "the claim is released");
     task
 }
 
@@ -28,11 +28,11 @@ fn a_destination_that_fails_to_write_fails_the_task_and_its_claim_is_released() 
         let parameters: Vec<&str> = parameters.iter().flatten().map(String::as_str).collect();
         let pair = Pair::with(&cell, id, 4 * MIB, &["--filter=error"], &parameters);
         let task = fails(&cell, &pair, id, 2, code);
-        // The source has data and zeros, and either may be what fails first.
+        // The source has data and zeros, and either may fail first.
         assert_eq!(task.0["error"]["side"], "destination", "{task:?}");
         let operation = task.0["error"]["operation"].as_str().unwrap_or_default();
         assert!(["write", "zero"].contains(&operation), "{task:?}");
-        // Nothing goes on behind the record: it is as it is.
+        // No attempt runs after the task has failed.
         let writes = pair.writes();
         std::fs::remove_file(&trigger).expect("it was made above");
         cell.submit_noop(&format!("{id}-after"), std::time::Duration::from_secs(2), &[]);
@@ -58,5 +58,5 @@ fn a_destination_that_fails_to_flush_fails_the_task_and_nothing_counts_as_durabl
     assert_eq!(task.0["error"]["operation"], "flush", "{task:?}");
     assert_eq!(task.progress("durable"), 0, "{task:?}");
     assert!(task.outcomes().len() <= 2 && task.outcomes().iter().all(|outcome| outcome == "EIo"), "{task:?}");
-    assert!(cell.records().claims().is_empty(), "somebody else may have the destination");
+    assert!(cell.records().claims().is_empty(), "the claim is released");
 }

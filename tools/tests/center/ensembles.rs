@@ -5,9 +5,9 @@ use crate::support::{
 };
 use std::time::Duration;
 
-/// A network copy lives through `fault` without a word in its record.
+/// Checks that a network copy survives `fault` in its first attempt.
 fn assert_copy_survives(fault: impl FnOnce(&mut Cell, &Pair)) {
-    // Followers that are quick to leave a leader that says nothing.
+    // With a short sync limit followers leave a silent leader soon.
     let mut cell = Cell::on(Settings { sync_limit: 4, ..Settings::new(3) }, 2, &LONG_SESSION);
     let pair = Pair::new(&cell, "pair", 96 * MIB);
     pair.submit(&cell, "steady", &["--limit", "3MiB/s"]);
@@ -29,7 +29,7 @@ fn copies_continue_when_zookeepers_leader_is_killed() {
         cell.ensemble.kill(leader);
         let writes = pair.writes();
         assert_ne!(cell.ensemble.leader(), leader);
-        cell.wait_until("that it goes on", |_| pair.writes() > writes);
+        cell.wait_until("more writes", |_| pair.writes() > writes);
     });
 }
 
@@ -39,7 +39,7 @@ fn copies_continue_when_zookeepers_leader_pauses() {
     assert_copy_survives(|cell, pair| {
         let leader = cell.ensemble.leader();
         cell.ensemble.pause(leader);
-        // Those that are left elect another one.
+        // The remaining servers elect another leader.
         assert_ne!(cell.ensemble.leader(), leader);
         pair.wait_for_more_writes(cell);
         cell.ensemble.resume(leader);
@@ -59,20 +59,22 @@ fn without_a_quorum_network_copies_stop_local_copies_continue_and_no_node_exits(
     cell.wait_for_checkpoint("network");
     let old = pair.connections();
     [0, 1].into_iter().for_each(|server| cell.ensemble.kill(server));
-    // The lease runs out, and the copy with it; the other one has no lease.
-    cell.wait_until("that it is cut off", |cell| cell.nodes.iter().any(|node| node.log().contains("lease lost")));
+    // The lease ends and the network copy is cut off; the local copy has no lease.
+    cell.wait_until("the network copy is cut off", |cell| {
+        cell.nodes.iter().any(|node| node.log().contains("lease lost"))
+    });
     let writes = pair.writes();
     cell.wait_until("all of the local bytes", |cell| cell.read("destination") == bytes);
-    assert_eq!(pair.writes(), writes, "a network copy is written without a lease");
+    assert_eq!(pair.writes(), writes, "a network copy writes nothing without a lease");
     assert!(cell.nodes.iter_mut().all(Node::is_running));
     [0, 1].into_iter().for_each(|server| cell.ensemble.restart(server));
     cell.wait_until_complete();
     let task = cell.wait_for_success("local");
-    assert_eq!(task.outcomes(), ["succeeded"], "it never stopped: {task:?}");
+    assert_eq!(task.outcomes(), ["succeeded"], "there was one attempt: {task:?}");
     assert_same(&cell.read("destination"), &bytes, "the local destination");
     cell.lift_limit("network");
     let task = cell.wait_for_success("network");
-    assert!(task.resumed() > 0, "it went on: {task:?}");
+    assert!(task.resumed() > 0, "the second attempt resumes: {task:?}");
     pair.assert_no_overlap(&old);
     pair.assert_copied();
 }
@@ -90,18 +92,17 @@ fn runners_register_again_after_an_outage_longer_than_their_sessions() {
     cell.wait_for_checkpoint("network");
     let old = pair.connections();
     cell.ensemble.kill(0);
-    // As many as there are nodes.
-    cell.wait_until("that the sessions are over", |cell| {
+    cell.wait_until("all sessions have ended", |cell| {
         cell.nodes.iter().all(|node| node.log().contains("session ended"))
     });
     cell.ensemble.restart(0);
     cell.wait_until_complete();
     ["local", "network"].into_iter().for_each(|id| cell.lift_limit(id));
     let task = cell.wait_for_success("local");
-    assert_eq!(task.outcomes(), ["succeeded"], "it never stopped: {task:?}");
+    assert_eq!(task.outcomes(), ["succeeded"], "there was one attempt: {task:?}");
     assert_same(&cell.read("destination"), &bytes, "the local destination");
     let task = cell.wait_for_success("network");
-    assert!(task.resumed() > 0, "it went on: {task:?}");
+    assert!(task.resumed() > 0, "the second attempt resumes: {task:?}");
     pair.assert_no_overlap(&old);
     pair.assert_copied();
 }
@@ -127,7 +128,7 @@ fn copies_resume_after_all_nodes_and_servers_were_killed() {
         cell.lift_limit(id);
         let task = cell.wait_for_success(id);
         assert_eq!(task.outcomes(), ["ELeaseLost", "succeeded"], "{task:?}");
-        assert!(task.resumed() > 0, "it went on: {task:?}");
+        assert!(task.resumed() > 0, "the second attempt resumes: {task:?}");
     }
     assert_same(&cell.read("destination"), &bytes, "the local destination");
     pair.assert_copied();
@@ -139,7 +140,7 @@ fn an_older_state_of_the_service_is_not_acted_on() {
     let mut cell = Cell::with(1, 1, &SHORT_SESSION);
     let bytes = mixed(MIB, 29);
     cell.fill("source", &bytes);
-    // What the ensemble is put back to: it knows of a copy that has not begun.
+    // The state that is restored later: a copy is submitted and has not begun.
     cell.ask(&["drain", "n0"]);
     let (source, destination) = (cell.uri(0, "source"), cell.uri(0, "destination"));
     cell.submit("early", &source, &destination, &[]);
@@ -147,7 +148,7 @@ fn an_older_state_of_the_service_is_not_acted_on() {
     let (data, kept) = (cell.ensemble.data(0), cell.dirs.path("kept"));
     run("cp", &["-a", text(&data), text(&kept)]);
     cell.ensemble.restart(0);
-    // What it forgets: the copy was done, and another term began, with an epoch that it will not reach again so soon.
+    // The state that is lost: the copy has succeeded, and a term has begun whose epoch is far higher.
     for number in 0..30 {
         cell.submit_noop(&format!("forgotten{number}"), Duration::from_millis(1), &[]);
     }
@@ -155,22 +156,22 @@ fn an_older_state_of_the_service_is_not_acted_on() {
     cell.start();
     cell.ask(&["drain", "n0", "--undo"]);
     cell.wait_for_success("early");
-    cell.fill("destination", b"whoever has it now");
+    cell.fill("destination", b"content of a later owner");
     cell.ensemble.kill(0);
-    std::fs::remove_dir_all(&data).expect("it is the ensemble's");
+    std::fs::remove_dir_all(&data).expect("the ensemble is stopped");
     run("cp", &["-a", text(&kept), text(&data)]);
     cell.ensemble.restart(0);
-    // It will not have a session that has seen more than it knows.
+    // A restored server refuses sessions that have seen a later transaction.
     let registered = |cell: &Cell| cell.nodes[0].log().matches(" registered node=").count();
     let before = registered(&cell);
     cell.wait_until("another session", |cell| registered(cell) > before);
     cell.wait_until_complete();
-    assert_eq!(cell.task("early").state(), "PENDING", "it is as it was");
+    assert_eq!(cell.task("early").state(), "PENDING", "the restored record is used");
     cell.ask(&["drain", "n0", "--undo"]);
-    cell.wait_until("an alarm", |cell| {
+    cell.wait_until("an error in the log", |cell| {
         cell.nodes[0].log().contains("call refused: lower leader epoch than seen before")
     });
     let task = cell.wait_for("early", "a reason", |task| !task.reason().is_empty());
     assert!(!task.is_over() && task.outcomes().iter().all(|outcome| outcome != "succeeded"), "{task:?}");
-    assert_eq!(cell.read("destination"), b"whoever has it now");
+    assert_eq!(cell.read("destination"), b"content of a later owner");
 }

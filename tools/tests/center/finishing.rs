@@ -16,13 +16,13 @@ fn a_copy_moves_from_a_killed_runner_to_another_and_finishes() {
     cell.lift_limit("moving");
     let outcome = waiting.end();
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
-    assert_eq!(outcome.lines.last().expect("it shows the task")["state"], "SUCCEEDED", "{outcome:?}");
+    assert_eq!(outcome.lines.last().expect("submit prints the task")["state"], "SUCCEEDED", "{outcome:?}");
     let task = cell.task("moving");
     assert_eq!((task.state(), task.error()), ("SUCCEEDED", ""), "{task:?}");
     assert_eq!(task.outcomes(), ["ELeaseLost", "succeeded"], "{task:?}");
-    assert!(task.resumed() > 0, "it went on where the other one had been: {task:?}");
+    assert!(task.resumed() > 0, "the second attempt resumes: {task:?}");
     pair.assert_copied();
-    assert!(cell.records().claims().is_empty(), "the destination is free again");
+    assert!(cell.records().claims().is_empty(), "the claim is released");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Tests invalid input: impossible requests, forbidden volumes, unreadable records, and a store that has lost what a node
-//! remembers.
+//! Tests invalid input: invalid requests, forbidden volumes, undecodable records, and a store that is older than the
+//! state of a node.
 
 use crate::support::{Cell, MIB, NEEDS, Pair, Task, mixed, need, run, text};
 use blockhaul_control::coord::paths;
@@ -25,19 +25,19 @@ fn an_invalid_request_is_refused_and_stores_no_task() {
         (&["submit", "copy", &uri, "/plain/path"], "EBadRequest"),
         (&["submit", "copy", &uri, "file://n1/x"], "EBadRequest"),
         (&["submit", "copy", &uri, &long], "EBadRequest"),
-        // A source that somebody may write while a late request of a lost runner is under way.
+        // A source that other clients may write while a request of a lost runner is in flight.
         (&["submit", "copy", &writable, "nbd://127.0.0.1:1/b"], "EBadRequest"),
         (&["submit", "noop", "1ms", "--id", "../etc"], "EBadRequest"),
         (&["submit", "noop", "1ms", "--priority", "10"], "EBadRequest"),
         (&["submit", "noop", "1ms", "--max-attempts", "101"], "EBadRequest"),
-        (&["get", "nobody"], "ENotFound"),
+        (&["get", "unknown"], "ENotFound"),
     ];
     for (args, code) in refused {
         let outcome = cell.blockhaul(args);
         assert!(matches!(outcome.code, Some(1 | 2)), "{args:?}: {outcome:?}");
         assert!(outcome.stderr.contains(code), "{args:?}: {outcome:?}");
     }
-    assert!(cell.ask(&["list"]).is_empty(), "nothing of it was stored");
+    assert!(cell.ask(&["list"]).is_empty(), "no task was stored");
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn a_task_that_fails_by_node_faults_goes_to_another_node() {
     cell.add(&[]);
     cell.add(&[]);
     let journals = cell.nodes[1].state("journals");
-    std::fs::create_dir_all(&journals).expect("the room can be written");
+    std::fs::create_dir_all(&journals).expect("the directory is writable");
     let _full = FullFolder::mount(&journals);
     cell.start();
     let pair = Pair::new(&cell, "pair", MIB);
@@ -89,7 +89,7 @@ fn a_task_that_fails_by_node_faults_goes_to_another_node() {
     assert_eq!(task.outcomes(), ["EPermission", "ENoSpace", "succeeded"], "{task:?}");
     assert_eq!(task.runners(), ["n0", "n1", "n2"], "{task:?}");
     pair.assert_copied();
-    // Without n2 nobody is left that could do it: that ends a task only where it cannot change by itself.
+    // Without n2 no node is left that could run the task. That fails a task only if every fault is a lasting one.
     assert_eq!(cell.nodes[2].stop().code(), Some(0));
     assert_eq!(cell.nodes[1].stop().code(), Some(0));
     cell.wait_until("that n0 is alone", |cell| cell.runners() == ["n0"]);
@@ -122,7 +122,7 @@ fn undecodable_records_are_left_alone_and_reported() {
     need!("undecodable_records_are_left_alone_and_reported", &NEEDS);
     let mut cell = Cell::with(2, 1, &["--session-timeout", "6s"]);
     let records = cell.records();
-    let path = |id: &str| paths::task(&TaskId::new(id).expect("it is sound"));
+    let path = |id: &str| paths::task(&TaskId::new(id).expect("the name is valid"));
     let bad: [(String, &[u8]); 4] = [
         (path("garbage"), b"\xff\xfe not a record"),
         (path("empty"), b""),
@@ -130,17 +130,17 @@ fn undecodable_records_are_left_alone_and_reported() {
         (paths::drain("n8"), b"[1, 2"),
     ];
     for (path, data) in &bad {
-        records.create(path, data).expect("anybody may write here");
+        records.create(path, data).expect("every client may write here");
     }
-    // One that was good is lost as well.
+    // A record that could be decoded is damaged as well.
     cell.submit_noop("good", Duration::from_millis(10), &[]);
     cell.wait_for_success("good");
-    records.set(&path("good"), b"{").expect("anybody may write here");
-    // Who leads next reads everything anew.
-    let leader = cell.leader().expect("somebody leads");
+    records.set(&path("good"), b"{").expect("every client may write here");
+    // The next leader reads all records again.
+    let leader = cell.leader().expect("a node leads");
     assert_eq!(cell.nodes[leader].stop().code(), Some(0));
     let successor = cell.wait_for_successor(leader);
-    let unreadable = cell.center().expect("it leads")["unreadable"].clone();
+    let unreadable = cell.center().expect("a node leads")["unreadable"].clone();
     let reported: Vec<&str> = unreadable.as_array().into_iter().flatten().filter_map(|line| line.as_str()).collect();
     for path in bad.iter().map(|(path, _)| path).chain([&path("good")]) {
         assert!(reported.iter().any(|line| line.starts_with(&**path)), "{path}: {reported:?}");
@@ -149,7 +149,7 @@ fn undecodable_records_are_left_alone_and_reported() {
     cell.submit_noop("after", Duration::from_millis(10), &[]);
     cell.wait_for_success("after");
     let taken = cell.blockhaul(&["submit", "noop", "10ms", "--id", "garbage"]);
-    assert!(taken.code == Some(1) && taken.stderr.contains("EExists"), "its name is not free: {taken:?}");
+    assert!(taken.code == Some(1) && taken.stderr.contains("EExists"), "the name is still taken: {taken:?}");
 }
 
 #[test]
@@ -160,7 +160,7 @@ fn a_node_refuses_calls_with_a_lower_epoch_than_it_has_stored() {
     cell.wait_for_success("before");
     assert_eq!(cell.nodes[0].stop().code(), Some(0));
     let stored = cell.nodes[0].state("leader_epoch");
-    let heard = std::fs::read_to_string(&stored).expect("it has heard a leader");
+    let heard = std::fs::read_to_string(&stored).expect("the node has stored the epoch of its leader");
     std::fs::write(&stored, i64::MAX.to_string()).expect("it is a file");
     cell.start();
     cell.submit_noop("refused", Duration::from_millis(10), &[]);
@@ -179,20 +179,20 @@ fn a_node_takes_no_role_in_another_center_until_its_state_directory_is_reset() {
     let mut cell = Cell::new(1, 1);
     cell.submit_noop("here", Duration::from_millis(10), &[]);
     cell.wait_for_success("here");
-    let identity = |cell: &Cell| cell.center().expect("it leads")["center"].as_str().unwrap_or_default().to_owned();
+    let identity = |cell: &Cell| cell.center().expect("a node leads")["center"].as_str().unwrap_or_default().to_owned();
     let first = identity(&cell);
     assert_eq!(cell.nodes[0].stop().code(), Some(0));
-    // Its epochs are far higher than those of the other center will ever be.
+    // The stored epoch is higher than any epoch that the other center will have.
     std::fs::write(cell.nodes[0].state("leader_epoch"), i64::MAX.to_string()).expect("it is a file");
     let other = format!("{}/other", cell.server_link(0, 0).address());
     cell.nodes[0].set_flags(&["--zookeeper", &other]);
     cell.nodes[0].start();
-    cell.wait_until("it says which center it belongs to", |cell| {
+    cell.wait_until("n0 logs which center it belongs to", |cell| {
         let log = cell.nodes[0].log();
         log.contains(&format!("this node belongs to center {first}, but")) && log.contains("/leader_epoch")
     });
     assert_eq!(cell.nodes[0].stop().code(), Some(0));
-    assert!(!cell.nodes[0].log().contains("lower leader epoch"), "it has heard nobody");
+    assert!(!cell.nodes[0].log().contains("lower leader epoch"), "the node has accepted no call");
     for name in ["center", "leader_epoch"] {
         std::fs::remove_file(cell.nodes[0].state(name)).expect("it is there");
     }

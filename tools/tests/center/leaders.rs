@@ -1,4 +1,4 @@
-//! Tests changes of the leader, and what happens to the work that a leader had begun.
+//! Tests changes of the leader, and the tasks that the previous leader had begun.
 
 use crate::support::{Cell, MIB, Mode, NEEDS, Need, Pair, SHORT_SESSION, need};
 use nix::sys::signal::Signal;
@@ -9,7 +9,7 @@ fn a_killed_leader_is_replaced_and_running_copies_continue() {
     need!("a_killed_leader_is_replaced_and_running_copies_continue", &NEEDS);
     let mut cell = Cell::with(3, 1, &SHORT_SESSION);
     let pair = Pair::new(&cell, "pair", 64 * MIB);
-    let leader = cell.leader().expect("somebody leads");
+    let leader = cell.leader().expect("a node leads");
     let runner = (leader + 1) % 3;
     pair.submit_on(&cell, "steady", runner, &["--limit", "4MiB/s"]);
     assert_eq!(cell.wait_for_progress("steady"), runner);
@@ -18,14 +18,14 @@ fn a_killed_leader_is_replaced_and_running_copies_continue() {
     cell.nodes[leader].kill();
     cell.wait_for_successor(leader);
     let connections = pair.connections();
-    assert_eq!(watched.end().code, Some(0), "whoever waits for a task waits for whoever leads");
+    assert_eq!(watched.end().code, Some(0), "a client that waits for a task follows the new leader");
     cell.lift_limit("steady");
     let watching = watching.end();
     assert_eq!(watching.code, Some(0), "{watching:?}");
-    assert_eq!(watching.lines.last().expect("it shows the task")["state"], "SUCCEEDED", "{watching:?}");
+    assert_eq!(watching.lines.last().expect("watch prints the task")["state"], "SUCCEEDED", "{watching:?}");
     let task = cell.wait_for_success("steady");
     assert_eq!((task.outcomes(), task.runners()), (vec!["succeeded".into()], vec![format!("n{runner}")]), "{task:?}");
-    assert_eq!(pair.connections(), connections, "it has not even connected anew");
+    assert_eq!(pair.connections(), connections, "the runner has not connected again");
     pair.assert_copied();
 }
 
@@ -33,7 +33,7 @@ fn a_killed_leader_is_replaced_and_running_copies_continue() {
 fn a_leader_resumed_after_its_term_decides_nothing() {
     need!("a_leader_resumed_after_its_term_decides_nothing", &NEEDS);
     let cell = Cell::with(3, 1, &SHORT_SESSION);
-    let leader = cell.leader().expect("somebody leads");
+    let leader = cell.leader().expect("a node leads");
     cell.nodes[leader].signal(Signal::SIGSTOP);
     let now = cell.wait_for_successor(leader);
     cell.submit_noop("meanwhile", Duration::from_millis(10), &[]);
@@ -41,17 +41,17 @@ fn a_leader_resumed_after_its_term_decides_nothing() {
     let epoch = |cell: &Cell| cell.center().and_then(|center| center["epoch"].as_i64());
     let term = epoch(&cell);
     cell.nodes[leader].signal(Signal::SIGCONT);
-    // It may answer once from what it remembers; then it knows better, and says who leads.
+    // The old leader may answer once from its cache; then it learns of the new leader.
     let address = cell.nodes[leader].address();
-    cell.wait_until("that it follows", |cell| {
+    cell.wait_until("the old leader follows", |cell| {
         let asked = cell.dirs.blockhaul(&["get", "meanwhile", "--center", &address]);
         asked.lines.last().is_some_and(|task| task["state"] == "SUCCEEDED")
     });
     cell.wait_until_complete();
-    assert_eq!((cell.leader(), epoch(&cell)), (Some(now), term), "the new one goes on");
+    assert_eq!((cell.leader(), epoch(&cell)), (Some(now), term), "the new leader still leads");
     cell.submit_noop("after", Duration::from_millis(10), &[]);
     for id in ["after", "meanwhile"] {
-        assert_eq!(cell.wait_for_success(id).outcomes(), ["succeeded"], "nothing runs twice");
+        assert_eq!(cell.wait_for_success(id).outcomes(), ["succeeded"], "no task runs twice");
     }
 }
 
@@ -63,14 +63,14 @@ fn a_new_leader_reads_every_task_and_continues_the_unfinished_ones() {
         cell.submit_noop(&format!("task-{index}"), Duration::from_millis(500), &[]);
     }
     let first = cell.wait_for_success("task-0");
-    let leader = cell.leader().expect("somebody leads");
+    let leader = cell.leader().expect("a node leads");
     cell.nodes[leader].kill();
     cell.wait_for_successor(leader);
     assert_eq!(cell.ask(&["list"]).len(), 10);
     for index in 0..10 {
         cell.wait_for_success(&format!("task-{index}"));
     }
-    assert_eq!(cell.task("task-0").0["attempts"], first.0["attempts"], "what was finished is not done again");
+    assert_eq!(cell.task("task-0").0["attempts"], first.0["attempts"], "a finished task is not run again");
 }
 
 #[test]
@@ -78,9 +78,9 @@ fn a_decision_of_a_killed_leader_is_executed_once() {
     need!("a_decision_of_a_killed_leader_is_executed_once", &NEEDS);
     let mut cell = Cell::with(3, 1, &SHORT_SESSION);
     let pair = Pair::new(&cell, "pair", 8 * MIB);
-    let leader = cell.leader().expect("somebody leads");
+    let leader = cell.leader().expect("a node leads");
     let runner = (leader + 1) % 3;
-    // The decision is stored; the runner is not told.
+    // The decision is stored; the call to the runner does not arrive.
     cell.inbound_link(runner).set(Mode::Stall);
     pair.submit(&cell, "decided", &["--node", &format!("n{runner}")]);
     let task = cell.wait_for("decided", "the decision", |task| task.state() == "ASSIGNED");
@@ -92,7 +92,7 @@ fn a_decision_of_a_killed_leader_is_executed_once() {
     let task = cell.wait_for_success("decided");
     let attempts = task.0["attempts"].as_array().expect("a list");
     let began = attempts.iter().filter(|attempt| !attempt["epoch"].is_null()).count();
-    assert_eq!(began, 1, "one of them has written: {task:?}");
+    assert_eq!(began, 1, "one attempt has begun: {task:?}");
     assert_eq!(task.outcomes().last().map(String::as_str), Some("succeeded"), "{task:?}");
     pair.assert_copied();
 }
@@ -105,12 +105,14 @@ fn a_leader_whose_clock_is_off_resigns_and_does_not_stand_until_the_clock_is_set
     let clock = cell.dirs.file("clock", b"+0d\n");
     cell.nodes[0].fake_clock(&clock);
     cell.nodes[0].start();
-    cell.wait_until("that it leads", |cell| cell.leader() == Some(0));
+    cell.wait_until("n0 leads", |cell| cell.leader() == Some(0));
     cell.start();
     std::fs::write(&clock, "+1d\n").expect("it was made above");
     let next = cell.wait_for_successor(0);
-    cell.wait_until("that it says so", |cell| cell.nodes[0].log().contains("not standing for election"));
-    cell.wait_until("that others see it, too", |cell| {
+    cell.wait_until("n0 logs that it does not stand for election", |cell| {
+        cell.nodes[0].log().contains("not standing for election")
+    });
+    cell.wait_until("the runners show the wrong clock", |cell| {
         let runners = cell.ask(&["runners"]);
         runners
             .iter()
@@ -118,9 +120,11 @@ fn a_leader_whose_clock_is_off_resigns_and_does_not_stand_until_the_clock_is_set
     });
     cell.nodes[next].kill();
     let last = cell.wait_for_successor(next);
-    assert_eq!(last, 3 - next, "it is not the one whose clock is off");
+    assert_eq!(last, 3 - next, "a node whose clock is off is not elected");
     std::fs::write(&clock, "+0d\n").expect("it was made above");
-    cell.wait_until("that its clock is good again", |cell| cell.nodes[0].log().contains("agrees with its peers'"));
+    cell.wait_until("n0 logs that its clock is right again", |cell| {
+        cell.nodes[0].log().contains("agrees with its peers'")
+    });
     cell.nodes[last].kill();
     assert_eq!(cell.wait_for_successor(last), 0);
     assert_eq!(cell.nodes[0].log().matches("not standing for election").count(), 1, "{}", cell.nodes[0].log());

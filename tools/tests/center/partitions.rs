@@ -1,5 +1,5 @@
-//! Tests partitions: nodes cut off from the ensemble, from one of its servers, or from each other, while the servers of the
-//! volumes reach all of them.
+//! Tests partitions: nodes cut off from the ensemble, from one of its servers, or from each other, while the servers of
+//! the volumes reach all of them.
 
 use crate::support::{Cell, LONG_SESSION, MIB, Mode, NEEDS, Pair, SHORT_SESSION, Settings, assert_same, mixed, need};
 use std::time::Duration;
@@ -9,7 +9,7 @@ fn a_runner_cut_off_from_the_center_stops_writing_before_another_one_starts() {
     need!("a_runner_cut_off_from_the_center_stops_writing_before_another_one_starts", &NEEDS);
     let cell = Cell::with(3, 1, &["--quiet-after", "5s"]);
     let pair = Pair::new(&cell, "pair", 96 * MIB);
-    let first = (cell.leader().expect("somebody leads") + 1) % 3;
+    let first = (cell.leader().expect("a node leads") + 1) % 3;
     pair.submit_on(&cell, "moving", first, &["--limit", "2MiB/s"]);
     assert_eq!(cell.wait_for_checkpoint("moving"), first);
     let old = pair.connections();
@@ -27,12 +27,12 @@ fn a_leader_and_a_runner_both_cut_off_neither_decide_nor_write() {
     need!("a_leader_and_a_runner_both_cut_off_neither_decide_nor_write", &NEEDS);
     let cell = Cell::with(3, 1, &["--quiet-after", "5s"]);
     let pair = Pair::new(&cell, "pair", 96 * MIB);
-    let leader = cell.leader().expect("somebody leads");
+    let leader = cell.leader().expect("a node leads");
     let first = (leader + 1) % 3;
     pair.submit_on(&cell, "moving", first, &["--limit", "2MiB/s"]);
     assert_eq!(cell.wait_for_checkpoint("moving"), first);
     let old = pair.connections();
-    // They hear each other: what the old leader says then is worth nothing.
+    // The two nodes still reach each other: calls of the old leader must have no effect.
     [leader, first].into_iter().for_each(|node| cell.cut_off(node));
     let third = 3 - leader - first;
     assert_eq!(cell.wait_for_successor(leader), third);
@@ -40,7 +40,7 @@ fn a_leader_and_a_runner_both_cut_off_neither_decide_nor_write() {
     pair.wait_for_more_writes(&cell);
     [leader, first].into_iter().for_each(|node| cell.reconnect(node));
     cell.wait_until_complete();
-    assert_eq!(cell.leader(), Some(third), "whoever comes back follows");
+    assert_eq!(cell.leader(), Some(third), "a node that comes back follows");
     pair.assert_taken_over(&cell, "moving", &old);
 }
 
@@ -50,18 +50,18 @@ fn a_local_copy_continues_without_the_center() {
     let cell = Cell::with(2, 1, &SHORT_SESSION);
     let bytes = mixed(24 * MIB, 13);
     cell.fill("source", &bytes);
-    let node = 1 - cell.leader().expect("somebody leads");
+    let node = 1 - cell.leader().expect("a node leads");
     let (source, destination) = (cell.uri(node, "source"), cell.uri(node, "destination"));
     cell.submit("local", &source, &destination, &["--limit", "4MiB/s"]);
     cell.wait_for_progress("local");
     cell.cut_off(node);
-    cell.wait_for("local", "that it is thought lost", |task| task.state() == "LOST");
-    // Nobody tells it anything: it comes to its end by itself.
+    cell.wait_for("local", "LOST", |task| task.state() == "LOST");
+    // The copy completes without any contact to the center.
     cell.wait_until("all bytes", |cell| cell.read("destination") == bytes);
     assert_eq!(cell.task("local").state(), "LOST");
     cell.reconnect(node);
     let task = cell.wait_for_success("local");
-    assert_eq!(task.outcomes(), ["succeeded"], "it never stopped: {task:?}");
+    assert_eq!(task.outcomes(), ["succeeded"], "there was one attempt: {task:?}");
     assert_same(&cell.read("destination"), &bytes, "the destination");
 }
 
@@ -72,7 +72,7 @@ fn a_runner_whose_server_stalls_connects_to_another() {
     let pair = Pair::new(&cell, "pair", 64 * MIB);
     pair.submit(&cell, "steady", &["--limit", "4MiB/s"]);
     let first = cell.wait_for_progress("steady");
-    let silent = cell.server_of(first).expect("it is connected");
+    let silent = cell.server_of(first).expect("the runner is connected");
     cell.server_link(first, silent).set(Mode::Stall);
     cell.wait_until("another server", |cell| {
         (0..3).any(|server| server != silent && cell.server_link(first, server).connections() > 0)
@@ -92,14 +92,18 @@ fn a_runner_whose_server_is_isolated_leaves_that_server_and_keeps_its_copy() {
     pair.submit(&cell, "steady", &["--limit", "2MiB/s"]);
     let first = cell.wait_for_progress("steady");
     let ahead = cell.ensemble.leader();
-    // A follower is what lags.
+    // Only a follower can lag behind.
     cell.server_link(first, ahead).set(Mode::Cut);
-    cell.wait_until("that it is with a follower", |cell| cell.server_of(first).is_some_and(|server| server != ahead));
-    let behind = cell.server_of(first).expect("it was just there");
+    cell.wait_until("the runner is connected to a follower", |cell| {
+        cell.server_of(first).is_some_and(|server| server != ahead)
+    });
+    let behind = cell.server_of(first).expect("the runner is connected");
     cell.server_link(first, ahead).set(Mode::Pass);
     cell.ensemble.isolate(behind);
-    // It reads from that server, and is told nothing; only what it writes is not answered.
-    cell.wait_until("that it leaves the server", |cell| cell.server_of(first).is_some_and(|server| server != behind));
+    // That server still answers reads; only writes through it get no answer.
+    cell.wait_until("the runner connects to another server", |cell| {
+        cell.server_of(first).is_some_and(|server| server != behind)
+    });
     pair.wait_for_more_writes(&cell);
     cell.ensemble.rejoin(behind);
     cell.lift_limit("steady");
@@ -113,12 +117,12 @@ fn a_runner_that_the_leader_cannot_call_continues() {
     need!("a_runner_that_the_leader_cannot_call_continues", &NEEDS);
     let cell = Cell::new(2, 1);
     let pair = Pair::new(&cell, "pair", 32 * MIB);
-    let leader = cell.leader().expect("somebody leads");
+    let leader = cell.leader().expect("a node leads");
     let first = 1 - leader;
     pair.submit_on(&cell, "steady", first, &["--limit", "4MiB/s"]);
     cell.wait_for_progress("steady");
     [leader, first].into_iter().for_each(|node| cell.inbound_link(node).set(Mode::Stall));
-    // No call arrives, neither of the leader nor of the runner: the record says how it is.
+    // No call arrives in either direction: the record alone carries the state.
     let task = cell.wait_for_success("steady");
     assert_eq!(task.outcomes(), ["succeeded"], "{task:?}");
     pair.assert_copied();
@@ -134,10 +138,10 @@ fn a_runner_that_the_leader_cannot_call_continues() {
 fn writes_with_lost_answers_take_effect_once() {
     need!("writes_with_lost_answers_take_effect_once", &NEEDS);
     let cell = Cell::new(2, 1);
-    let leader = cell.leader().expect("somebody leads");
+    let leader = cell.leader().expect("a node leads");
     for round in 0..12 {
         let id = format!("lost-{round}");
-        // In turn what the leader writes and what the runner does.
+        // In turn, the leader's and the runner's writes lose their answers.
         let link = cell.server_link(if round % 2 == 0 { leader } else { 1 - leader }, 0);
         link.set(Mode::LoseAnswers);
         let args = ["submit", "noop", "100ms", "--id", &id, "--node", &format!("n{}", 1 - leader)];
@@ -151,10 +155,10 @@ fn writes_with_lost_answers_take_effect_once() {
     for round in 0..12 {
         let task = cell.wait_for_success(&format!("lost-{round}"));
         let outcomes = task.outcomes();
-        let (last, earlier) = outcomes.split_last().expect("it has run");
+        let (last, earlier) = outcomes.split_last().expect("the task has attempts");
         assert_eq!(last, "succeeded", "{task:?}");
-        // A grant whose answer was lost may be taken back before it has begun; what had begun is done once.
+        // An assignment whose answer was lost may be revoked before it begins; an attempt that begins runs once.
         assert!(earlier.iter().all(|outcome| outcome != "succeeded"), "{task:?}");
     }
-    assert!(cell.records().claims().is_empty(), "nothing is left claimed");
+    assert!(cell.records().claims().is_empty(), "all claims are released");
 }

@@ -10,7 +10,7 @@ use std::net::TcpStream;
 use std::time::{Duration, SystemTime};
 
 const HOUR: Duration = Duration::from_secs(3600);
-/// Of a certificate that is to expire soon, but not before it is read.
+/// Remaining lifetime of a certificate that must expire soon, but not before it is read.
 const BRIEF: Duration = Duration::from_secs(5);
 
 #[test]
@@ -26,13 +26,13 @@ fn only_nodes_and_clients_of_one_authority_can_call_each_other() {
     let theirs = Authority::new();
     let stranger = theirs.certify("stranger");
     let ask = |args: &[&str], identity: &Identity| cell.blockhaul(&[args, &identity.flags()].concat());
-    // They try for as long as a client does, one with a certificate of its own and one without any.
+    // Two strangers retry as clients do: one with a certificate of another authority, one without a certificate.
     let strangers = [&stranger.flags()[..], &[]].map(|flags| cell.launch(&[&["center"], flags].concat()));
     cell.wait_until("both nodes", |_| {
         let seen = ask(&["runners"], &client).lines;
         seen.iter().filter(|node| node["registered"] == true).count() == 2
     });
-    // Both run something, whoever leads: each call of the one by the other is answered.
+    // Both nodes run a task, so calls in both directions are answered.
     for node in ["n0", "n1"] {
         let done = ask(&["submit", "noop", "10ms", "--id", node, "--node", node, "--wait"], &client);
         assert_eq!(done.code, Some(0), "{done:?}");
@@ -43,7 +43,7 @@ fn only_nodes_and_clients_of_one_authority_can_call_each_other() {
     }
 }
 
-/// It stands for election no more, and its copies go on; with a new certificate it is as good as before.
+/// The node does not stand for election while its copies continue; with a new certificate it is reachable again.
 #[test]
 fn a_leader_whose_certificate_expires_resigns_and_its_copies_continue() {
     let needs = [&NEEDS[..], &[Need::Program("openssl")]].concat();
@@ -57,7 +57,7 @@ fn a_leader_whose_certificate_expires_resigns_and_its_copies_continue() {
         node.set_flags(&identity.flags());
     }
     cell.nodes[0].start();
-    cell.wait_until("the first one leads", |cell| leader(cell).is_some_and(|leader| leader == "n0"));
+    cell.wait_until("n0 leads", |cell| leader(cell).is_some_and(|leader| leader == "n0"));
     let (source, destination) = (cell.uri(0, "source"), cell.uri(0, "destination"));
     cell.fill("source", &noise(32 * MIB, 7));
     let slow = ["--id", "copy", "--limit", "128KiB/s", "--reflink", "never"];
@@ -75,17 +75,17 @@ fn a_leader_whose_certificate_expires_resigns_and_its_copies_continue() {
         std::thread::sleep(BRIEF);
         cell.nodes[0].log().contains("does not lead: the certificate")
     });
-    cell.wait_until("the other one leads", |cell| leader(cell).is_some_and(|leader| leader == "n1"));
+    cell.wait_until("n1 leads", |cell| leader(cell).is_some_and(|leader| leader == "n1"));
     assert!(cell.nodes[0].log().contains("lost leadership"), "it has resigned");
-    // Whoever calls it alone hears why nothing is to be had there, from the second on that the certificate names.
-    cell.wait_until("that its certificate is taken by nobody", |cell| {
+    // A client that calls only this node gets the reason, from the second on at which the certificate expires.
+    cell.wait_until("the certificate of n0 is refused", |cell| {
         let address = cell.nodes[0].address();
         let alone = cell.dirs.blockhaul(&[&["center", "--center", &address], &client.flags()[..]].concat());
         let message = "the certificate of that node has expired at";
         alone.code == Some(1) && alone.stderr.contains(message) && alone.stderr.contains(&address)
     });
     live[0].replace(&ours.certify("next"));
-    // The new leader reaches it again: its copy is hurried, and something else runs there.
+    // The new leader reaches n0 again: the limit of its copy is lifted, and another task runs there.
     let hurried = ask(&cell, &["set", "copy", "--limit", "none"]);
     assert_eq!(hurried.code, Some(0), "{hurried:?}");
     let done = ask(&cell, &["watch", "copy"]);
@@ -102,7 +102,7 @@ fn a_command_with_an_expired_certificate_fails_without_a_call() {
     need!("a_command_with_an_expired_certificate_fails_without_a_call", &[Need::Program("openssl")]);
     let (dirs, ours, now) = (TestDirs::new(), Authority::new(), SystemTime::now());
     let lapsed = ours.certify_for("lapsed", now - HOUR * 2, now - HOUR);
-    // Nobody listens there, and nobody is waited for.
+    // No process listens there, and the command does not wait for one.
     let address = format!("127.0.0.1:{}", port());
     let refused = dirs.blockhaul(&[&["center", "--center", &address], &lapsed.flags()[..]].concat());
     assert_eq!(refused.code, Some(1), "{refused:?}");
@@ -142,23 +142,23 @@ fn an_unusable_center_is_logged_with_the_answer_of_each_server() {
     let metrics = format!("127.0.0.1:{}", port());
     cell.nodes[0].set_flags(&["--zookeeper-auth", text(&own)]);
     cell.nodes[0].start();
-    cell.wait_until("one leads", |cell| cell.leader().is_some());
+    cell.wait_until("a node leads", |cell| cell.leader().is_some());
     cell.nodes[1].set_flags(&["--zookeeper-auth", text(&wrong), "--metrics", &metrics]);
     cell.nodes[1].start();
-    cell.wait_until("the wrong password is named", |cell| cell.nodes[1].log().contains("check --zookeeper-auth"));
+    cell.wait_until("the wrong credentials are logged", |cell| cell.nodes[1].log().contains("check --zookeeper-auth"));
     let mut page = String::new();
     let mut stream = TcpStream::connect(&metrics).expect("metrics are served");
     stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").expect("it listens");
     stream.read_to_string(&mut page).expect("it answers");
     assert!(page.lines().any(|line| line == "blockhaul_serving 0"), "{page}");
     assert_eq!(cell.nodes[1].stop().code(), Some(0));
-    // Something that is no ZooKeeper, and nothing at all.
-    let (other, nobody) = (cell.nodes[0].address(), format!("127.0.0.1:{}", port()));
-    cell.nodes[1].set_flags(&["--zookeeper", &format!("{nobody},{other}/cell")]);
+    // One address is not ZooKeeper, the other one has no listener.
+    let (other, closed) = (cell.nodes[0].address(), format!("127.0.0.1:{}", port()));
+    cell.nodes[1].set_flags(&["--zookeeper", &format!("{closed},{other}/cell")]);
     cell.nodes[1].start();
-    cell.wait_until("what is tried and what is answered", |cell| {
+    cell.wait_until("both servers and their answers are logged", |cell| {
         let log = cell.nodes[1].log();
-        log.contains(&format!("{nobody}: Connection refused")) && log.contains(&format!("{other}: "))
+        log.contains(&format!("{closed}: Connection refused")) && log.contains(&format!("{other}: "))
     });
     assert_eq!(cell.nodes[1].stop().code(), Some(0));
 }

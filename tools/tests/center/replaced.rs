@@ -8,17 +8,17 @@ use std::path::Path;
 const SIZE: usize = 48 * MIB;
 const SLOWLY: [&str; 2] = ["--limit", "4MiB/s"];
 
-/// Other bytes, where the first attempt has copied already and far beyond.
+/// Overwrites the first half, which includes everything that the first attempt has copied.
 fn overwrite(path: &Path) {
     let file = File::options().write(true).open(path).expect("a file of ours");
     file.write_all_at(&mixed(SIZE / 2, 99), 0).and_then(|()| file.sync_all()).expect("there is room");
 }
 
-/// Pauses a task once the store knows of something durable.
+/// Pauses a task once its record has durable progress.
 fn pause(cell: &Cell, id: &str) {
     cell.wait_for_checkpoint(id);
     cell.ask(&["pause", id]);
-    let task = cell.wait_for(id, "that it waits", |task| task.state() == "PAUSED" || task.is_over());
+    let task = cell.wait_for(id, "PAUSED", |task| task.state() == "PAUSED" || task.is_over());
     assert_eq!(task.state(), "PAUSED", "{task:?}");
 }
 
@@ -94,7 +94,7 @@ fn a_local_destination_that_was_replaced_is_not_written_over() {
     cell.nodes[0].start();
     let task = cell.wait_for("file", "its end", Task::is_over);
     assert_eq!((task.state(), task.error()), ("FAILED", "EExists"), "{task:?}");
-    assert!(cell.read("file") == others, "somebody else's file");
+    assert!(cell.read("file") == others, "the other file is unchanged");
 }
 
 #[test]

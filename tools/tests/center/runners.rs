@@ -13,7 +13,7 @@ fn a_restarted_runner_continues_its_local_copy() {
     cell.submit("local", &cell.uri(1, "source"), &cell.uri(1, "destination"), &["--limit", "4MiB/s"]);
     assert_eq!(cell.wait_for_checkpoint("local"), 1);
     cell.nodes[1].kill();
-    // It does not wait for its old registration to expire: it knows that it is its own.
+    // The node replaces the registration of its earlier incarnation without waiting for its session to expire.
     cell.nodes[1].start();
     cell.wait_for_second_attempt("local");
     cell.lift_limit("local");
@@ -29,8 +29,8 @@ fn the_network_copy_of_a_killed_runner_continues_on_another_node() {
     need!("the_network_copy_of_a_killed_runner_continues_on_another_node", &NEEDS);
     let mut cell = Cell::with(2, 1, &SHORT_SESSION);
     let pair = Pair::new(&cell, "pair", 48 * MIB);
-    // The leader's own runner: its node takes both roles with it.
-    let leader = cell.leader().expect("somebody leads");
+    // The leader's own runner: its node loses both roles.
+    let leader = cell.leader().expect("a node leads");
     pair.submit_on(&cell, "moving", leader, &["--limit", "4MiB/s"]);
     assert_eq!(cell.wait_for_checkpoint("moving"), leader);
     let old = pair.connections();
@@ -40,13 +40,13 @@ fn the_network_copy_of_a_killed_runner_continues_on_another_node() {
     assert!(task.resumed() > 0, "{task:?}");
 }
 
-/// A copy that runs on the leader's node or on another one, which is then asked to stop.
+/// Stops the node that runs a copy; it is the leader or another node.
 fn stop_and_return(is_leader: bool) {
     let mut cell = Cell::new(2, 1);
     let pair = Pair::new(&cell, "pair", 64 * MIB);
-    let leader = cell.leader().expect("somebody leads");
+    let leader = cell.leader().expect("a node leads");
     let first = if is_leader { leader } else { 1 - leader };
-    // One failure would end it.
+    // One failure would fail the task.
     pair.submit_on(&cell, "moving", first, &["--limit", "4MiB/s", "--max-attempts", "1"]);
     assert_eq!(cell.wait_for_progress("moving"), first);
     let old = pair.connections();
@@ -55,7 +55,7 @@ fn stop_and_return(is_leader: bool) {
     assert_ne!(cell.wait_for_second_attempt("moving"), first);
     let moved = cell.task("moving");
     assert_eq!((moved.error(), &*moved.outcomes()[0]), ("", "ERunnerInterrupt"), "{moved:?}");
-    assert!(moved.progress("durable") < 64 * MIB as u64, "a stop does not wait for the rest: {moved:?}");
+    assert!(moved.progress("durable") < 64 * MIB as u64, "a stop does not wait for the end of the copy: {moved:?}");
     cell.lift_limit("moving");
     let task = cell.wait_for_success("moving");
     assert_eq!(task.outcomes(), ["ERunnerInterrupt", "succeeded"], "{task:?}");
@@ -106,7 +106,7 @@ fn a_runner_paused_past_its_lease_writes_no_more() {
     pair.wait_for_more_writes(&cell);
     std::thread::sleep(Duration::from_secs(20).saturating_sub(asleep.elapsed()));
     cell.nodes[first].signal(Signal::SIGCONT);
-    cell.wait_until("that it is a runner again", |cell| {
+    cell.wait_until("the node registers again", |cell| {
         cell.nodes[first].log().matches(" registered node=").count() > 1
     });
     pair.assert_taken_over(&cell, "moving", &old);
@@ -118,7 +118,7 @@ fn a_second_node_of_the_same_name_is_refused_until_the_first_is_gone() {
     let mut cell = Cell::new(1, 1);
     cell.add(&["--node-id", "n0"]);
     cell.nodes[1].start();
-    cell.wait_until("an alarm", |cell| {
+    cell.wait_until("an error in the log", |cell| {
         cell.nodes[1].log().contains("another taskd is registered under this node's name")
     });
     let runners = cell.ask(&["runners"]);
@@ -127,7 +127,7 @@ fn a_second_node_of_the_same_name_is_refused_until_the_first_is_gone() {
     cell.submit_noop("still", Duration::from_millis(10), &[]);
     cell.wait_for_success("still");
     assert_eq!(cell.nodes[0].stop().code(), Some(0));
-    cell.wait_until("that the second one takes the place", |cell| {
+    cell.wait_until("the second process registers", |cell| {
         let runners = cell.ask(&["runners"]);
         runners.len() == 1 && runners[0]["registered"] == true && runners[0]["incarnation"] != first
     });

@@ -1,5 +1,5 @@
-//! Tests orderly stops of a runner: with copies in flight, while one begins or ends, and while volumes fail; and how nodes
-//! are retired.
+//! Tests orderly stops of a runner: with copies in flight, while one begins or ends, and while volumes fail; and how
+//! nodes are retired.
 
 use crate::support::{Address, Cell, MIB, Mode, NEEDS, Pair, Task, TcpProxy, need};
 use nix::sys::signal::Signal;
@@ -10,7 +10,7 @@ fn a_stop_drains_all_copies_in_flight() {
     need!("a_stop_drains_all_copies_in_flight", &NEEDS);
     let mut cell = Cell::new(1, 1);
     cell.add(&[]);
-    // Each write is under way for so long that some are when the stop comes.
+    // Writes are slow enough that some are in flight when the stop comes.
     let slow = ["delay-write=300ms", "delay-zero=300ms"];
     let pair = |index| Pair::with(&cell, &format!("p{index}"), 48 * MIB, &["--filter=delay"], &slow);
     let pairs: Vec<Pair> = (0..3).map(pair).collect();
@@ -22,7 +22,7 @@ fn a_stop_drains_all_copies_in_flight() {
     assert_eq!(cell.nodes[0].stop().code(), Some(0));
     let first: Vec<_> = pairs.iter().map(Pair::connections).collect();
     cell.nodes[1].start();
-    // All of them before any is let go: what comes later takes longer than a copy on a busy host.
+    // Wait for all of them before any limit is lifted: a copy may end sooner than the next one begins on a busy host.
     (0..3).for_each(|index| assert_eq!(cell.wait_for_second_attempt(&id(index)), 1));
     for (index, pair) in pairs.iter().enumerate() {
         cell.lift_limit(&id(index));
@@ -37,17 +37,17 @@ fn a_stop_drains_all_copies_in_flight() {
 fn a_copy_that_begins_during_a_stop_is_interrupted_and_writes_nothing() {
     need!("a_copy_that_begins_during_a_stop_is_interrupted_and_writes_nothing", &NEEDS);
     let mut cell = Cell::new(2, 1);
-    let leader = cell.leader().expect("somebody leads");
+    let leader = cell.leader().expect("a node leads");
     let first = 1 - leader;
     let pair = Pair::new(&cell, "pair", 8 * MIB);
-    // The destination accepts connections and says nothing: the copy does not come past its beginning.
+    // The destination accepts connections and does not reply: the copy cannot begin to write.
     let Address::Tcp(port) = pair.destination.address() else { unreachable!("it listens on a port") };
     let wire = TcpProxy::to(&format!("127.0.0.1:{port}"));
     wire.set(Mode::Stall);
     let destination = format!("nbd://{}/", wire.address());
     cell.ask(&["drain", &format!("n{leader}")]);
     cell.submit("late", &pair.source.uri(), &destination, &[]);
-    cell.wait_until("that it is begun", |_| wire.connections() > 0);
+    cell.wait_until("the copy connects", |_| wire.connections() > 0);
     assert_eq!(cell.nodes[first].stop().code(), Some(0));
     let task = cell.wait_for("late", "its interruption", |task| task.state() == "PENDING");
     assert_eq!(task.outcomes(), ["ERunnerInterrupt"], "{task:?}");
@@ -66,20 +66,20 @@ fn a_failure_during_a_stop_does_not_replace_the_reason() {
     let mut cell = Cell::new(2, 1);
     let slow = ["delay-write=1", "delay-zero=1"];
     let mut pair = Pair::with(&cell, "pair", 48 * MIB, &["--filter=delay"], &slow);
-    // A leader would resign before it stops its copies, and that takes its time.
-    let leader = cell.leader().expect("somebody leads");
+    // The copy must not run on the leader, which resigns before it stops its copies.
+    let leader = cell.leader().expect("a node leads");
     cell.ask(&["drain", &format!("n{leader}")]);
     pair.submit(&cell, "stopped", &["--limit", "8MiB/s", "--max-attempts", "1"]);
     let first = cell.wait_for_progress("stopped");
     cell.nodes[first].signal(Signal::SIGTERM);
-    cell.wait_until("that it stops", |cell| cell.nodes[first].log().contains("returning all tasks"));
-    // What is under way fails, and so would everything after it.
+    cell.wait_until("the node stops", |cell| cell.nodes[first].log().contains("returning all tasks"));
+    // The requests in flight fail, and all later ones would.
     std::thread::sleep(Duration::from_millis(200));
     pair.destination.kill();
     assert_eq!(cell.nodes[first].wait().code(), Some(0));
     let task = cell.wait_for("stopped", "the end of the first attempt", |task| !task.outcomes()[0].is_empty());
     assert_eq!((task.outcomes()[0].as_str(), task.error()), ("ERunnerInterrupt", ""), "{task:?}");
-    assert!(!task.is_over(), "one failure would have ended it: {task:?}");
+    assert!(!task.is_over(), "no failure is counted: {task:?}");
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn a_cancel_near_the_end_cancels_the_copy_or_the_copy_succeeds() {
         let (name, id) = (format!("p{round}"), format!("near-{round}"));
         let pair = Pair::new(&cell, &name, 4 * MIB);
         pair.submit(&cell, &id, &["--limit", "8MiB/s"]);
-        cell.wait_for(&id, "that it runs", |task| task.is_over() || task.progress("written") > 0);
+        cell.wait_for(&id, "RUNNING", |task| task.is_over() || task.progress("written") > 0);
         std::thread::sleep(Duration::from_millis(40 * round));
         cell.ask(&["cancel", &id]);
         let task = cell.wait_for(&id, "its end", Task::is_over);
@@ -103,7 +103,7 @@ fn a_cancel_near_the_end_cancels_the_copy_or_the_copy_succeeds() {
             _ => panic!("a cancelled task has not failed: {task:?}"),
         }
     }
-    assert!(cell.records().claims().is_empty(), "nothing is left claimed");
+    assert!(cell.records().claims().is_empty(), "all claims are released");
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn a_node_drained_now_returns_its_copy_and_stays_registered() {
     let name = format!("n{first}");
     cell.ask(&["drain", &name, "--now"]);
     assert_ne!(cell.wait_for_second_attempt("moving"), first);
-    assert_eq!(cell.runners().len(), 2, "a drained node is still there");
+    assert_eq!(cell.runners().len(), 2, "a drained node is still registered");
     cell.lift_limit("moving");
     let task = cell.wait_for_success("moving");
     assert_eq!(task.outcomes(), ["ERunnerInterrupt", "succeeded"], "{task:?}");
@@ -135,7 +135,7 @@ fn a_drained_node_finishes_its_task_and_gets_no_new_one() {
     need!("a_drained_node_finishes_its_task_and_gets_no_new_one", &NEEDS);
     let cell = Cell::new(2, 1);
     cell.submit_noop("long", Duration::from_secs(2), &["--node", "n1"]);
-    cell.wait_for("long", "that it runs", |task| task.state() == "RUNNING");
+    cell.wait_for("long", "RUNNING", |task| task.state() == "RUNNING");
     cell.ask(&["drain", "n1"]);
     (0..4).for_each(|index| cell.submit_noop(&format!("other-{index}"), Duration::from_millis(10), &[]));
     for index in 0..4 {
@@ -154,18 +154,18 @@ fn a_stop_is_bounded_when_a_volume_never_answers_and_a_second_signal_ends_the_pr
     cell.submit("stuck", &pair.source.uri(), &format!("nbd://{}/", wire.address()), &["--limit", "4MiB/s"]);
     let first = cell.wait_for_progress("stuck");
     wire.set(Mode::Stall);
-    // Neither what was asked of the volume is answered, nor the ensemble: the stop has its bounds by itself.
+    // Neither the volume nor the ensemble answers: the stop is bounded all the same.
     cell.cut_off(first);
-    assert_eq!(cell.nodes[first].stop().code(), Some(0), "a stop never fails");
+    assert_eq!(cell.nodes[first].stop().code(), Some(0), "a stop exits with 0");
     wire.set(Mode::Cut);
     wire.set(Mode::Pass);
     cell.reconnect(first);
     assert_ne!(cell.wait_for_second_attempt("stuck"), first);
-    // The same again, without patience.
+    // The same again, with a second signal.
     let second = 1 - first;
     wire.set(Mode::Stall);
     cell.nodes[second].signal(Signal::SIGTERM);
-    cell.wait_until("that it stops", |cell| cell.nodes[second].log().contains("returning all tasks"));
+    cell.wait_until("the node stops", |cell| cell.nodes[second].log().contains("returning all tasks"));
     cell.nodes[second].signal(Signal::SIGTERM);
     assert_eq!(cell.nodes[second].wait().code(), Some(0));
     wire.set(Mode::Cut);

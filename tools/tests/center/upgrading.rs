@@ -1,11 +1,11 @@
-//! Tests centers whose nodes run different versions: the oldest that is supported, and the one of this build.
+//! Tests centers whose nodes run different versions: the oldest supported one, and the one of this build.
 
 use crate::support::{Cell, LONG_SESSION, MIB, NEEDS, Pair, need, oldest_taskd};
 use blockhaul_testkit::skipped;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Three nodes of the oldest version, and a copy on its way.
+/// Starts three nodes of the oldest version, and a copy that has recorded a checkpoint.
 fn old_cell(oldest: &Path) -> (Cell, Pair) {
     let mut cell = Cell::idle(3, 1, &LONG_SESSION);
     cell.nodes.iter_mut().for_each(|node| node.run_version(Some(oldest.to_owned())));
@@ -23,7 +23,7 @@ fn change_version(cell: &mut Cell, node: usize, program: Option<PathBuf>) {
     cell.start();
 }
 
-/// Every node runs a task, whoever leads.
+/// Runs a task on every node.
 fn assert_every_node_runs_a_task(cell: &Cell, round: &str) {
     let ids = (0..cell.nodes.len()).map(|node| format!("{round}-n{node}"));
     for (node, id) in ids.clone().enumerate() {
@@ -41,8 +41,8 @@ fn nodes_are_upgraded_one_by_one_and_a_copy_continues() {
         Err(missing) => return skipped(test, &missing),
     };
     let (mut cell, pair) = old_cell(&oldest);
-    // The leader last: the old one gives work to new runners, and the new one takes over what it has left.
-    let leader = cell.leader().expect("somebody leads");
+    // The leader last: an old leader assigns tasks to new runners, and a new leader continues its tasks.
+    let leader = cell.leader().expect("a node leads");
     let others = (0..3).filter(|node| *node != leader);
     for node in others.chain([leader]) {
         change_version(&mut cell, node, None);
@@ -51,7 +51,7 @@ fn nodes_are_upgraded_one_by_one_and_a_copy_continues() {
     cell.lift_limit("steady");
     let task = cell.wait_for_success("steady");
     let interrupted = |outcome: &String| outcome == "ERunnerInterrupt" || outcome == "succeeded";
-    assert!(task.outcomes().iter().all(interrupted), "it was given back, and nothing else happened to it: {task:?}");
+    assert!(task.outcomes().iter().all(interrupted), "the copy was only interrupted: {task:?}");
     pair.assert_copied();
 }
 
@@ -65,17 +65,17 @@ fn a_new_leader_works_with_old_runners_and_an_old_one_takes_over_again() {
     };
     let (mut cell, pair) = old_cell(&oldest);
     change_version(&mut cell, 0, None);
-    // While the others are away it leads; then they are its runners.
+    // The new node is elected while the others are stopped; then they are its runners.
     for node in [1, 2] {
         assert!(cell.nodes[node].stop().success());
     }
-    cell.wait_until("the new one leads", |cell| cell.leader() == Some(0));
+    cell.wait_until("n0 leads", |cell| cell.leader() == Some(0));
     cell.start();
     assert_eq!(cell.leader(), Some(0));
     assert_every_node_runs_a_task(&cell, "under-new");
     cell.ask(&["pause", "steady"]);
-    cell.wait_for("steady", "that it is paused", |task| task.state() == "PAUSED");
-    // What the new one has stored an old one reads, keeps, and goes on with.
+    cell.wait_for("steady", "PAUSED", |task| task.state() == "PAUSED");
+    // An old leader decodes, keeps and continues what the new leader has stored.
     change_version(&mut cell, 0, Some(oldest));
     assert_every_node_runs_a_task(&cell, "under-old");
     assert_eq!(cell.task("steady").state(), "PAUSED");
@@ -83,6 +83,6 @@ fn a_new_leader_works_with_old_runners_and_an_old_one_takes_over_again() {
     cell.lift_limit("steady");
     cell.wait_for_success("steady");
     pair.assert_copied();
-    let center = cell.center().expect("somebody leads");
+    let center = cell.center().expect("a node leads");
     assert_eq!(center["unreadable"].as_array().map(Vec::len), Some(0), "{center}");
 }

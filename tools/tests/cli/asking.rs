@@ -1,5 +1,5 @@
-//! Tests the commands that call a task center: malformed flags exit with 2 without a call; refusals of the center exit with 1
-//! or 2, depending on the error, and print one line.
+//! Tests the commands that call a task center: malformed flags exit with 2 without a call; refusals of the center exit
+//! with 1 or 2, depending on the error, and print one line.
 
 use crate::support::Scratch;
 use blockhaul_control::config::RawConfig;
@@ -239,17 +239,17 @@ fn a_refusal_of_the_center_is_one_line_and_the_exit_code_of_its_error() {
         (&["submit", "copy", source, "nbd://127.0.0.1:1/x", "--fence", "local"], 2, "EBadRequest"),
         (&["submit", "copy", source, "nbd://127.0.0.1:1/x"], 2, "EBadRequest"),
         (&["submit", "copy", source, destination, "--dest-id", ""], 2, "EBadRequest"),
-        (&["get", "nobody"], 1, "ENotFound"),
+        (&["get", "unknown"], 1, "ENotFound"),
         (&["get", "a/b"], 2, "EBadRequest"),
-        (&["watch", "nobody"], 1, "ENotFound"),
-        (&["cancel", "nobody"], 1, "ENotFound"),
-        (&["pause", "nobody"], 1, "ENotFound"),
-        (&["resume", "nobody"], 1, "ENotFound"),
-        (&["remove", "nobody"], 1, "ENotFound"),
-        (&["set", "nobody", "--limit", "1MiB/s"], 1, "ENotFound"),
+        (&["watch", "unknown"], 1, "ENotFound"),
+        (&["cancel", "unknown"], 1, "ENotFound"),
+        (&["pause", "unknown"], 1, "ENotFound"),
+        (&["resume", "unknown"], 1, "ENotFound"),
+        (&["remove", "unknown"], 1, "ENotFound"),
+        (&["set", "unknown", "--limit", "1MiB/s"], 1, "ENotFound"),
         (&["list", "--state", "SLEEPING"], 2, "EBadRequest"),
-        (&["drain", "nobody"], 1, "ENotFound"),
-        (&["drain", "nobody", "--undo"], 1, "ENotFound"),
+        (&["drain", "unknown"], 1, "ENotFound"),
+        (&["drain", "unknown", "--undo"], 1, "ENotFound"),
         (&["drain", "a/b"], 2, "EBadRequest"),
         (&["fence", "a/b", "--confirm"], 2, "EBadRequest"),
     ];
@@ -274,14 +274,14 @@ fn a_refusal_of_the_center_is_one_line_and_the_exit_code_of_its_error() {
         assert_eq!(ask(args).0, Some(exit), "{args:?}: only copies can be changed so");
     }
     assert_eq!(ask(&["cancel", "x"]).0, Some(0), "it has ended: its final state");
-    assert_eq!(ask(&["fence", "nobody", "--confirm"]).0, Some(0), "no task depends on it");
+    assert_eq!(ask(&["fence", "unknown", "--confirm"]).0, Some(0), "no task depends on it");
     for args in [&["get", "x"][..], &["watch", "x"], &["list"], &["runners"], &["center"], &["drain", "n1"]] {
         let (code, stdout) = ask(args);
         assert_eq!(code, Some(0), "{args:?}: {stdout}");
         let is_json = |line: &str| serde_json::from_str::<serde_json::Value>(line).is_ok_and(|value| value.is_object());
         assert!(stdout.lines().count() > 0 && stdout.lines().all(is_json), "{args:?}: {stdout}");
     }
-    let (code, stdout) = ask(&["remove", "nobody", "x"]);
+    let (code, stdout) = ask(&["remove", "unknown", "x"]);
     assert!(code == Some(1) && stdout.contains("\"id\":\"x\""), "one that is not there keeps no other one: {stdout}");
     assert_eq!(ask(&["get", "x"]).0, Some(1), "it is gone");
 }

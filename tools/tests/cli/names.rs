@@ -1,7 +1,7 @@
 //! Tests names that are not UTF-8.
 //!
-//! Goal: volumes and journals are found by their bytes, and printed names cannot control a terminal. Method: such names,
-//! beside files with the name that results if they are taken for text.
+//! Goal: volumes and journals are found by their bytes, and printed names cannot control a terminal. Method: such
+//! names, beside files with the name that results if they are taken for text.
 
 use crate::asking::TestCenter;
 use crate::stopping::{SLOWLY, has_recorded, printed_command, stop_by};

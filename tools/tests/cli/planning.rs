@@ -1,4 +1,5 @@
-//! Tests `copy --dry-run`: it prints the plan, refuses what the copy would refuse, with the same words, and changes nothing.
+//! Tests `copy --dry-run`: it prints the plan, refuses what the copy would refuse, with the same words, and changes
+//! nothing.
 
 use crate::support::{MIB, Scratch, noise, until};
 use blockhaul_testkit::{Need, need};
@@ -106,7 +107,7 @@ fn a_dry_run_refuses_a_busy_destination_and_leaves_no_lock() {
     scratch.file("a", &noise(MIB, 1));
     scratch.file("b", b"");
     let lock = |scratch: &Scratch| Flock::lock(File::open(scratch.path("b")).unwrap(), FlockArg::LockExclusiveNonblock);
-    let held = lock(&scratch).expect("nobody else has it");
+    let held = lock(&scratch).expect("no other process holds it");
     refused(&scratch, &["a", "b", "--lock-wait", "0s"], "EBusy");
     drop(held);
     assert_eq!(scratch.json(&["copy", "a", "b", "--dry-run"]).code, Some(0));

@@ -13,8 +13,8 @@ use std::process::{Command, Stdio};
 pub(crate) const SLOWLY: [&str; 8] =
     ["--limit", "8MiB/s", "--reflink", "never", "--block-size", "64KiB", "--checkpoint-every", "256KiB"];
 
-/// Starts a slow copy from `a` to `b`, sends `signal` as soon as a progress line satisfies `when`, and waits. The copy ignores no
-/// signal from its start, even if these tests do: below `nohup` they ignore SIGHUP.
+/// Starts a slow copy from `a` to `b`, sends `signal` as soon as a progress line satisfies `when`, and waits. The copy
+/// ignores no signal from its start, even if these tests do: below `nohup` they ignore SIGHUP.
 fn stop(scratch: &Scratch, flags: &[&str], signal: Signal, when: fn(&Value) -> bool) -> Outcome {
     let program = assert_cmd::cargo::cargo_bin!("blockhaul").display();
     let script = format!("exec env --default-signal '{program}' copy a b --json {}", flags.join(" "));
@@ -36,7 +36,7 @@ pub(crate) fn stop_by(mut command: Command, signal: Signal, when: fn(&Value) -> 
             break;
         }
         if !sent && serde_json::from_slice::<Value>(&line).is_ok_and(|progress| when(&progress)) {
-            kill(id, signal).expect("it still runs: nobody has waited for it");
+            kill(id, signal).expect("the process was not waited for");
             sent = true;
         }
         stdout.append(&mut line);

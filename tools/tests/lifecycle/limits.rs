@@ -1,4 +1,4 @@
-//! Tests process limits of `taskd`: one that is too low to start is named, and the process ends.
+//! Tests process limits of `taskd`: if a limit is too low to start, the process names the limit and exits.
 
 use crate::support::{Daemon, run, run_isolated, taskd};
 use std::os::unix::fs::PermissionsExt;
@@ -9,14 +9,14 @@ fn with_few_threads_taskd_serves_or_exits_and_names_the_limit() {
     run_isolated("limits::with_few_threads_taskd_serves_or_exits_and_names_the_limit", &["setpriv", "prlimit"], || {
         run("ip", &["link", "set", "lo", "up"]);
         let dir = tempfile::tempdir().unwrap();
-        // The user that it runs as may not read the folder that it was built in.
+        // The user that it runs as may not read the build directory.
         let program = dir.path().join("taskd");
         std::fs::copy(taskd(), &program).unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
         for threads in 1..64 {
             let log = dir.path().join(format!("said-{threads}"));
             let mut command = Command::new("setpriv");
-            // Nobody else is that user.
+            // No other process runs as that user.
             command.args(["--reuid", "61235", "--regid", "61235", "--clear-groups", "prlimit"]);
             command.arg(format!("--nproc={threads}")).arg(&program);
             command.args([

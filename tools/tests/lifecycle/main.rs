@@ -1,5 +1,5 @@
-//! Tests the life cycle of `taskd` as operators see it: real processes with two networks and a real ZooKeeper, links that
-//! are cut, signals at any moment, a service manager. A test whose host lacks something is skipped by name.
+//! Tests the life cycle of `taskd` with real processes, two networks and a real ZooKeeper: cut links, signals at any
+//! moment, a service manager. A test whose host lacks something is skipped by name.
 
 #![forbid(unsafe_code)]
 

@@ -4,29 +4,29 @@ use crate::support::{Cell, run_isolated, wait_until};
 use serde_json::Value;
 use std::time::Duration;
 
-/// Quick enough to lose the network often; with time for a busy host to answer.
+/// Short timeouts to lose the network often, but long enough for a busy host.
 const SHORT_TIMEOUTS: [&str; 6] = ["--data-channel-interval", "100ms", "--data-channel-timeout", "1s", "--slots", "1"];
-/// What is copied.
 const MIB: usize = 1 << 20;
 
 fn bytes(length: usize, seed: u8) -> Vec<u8> {
     (0..length).map(|at| (at / 4096 + at % 251) as u8 ^ seed).collect()
 }
 
-/// The node that a task runs on.
+/// Returns the number of the node that a task runs on.
 fn runner(task: &Value) -> usize {
     task["node"].as_str().and_then(|name| name.strip_prefix('n')?.parse().ok()).unwrap_or_default()
 }
 
-/// How the attempts of a task ended, and where.
+/// Returns node and outcome of each attempt of a task.
 fn attempts(task: &Value) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let all = task["attempts"].as_array().cloned().unwrap_or_default();
     all.iter().map(|attempt| (text(&attempt["runner"]), text(&attempt["outcome"]))).collect()
 }
 
-/// With the usual patience: the address answers elsewhere within 15 s of the cut, what the leader copied is given back
-/// as interrupted and finishes elsewhere, the process stays, says that it does not serve, and comes back.
+/// With default timeouts: another node answers at the service address within 15 s of the cut, the leader's copy is
+/// returned as interrupted and completes on another node, and the process keeps running, is not healthy, and registers
+/// again later.
 #[test]
 fn t_zbs_8_a_leader_without_its_storage_network_resigns() {
     run_isolated(
@@ -40,7 +40,7 @@ fn t_zbs_8_a_leader_without_its_storage_network_resigns() {
                     let source = cell.volume(&format!("s{number}"), &bytes(32 * MIB, number));
                     let destination = cell.volume(&format!("d{number}"), &[]);
                     std::fs::File::options().write(true).open(&destination).unwrap().set_len(32 * MIB as u64).unwrap();
-                    // Over the storage network: what hangs in there when it is cut has to be given up, too.
+                    // The copies use the storage network: their requests hang when it is cut.
                     let uri = |volume: &str| format!("nbd://10.88.0.254/{volume}{number}");
                     let id = format!("c{number}");
                     let args =
@@ -61,8 +61,10 @@ fn t_zbs_8_a_leader_without_its_storage_network_resigns() {
             let (next, time) = cell.time_until_moved(leader);
             println!("the service address answers on another node {:.2} s after the cut", time.as_secs_f64());
             assert!(time <= Duration::from_secs(15), "{time:?}");
-            wait_until("the new leader is the one with the address", || cell.leader() == next);
-            wait_until("its metrics say that it is no runner", || cell.is_registered_by_metrics(leader) == Some(false));
+            wait_until("the node with the service address leads", || cell.leader() == next);
+            wait_until("the metrics of the old leader show no registration", || {
+                cell.is_registered_by_metrics(leader) == Some(false)
+            });
             assert!(!cell.is_healthy(leader) && cell.is_healthy(next));
             for (id, ..) in &volumes {
                 cell.ask(&["set", id, "--limit", "none"]);
@@ -76,11 +78,14 @@ fn t_zbs_8_a_leader_without_its_storage_network_resigns() {
                 } else {
                     assert_eq!(attempts.len(), 1, "{task}");
                 }
-                assert!(std::fs::read(source).unwrap() == std::fs::read(destination).unwrap(), "{id}: other bytes");
+                assert!(
+                    std::fs::read(source).unwrap() == std::fs::read(destination).unwrap(),
+                    "{id}: the volumes differ"
+                );
             }
-            assert!(!cell.registered().contains(&leader), "not while its link is cut");
+            assert!(!cell.registered().contains(&leader), "a node whose link is cut does not register");
             cell.network.join("data", leader);
-            wait_until("it is a runner again", || cell.registered().len() == 3);
+            wait_until("all nodes are registered", || cell.registered().len() == 3);
             assert!(cell.is_healthy(leader));
             cell.assert_no_process_ended(&pids);
             cell.stop();
@@ -88,7 +93,7 @@ fn t_zbs_8_a_leader_without_its_storage_network_resigns() {
     );
 }
 
-/// No process ends, so no start limit is ever reached; and each time everything moves and comes back.
+/// The roles move and return each time, and no process ends, so that no start limit of systemd is reached.
 #[test]
 fn t_zbs_9_ten_losses_in_a_row_end_no_process() {
     run_isolated("networks::t_zbs_9_ten_losses_in_a_row_end_no_process", &["zookeeper", "java", "nbdkit"], || {
@@ -100,7 +105,7 @@ fn t_zbs_9_ten_losses_in_a_row_end_no_process() {
             let ids: Vec<String> = (0..3).map(|number| format!("r{round}-{number}")).collect();
             ids.iter().for_each(|id| _ = cell.ask(&["submit", "noop", "2500ms", "--id", id]));
             let mut of_leader = String::new();
-            wait_until("the leader runs one of them", || {
+            wait_until("the leader runs a task", || {
                 let is_its = |id: &&String| {
                     let task = cell.task(id);
                     task["state"] == "RUNNING" && runner(&task) == leader
@@ -117,10 +122,10 @@ fn t_zbs_9_ten_losses_in_a_row_end_no_process() {
                 assert!(failures == usize::from(is_its) && (!is_its || runner(&task) != leader), "{round}: {task}");
             }
             cell.network.join("data", leader);
-            wait_until("all three are there", || cell.registered().len() == 3);
+            wait_until("all nodes are registered", || cell.registered().len() == 3);
         }
         println!("the service address moved in {times:?}");
-        wait_until("all clocks are compared, and agree", || {
+        wait_until("all clocks are measured, and agree", || {
             let lines = cell.ask(&["runners"]);
             lines.iter().all(|line| line["clock_offset_ms"].is_i64() && line["clock_is_off"] == false)
         });
@@ -129,7 +134,7 @@ fn t_zbs_9_ten_losses_in_a_row_end_no_process() {
     });
 }
 
-/// Everything at once, again and again: the cell always comes back by itself.
+/// Links of all nodes, of one node, and of both networks fail and return: the center recovers each time without help.
 #[test]
 fn a_center_recovers_from_networks_that_fail_and_return() {
     run_isolated(
@@ -138,17 +143,18 @@ fn a_center_recovers_from_networks_that_fail_and_return() {
         || {
             let mut cell = Cell::new(&[&SHORT_TIMEOUTS[..], &["--session-timeout", "6s"]].concat());
             let pids = cell.pids();
-            // All three storage links at once: who notices first leaves the others with too few peers to judge them, and they go
-            // on.
+            // All three storage links at once: the first nodes to notice give up their roles; the remaining ones have
+            // too few peers for a verdict and keep theirs.
             (1..=3).for_each(|number| cell.network.cut("data", number));
-            wait_until("one has noticed", || (1..=3).any(|number| losses(&mut cell, number) > 0));
-            wait_until("and the center goes on", || {
+            wait_until("a node has lost the storage network", || (1..=3).any(|number| losses(&mut cell, number) > 0));
+            wait_until("a leader serves", || {
                 (1..=2).contains(&cell.registered().len()) && cell.holders().len() == 1 && cell.vip_answers()
             });
             (1..=3).for_each(|number| cell.network.join("data", number));
-            wait_until("all three are there", || has_recovered(&cell));
+            wait_until("all nodes are registered", || has_recovered(&cell));
 
-            // A link that comes and goes quicker than anybody judges costs nothing; a slower one costs a role a few times.
+            // Interruptions below the timeout have no effect; longer ones cost the roles, with growing waits in
+            // between.
             let leader = cell.leader();
             let before = losses(&mut cell, leader);
             for _ in 0..5 {
@@ -157,7 +163,7 @@ fn a_center_recovers_from_networks_that_fail_and_return() {
                 cell.network.join("data", leader);
                 std::thread::sleep(Duration::from_millis(300));
             }
-            assert_eq!(losses(&mut cell, leader), before, "its peers answered in time");
+            assert_eq!(losses(&mut cell, leader), before, "short interruptions are no loss");
             for _ in 0..6 {
                 cell.network.cut("data", leader);
                 std::thread::sleep(Duration::from_millis(1500));
@@ -165,20 +171,23 @@ fn a_center_recovers_from_networks_that_fail_and_return() {
                 std::thread::sleep(Duration::from_millis(500));
             }
             let flaps = losses(&mut cell, leader) - before;
-            assert!((1..=4).contains(&flaps), "it was lost {flaps} times of six: it waits longer each time");
-            wait_until("all three are there", || has_recovered(&cell));
+            assert!(
+                (1..=4).contains(&flaps),
+                "six interruptions are {flaps} losses: each wait is longer than the one before"
+            );
+            wait_until("all nodes are registered", || has_recovered(&cell));
 
-            // Both networks: nobody can be told, and still the address is off before another one has it.
+            // The management network of the leader: it must remove the address before another node adds it.
             let leader = cell.leader();
             cell.network.cut("data", leader);
             cell.network.cut("mgmt", leader);
-            wait_until("its address is off", || !cell.holders().contains(&leader));
-            wait_until("another one leads", || cell.leader() != leader);
-            wait_until("and has the address", || cell.holders().len() == 1 && cell.vip_answers());
+            wait_until("the old leader removes the address", || !cell.holders().contains(&leader));
+            wait_until("another node leads", || cell.leader() != leader);
+            wait_until("the new leader has the address", || cell.holders().len() == 1 && cell.vip_answers());
             cell.ask(&["submit", "noop", "1ms", "--id", "meanwhile", "--wait"]);
             cell.network.join("data", leader);
             cell.network.join("mgmt", leader);
-            wait_until("all three are there", || has_recovered(&cell));
+            wait_until("all nodes are registered", || has_recovered(&cell));
             cell.ask(&["submit", "noop", "1ms", "--id", "afterwards", "--wait"]);
             cell.assert_no_process_ended(&pids);
             cell.stop();
@@ -190,7 +199,7 @@ fn has_recovered(cell: &Cell) -> bool {
     cell.registered().len() == 3 && cell.holders().len() == 1 && cell.vip_answers()
 }
 
-/// How often a node has lost the storage network so far.
+/// Returns how often a node has lost the storage network so far.
 fn losses(cell: &mut Cell, number: usize) -> usize {
     cell.node(number).log().matches("storage network lost: no peer answers").count()
 }

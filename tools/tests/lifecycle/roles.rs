@@ -1,4 +1,4 @@
-//! Tests roles that come and go while the process stays, and stops from any source.
+//! Tests roles that end and return while the process keeps running, and stops from any source.
 
 use crate::support::{Cell, run_isolated, wait_until};
 use blockhaul_control::config::RawConfig;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 const MIB: usize = 1 << 20;
 
-/// A server that nobody else reaches, in this process.
+/// Creates a server in this process, on the loopback interface.
 fn server(folder: &Path) -> Server {
     let state = folder.join("state");
     let args = ["taskd", "--standalone", "--node-id", "n1", "--listen", "127.0.0.1:0", "--cores", "1", "--state-dir"];
@@ -22,14 +22,14 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-/// A role's thread asks; the owner's one takes everything apart, and nobody waits for itself.
+/// A thread of a role requests the stop, and the owner's thread carries it out: no thread waits for itself.
 #[test]
 fn t_zbs_10_a_stop_from_a_roles_thread_is_carried_out_by_the_owner() {
     let dir = tempfile::tempdir().unwrap();
     for _ in 0..5 {
         let (runtime, server) = (runtime(), server(dir.path()));
         let stopper = server.stopper();
-        // On the threads that the roles run on, and at the moment at which they are there.
+        // Runs on the threads of the roles, once these have started.
         let role = runtime.spawn(async move {
             tokio::time::sleep(Duration::from_millis(20)).await;
             stopper.stop(Stop::Drained);
@@ -39,8 +39,8 @@ fn t_zbs_10_a_stop_from_a_roles_thread_is_carried_out_by_the_owner() {
     }
 }
 
-/// Before there is anything, while it starts, before it runs, and at once from two threads: one end, and the state
-/// directory is free for the next one.
+/// Stops before and during the start, before the run, and from two threads at once: the server ends once and releases
+/// its state directory.
 #[test]
 fn t_zbs_11_concurrent_stops_stop_the_server_once() {
     let (dir, runtime) = (tempfile::tempdir().unwrap(), runtime());
@@ -48,7 +48,7 @@ fn t_zbs_11_concurrent_stops_stop_the_server_once() {
     early.stopper().stop(Stop::Drained);
     early.stopper().stop(Stop::Drained);
     assert_eq!(runtime.block_on(early.live()), Ok(()));
-    assert!(!dir.path().join("state").exists(), "nothing was begun");
+    assert!(!dir.path().join("state").exists(), "nothing was created");
 
     let between = server(dir.path());
     let stopper = between.stopper();
@@ -88,8 +88,8 @@ fn t_zbs_13_a_runner_that_cannot_start_stops_the_server() {
     assert!(!error.message.is_empty(), "{error}");
 }
 
-/// A leader that is cut off from the center: the dispatcher stops, copies to where others write are cut off, and a copy
-/// between files of the node goes on to its end, in one attempt.
+/// A leader that is cut off from the coordination service: the dispatcher stops, a copy to an export is cut off, and a
+/// copy between files of the node completes in one attempt.
 #[test]
 fn t_zbs_14_a_leader_that_lost_its_leadership_continues_as_a_runner() {
     run_isolated(
@@ -115,11 +115,11 @@ fn t_zbs_14_a_leader_that_lost_its_leadership_continues_as_a_runner() {
             cell.network.cut("mgmt", leader);
             cell.node(leader).wait_for_log("lost leadership");
             cell.node(leader).wait_for_log("copy cut off");
-            wait_until("another one leads", || cell.leader() != leader);
+            wait_until("another node leads", || cell.leader() != leader);
             let before = written(&local);
-            wait_until("the local copy goes on", || written(&local) > before);
+            wait_until("the local copy continues", || written(&local) > before);
             cell.network.join("mgmt", leader);
-            wait_until("it is a runner again", || cell.registered().len() == 3);
+            wait_until("all nodes are registered", || cell.registered().len() == 3);
             for id in ["local", "network"] {
                 cell.ask(&["set", id, "--limit", "none"]);
             }
@@ -136,7 +136,7 @@ fn t_zbs_14_a_leader_that_lost_its_leadership_continues_as_a_runner() {
     );
 }
 
-/// What of a file has been written so far.
+/// Returns how many bytes of a file have been written so far.
 fn written(path: &Path) -> usize {
     std::fs::read(path).map_or(0, |bytes| bytes.iter().filter(|&&byte| byte != 0).count())
 }

@@ -1,20 +1,20 @@
-//! Tests signals at any moment: the process ends cleanly, in time, and without a core file.
+//! Tests signals at any moment: the process exits with 0, in time, and without a core file.
 
 use crate::support::{Daemon, assert_no_core, catches, full_pipe, permit_cores, run, run_isolated, wait_until};
 use nix::sys::signal::Signal;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// Processes that are signalled.
+/// Number of processes that are signalled.
 const PROCESSES: u64 = 200;
-/// At once.
+/// Number of processes at once.
 const AT_ONCE: usize = 6;
-/// A process starts within that, and a little more.
+/// A little less than a process takes to start.
 const START: Duration = Duration::from_millis(500);
-/// What was promised.
+/// Longest time of a stop.
 const STOP_MAX: Duration = Duration::from_secs(20);
 
-/// A small generator: which moment is which should not change from run to run.
+/// Random numbers from a seed, so that the moments are the same in each run.
 struct SeededRandom(u64);
 
 impl SeededRandom {
@@ -24,7 +24,7 @@ impl SeededRandom {
     }
 }
 
-/// Also a second signal, and those that ask for something else, at any moment before and after.
+/// Includes second signals, and signals with other meanings, at any moment before and after.
 #[test]
 fn t_zbs_12_a_signal_at_any_moment_ends_taskd_with_exit_code_0() {
     run_isolated("signals::t_zbs_12_a_signal_at_any_moment_ends_taskd_with_exit_code_0", &[], || {
@@ -76,7 +76,7 @@ fn signal_one_process(seed: u64) {
     assert_no_core(dir.path());
 }
 
-/// SIGHUP reads the limits and the log level anew and keeps what it cannot understand; SIGQUIT tells how everything stands.
+/// An invalid file changes nothing on SIGHUP.
 #[test]
 fn sighup_reloads_limits_and_log_level_and_sigquit_logs_the_state() {
     run_isolated("signals::sighup_reloads_limits_and_log_level_and_sigquit_logs_the_state", &[], || {
@@ -106,7 +106,7 @@ fn sighup_reloads_limits_and_log_level_and_sigquit_logs_the_state() {
     });
 }
 
-/// What it logs to is full, and nobody reads.
+/// The log goes to a full pipe that is not read.
 #[test]
 fn a_log_without_a_reader_delays_no_stop() {
     run_isolated("signals::a_log_without_a_reader_delays_no_stop", &[], || {
@@ -114,7 +114,7 @@ fn a_log_without_a_reader_delays_no_stop() {
         let dir = tempfile::tempdir().unwrap();
         let (_reader, writer) = full_pipe();
         let mut daemon = Daemon::alone_logging_to(dir.path(), writer);
-        wait_until("a line of the log that waits", || has_thread(daemon.pid(), "output"));
+        wait_until("the log is blocked", || has_thread(daemon.pid(), "output"));
         daemon.signal(Signal::SIGTERM);
         assert_eq!(daemon.ended(), Some(0));
     });

@@ -1,4 +1,4 @@
-//! Tests the service manager's view: states over a real socket, a watchdog that notices hangs, a hardened unit.
+//! Tests the interface to the service manager: notifications over a real socket, the watchdog, and the hardened unit.
 
 use crate::support::{Daemon, Notified, blockhaul, run, run_isolated};
 use blockhaul_testkit::{Need, need};
@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-/// What a unit may expose at most.
+/// Highest permitted exposure level of `systemd-analyze security`.
 const EXPOSURE_MAX: f64 = 1.5;
 
 fn unit() -> std::path::PathBuf {
@@ -25,13 +25,13 @@ fn systemd_is_notified_of_readiness_status_watchdog_and_stop() {
         command.env("NOTIFY_SOCKET", &manager.path).env("WATCHDOG_USEC", "3000000");
         let mut daemon = Daemon::start(command, &dir.path().join("said"));
         let first = manager.wait_for("READY=1");
-        assert!(first.len() == 1 && first[0].contains("STATUS="), "nothing comes before it is ready: {first:?}");
+        assert!(first.len() == 1 && first[0].contains("STATUS="), "READY is in the first message: {first:?}");
         manager.wait_for("STATUS=leader; 0 of 4 tasks");
         manager.wait_for("WATCHDOG=1");
         manager.wait_for("WATCHDOG=1");
         daemon.signal(Signal::SIGSTOP);
         while manager.next(Duration::from_millis(200)).is_some() {}
-        assert_eq!(manager.next(Duration::from_secs(3)), None, "a process that stands still gives no sign of life");
+        assert_eq!(manager.next(Duration::from_secs(3)), None, "a stopped process sends no watchdog message");
         daemon.signal(Signal::SIGCONT);
         manager.wait_for("WATCHDOG=1");
         daemon.signal(Signal::SIGTERM);
@@ -70,8 +70,8 @@ fn restarts_are_counted_and_shown() {
                 let line: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
                 line["restarts"] == restarts
             };
-            crate::support::wait_until("center shows it", || shows("center") && shows("runners"));
-            // A crash counts as much as a good end.
+            crate::support::wait_until("the commands show the restarts", || shows("center") && shows("runners"));
+            // A start after a crash counts as well.
             if restarts == 0 { daemon.kill() } else { assert_eq!(daemon.stop(), Some(0)) }
         }
     });

@@ -1,4 +1,4 @@
-//! Tests the service address: answered, restored, handed over, removed; and invalid addresses.
+//! Tests the service address: it is answered, restored, moved and removed; invalid addresses are refused.
 
 use crate::support::{Cell, Daemon, Network, SOON, VIP, blockhaul, permit_cores, run, run_isolated, taskd, wait_until};
 use nix::sys::signal::Signal;
@@ -7,15 +7,15 @@ use std::process::Command;
 use std::time::Duration;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_client::HealthClient};
 
-/// Who leads, as it is told at the service address.
+/// Returns the leader, by a call to the service address.
 fn leader_by_vip(cell: &Cell) -> usize {
     let (code, lines) = cell.blockhaul(&format!("{VIP}:7400"), &["center"]);
-    assert_eq!(code, Some(0), "nobody answers at the service address");
+    assert_eq!(code, Some(0), "the service address does not answer");
     let leader = lines[0]["leader"]["node"].as_str().or(lines[0]["leader"].as_str()).unwrap_or_default();
     leader.trim_start_matches('n').parse().unwrap_or_else(|_| panic!("{}", lines[0]))
 }
 
-/// What is open through the service address.
+/// An open stream through the service address.
 struct Stream {
     runtime: tokio::runtime::Runtime,
     stream: tonic::Streaming<HealthCheckResponse>,
@@ -29,22 +29,22 @@ impl Stream {
             let center = center.expect("it is an address").connect().await.expect("it is answered");
             let asked = HealthClient::new(center).watch(HealthCheckRequest { service: String::new() }).await;
             let mut stream = asked.expect("it is answered").into_inner();
-            stream.message().await.expect("it is answered").expect("a stream begins with how it stands");
+            stream.message().await.expect("it is answered").expect("a stream begins with the current state");
             stream
         });
         Self { runtime, stream }
     }
 
-    /// It does not wait for somebody who cannot send any more.
+    /// Checks that the stream ends instead of waiting for a server that cannot send any more.
     fn assert_ended(mut self) {
         let ended = async { while matches!(self.stream.message().await, Ok(Some(_))) {} };
         let ended = self.runtime.block_on(async { tokio::time::timeout(SOON, ended).await });
-        assert!(ended.is_ok(), "a stream through the service address goes on after that is gone");
+        assert!(ended.is_ok(), "a stream through the service address stays open after its removal");
     }
 }
 
-/// Removed by hand it is back within seconds; a leader that stops hands it over within two; one that was killed leaves it,
-/// and cleans it when it is started again.
+/// The leader restores an address that was removed by hand. A stopped leader moves it within two seconds. A killed
+/// leader leaves it behind, and removes it at its next start.
 #[test]
 fn the_service_address_is_restored_moved_and_cleaned_up() {
     run_isolated("vip::the_service_address_is_restored_moved_and_cleaned_up", &["zookeeper", "java", "nbdkit"], || {
@@ -53,37 +53,39 @@ fn the_service_address_is_restored_moved_and_cleaned_up() {
         assert_eq!(cell.holders(), [leader]);
         cell.network.inside(leader, &["ip", "address", "del", &format!("{VIP}/24"), "dev", "mgmt"]);
         assert!(cell.holders().is_empty());
-        wait_until("it is added again", || cell.holders() == [leader] && cell.vip_answers());
+        wait_until("the address is restored", || cell.holders() == [leader] && cell.vip_answers());
 
         assert_eq!(leader_by_vip(&cell), leader);
         let stream = Stream::through_vip();
 
         cell.node(leader).signal(Signal::SIGTERM);
         let (next, time) = cell.time_until_moved(leader);
-        assert_eq!(leader_by_vip(&cell), next, "the one that has it answers");
+        assert_eq!(leader_by_vip(&cell), next, "the node with the address leads");
         stream.assert_ended();
         println!("the service address answers on another node {:.2} s after SIGTERM", time.as_secs_f64());
         assert!(time <= Duration::from_secs(2), "{time:?}");
         assert_eq!(cell.node(leader).ended(), Some(0));
         cell.restart(leader, &["--session-timeout", "6s"]);
-        wait_until("all three are there", || cell.registered().len() == 3);
-        assert_eq!(cell.holders(), [next], "who comes back changes nothing");
+        wait_until("all nodes are registered", || cell.registered().len() == 3);
+        assert_eq!(cell.holders(), [next], "a node that returns does not move the address");
 
         cell.node(next).kill();
-        assert!(cell.network.has(next, VIP), "nobody was left to take it off");
-        wait_until("another one has it, too", || (1..=3).any(|number| number != next && cell.network.has(number, VIP)));
+        assert!(cell.network.has(next, VIP), "a killed node leaves the address");
+        wait_until("the next leader adds the address", || {
+            (1..=3).any(|number| number != next && cell.network.has(number, VIP))
+        });
         cell.restart(next, &["--session-timeout", "6s"]);
-        wait_until("the one that was left is cleaned", || !cell.network.has(next, VIP));
-        wait_until("all three are there", || cell.registered().len() == 3 && cell.holders().len() == 1);
+        wait_until("the address that was left behind is removed", || !cell.network.has(next, VIP));
+        wait_until("all nodes are registered", || cell.registered().len() == 3 && cell.holders().len() == 1);
         let fast = cell.leader();
         cell.node(fast).signal(Signal::SIGTERM);
         cell.node(fast).signal(Signal::SIGINT);
         assert_eq!(cell.node(fast).ended(), Some(0));
-        assert!(!cell.network.has(fast, VIP), "also a fast stop takes it off");
+        assert!(!cell.network.has(fast, VIP), "a fast stop removes the address as well");
     });
 }
 
-/// Each ends with 1 and a line that says what is wrong; none leaves a core file or an address.
+/// The process exits with 1 and one error line, without a core file and without the address.
 #[test]
 fn t_zbs_15_an_invalid_service_address_ends_the_server_with_one_error_line() {
     run_isolated("vip::t_zbs_15_an_invalid_service_address_ends_the_server_with_one_error_line", &[], || {
@@ -110,13 +112,13 @@ fn t_zbs_15_an_invalid_service_address_ends_the_server_with_one_error_line() {
         assert_eq!(Daemon::alone(dir.path(), &own).ended(), Some(1));
         assert!(
             run("ip", &["address", "show", "lan"]).contains("10.9.0.7/24"),
-            "a node's own address is never taken off"
+            "a node's own address is never removed"
         );
         crate::support::assert_no_core(dir.path());
     });
 }
 
-/// The interface goes while the node leads: the role cannot be had here, so the server stops, in good order.
+/// The interface disappears while the node leads: the role cannot run on this host, so the server stops in order.
 #[test]
 fn t_zbs_13_a_dispatcher_whose_interface_disappears_stops_the_server() {
     run_isolated("vip::t_zbs_13_a_dispatcher_whose_interface_disappears_stops_the_server", &[], || {
@@ -136,7 +138,7 @@ fn t_zbs_13_a_dispatcher_whose_interface_disappears_stops_the_server() {
     });
 }
 
-/// Without the rights it says which ones it needs; without a service address it needs none.
+/// Without the capabilities the error names them; without a service address none are needed.
 #[test]
 fn only_a_service_address_needs_capabilities_and_the_error_names_them() {
     run_isolated("vip::only_a_service_address_needs_capabilities_and_the_error_names_them", &["setpriv"], || {
@@ -161,14 +163,14 @@ fn only_a_service_address_needs_capabilities_and_the_error_names_them() {
     });
 }
 
-/// A node by itself on the first host.
+/// Starts a standalone node on the first host.
 fn on_host(network: &Network, dir: &Path, flags: &[&str]) -> Daemon {
     let mut command = network.on(1, taskd().to_str().expect("paths of programs are text"));
     command.args(Daemon::command(dir, flags).get_args());
     Daemon::start(command, &dir.join("said"))
 }
 
-/// At the node's own address, at all of them, at none that others reach: clients are answered at the service address.
+/// `--listen` is the node's own address, a wildcard address or the loopback address.
 #[test]
 fn the_service_address_answers_for_every_listen_address() {
     run_isolated("vip::the_service_address_answers_for_every_listen_address", &[], || {
@@ -179,7 +181,7 @@ fn the_service_address_answers_for_every_listen_address() {
             for (address, prefix, at) in [(VIP, 24, "10.87.0.100:7400"), ("fd87::100", 64, "[fd87::100]:7400")] {
                 let vip = format!("{address}/{prefix}@mgmt");
                 let mut daemon = on_host(&network, dir.path(), &["--listen", listen, "--insecure", "--vip", &vip]);
-                wait_until("it is put on", || network.has(1, address));
+                wait_until("the address is added", || network.has(1, address));
                 let asked = Command::new(blockhaul()).args(["center", "--center", at]).output().unwrap();
                 assert!(asked.status.success(), "{listen}, {at}: {asked:?}");
                 assert_eq!(daemon.stop(), Some(0));
@@ -189,17 +191,17 @@ fn the_service_address_answers_for_every_listen_address() {
     });
 }
 
-/// What the node cannot reach itself is not announced; it is as soon as that is mended.
+/// An address at which the node cannot reach itself is not announced until it can.
 #[test]
 fn a_service_address_that_is_not_answered_is_removed_and_logged() {
     run_isolated("vip::a_service_address_that_is_not_answered_is_removed_and_logged", &[], || {
         let (network, dir) = (Network::new(1), tempfile::tempdir().unwrap());
-        // What a host sends to its own addresses goes this way.
+        // A host sends to its own addresses through the loopback interface.
         network.inside(1, &["ip", "link", "set", "lo", "down"]);
         let vip = format!("{VIP}/24@mgmt");
         let mut daemon = on_host(&network, dir.path(), &["--listen", "10.87.0.1:7400", "--insecure", "--vip", &vip]);
         daemon.wait_for_log("service address not answered");
-        wait_until("it is removed", || !network.has(1, VIP));
+        wait_until("the address is removed", || !network.has(1, VIP));
         assert!(!daemon.log().contains("service address added"), "{}", daemon.log());
         network.inside(1, &["ip", "link", "set", "lo", "up"]);
         daemon.wait_for_log("service address added");
@@ -207,7 +209,7 @@ fn a_service_address_that_is_not_answered_is_removed_and_logged() {
     });
 }
 
-/// Found when it starts, not when it leads: another process at that address and port, and a node without protection.
+/// Both are found at the start: another process at that address and port, and a node without certificates.
 #[test]
 fn a_node_that_cannot_listen_at_the_service_address_does_not_start() {
     run_isolated("vip::a_node_that_cannot_listen_at_the_service_address_does_not_start", &[], || {
@@ -237,7 +239,7 @@ fn a_node_that_cannot_listen_at_the_service_address_does_not_start() {
     });
 }
 
-/// A neighbour that still sends to the last owner's card is told better, in both versions of the protocol.
+/// A neighbour that still sends to the previous owner's hardware address is corrected, with IPv4 and IPv6.
 #[test]
 fn neighbours_learn_the_new_owner_of_the_service_address() {
     run_isolated("vip::neighbours_learn_the_new_owner_of_the_service_address", &[], || {
@@ -246,12 +248,14 @@ fn neighbours_learn_the_new_owner_of_the_service_address() {
         network.inside(1, &["ip", "address", "add", "fd87::1/64", "dev", "mgmt", "nodad"]);
         let shown = network.inside(1, &["ip", "-o", "link", "show", "dev", "mgmt"]);
         let card = shown.split("link/ether ").nth(1).and_then(|rest| rest.split_whitespace().next());
-        let card = card.expect("a pair of links has cards").to_owned();
+        let card = card.expect("the link has a hardware address").to_owned();
         for (address, prefix) in [("10.87.0.100", 24), ("fd87::100", 64)] {
             run("ip", &["neighbour", "replace", address, "lladdr", "02:00:00:00:00:99", "nud", "stale", "dev", "mgmt"]);
             let vip = format!("{address}/{prefix}@mgmt");
             let mut daemon = on_host(&network, dir.path(), &["--insecure", "--vip", &vip]);
-            wait_until("the neighbour knows the card", || run("ip", &["neighbour", "show", address]).contains(&card));
+            wait_until("the neighbour has the new hardware address", || {
+                run("ip", &["neighbour", "show", address]).contains(&card)
+            });
             assert_eq!(daemon.stop(), Some(0));
             assert!(!network.has(1, address));
         }

@@ -1,5 +1,5 @@
-//! Tests the test harness itself with other clients: servers start, end and restart, the proxy forwards and stalls, and the
-//! scripted peer is understood.
+//! Tests the test harness itself with other clients: servers start, end and restart, the proxy forwards and stalls, and
+//! the scripted peer is understood.
 
 use crate::support::{
     Address, Export, Kind, MIB, Need, Offer, Peer, PeerScript, Proxy, Seen, TestDirs, assert_same, content, fill,

@@ -55,7 +55,7 @@ fn extents_equal_those_of_another_client() {
 fn a_server_lists_its_exports() {
     need!("a_server_lists_its_exports", &NEEDS);
     let dirs = TestDirs::new();
-    std::fs::create_dir(dirs.path("images")).expect("the room can be written");
+    std::fs::create_dir(dirs.path("images")).expect("the directory is writable");
     dirs.file("images/first", &noise(MIB, 1));
     dirs.file("images/second disk", &noise(4097, 2));
     let directory = format!("dir={}", dirs.path("images").display());

@@ -1,4 +1,5 @@
-//! Tests the program against servers: real ones of three projects, ones that crash, stall and go away, and a scripted one.
+//! Tests the program against servers: real ones of three projects, ones that crash, stall and go away, and a scripted
+//! one.
 //!
 //! Other clients verify what the servers hold. A test whose host lacks something (a server, root) is skipped by name.
 

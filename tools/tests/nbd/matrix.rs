@@ -1,4 +1,5 @@
-//! Tests every server as source and destination of every other, of a file and of an empty volume; another client verifies.
+//! Tests every server as source and destination of every other, of a file and of an empty volume; another client
+//! verifies.
 
 use crate::support::{
     Export, Kind, MIB, Need, Outcome, Server, TestDirs, allocated, assert_same, assert_whole, content, mixed, need,

@@ -1,5 +1,5 @@
-//! Tests how copies to and from servers end: with a disconnect request where the server answers, within bounds where it does
-//! not, and with a truthful report.
+//! Tests how copies to and from servers end: with a disconnect request where the server answers, within bounds where it
+//! does not, and with a truthful report.
 
 use crate::support::{
     Command, Export, Kind, MIB, Need, Offer, Outcome, Peer, PeerScript, Proxy, Reaction, Running, TestDirs,

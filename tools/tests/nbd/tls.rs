@@ -18,7 +18,7 @@ struct Authority {
 impl Authority {
     fn new(dirs: &TestDirs, name: &str) -> Self {
         let authority = Self { directory: dirs.path(name) };
-        std::fs::create_dir(&authority.directory).expect("the room can be written");
+        std::fs::create_dir(&authority.directory).expect("the directory is writable");
         let subject = format!("/CN=authority {name}");
         let args =
             ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"];
@@ -40,7 +40,7 @@ impl Authority {
         run("openssl", &[&args[..], &["-keyout", &key, "-out", &request]].concat());
         let extensions = self.path("extensions");
         let usage = format!("subjectAltName={names}\nextendedKeyUsage={role}Auth\nkeyUsage=digitalSignature\n");
-        std::fs::write(&extensions, usage).expect("the room can be written");
+        std::fs::write(&extensions, usage).expect("the directory is writable");
         let (authority, authority_key) = (self.path("ca-cert.pem"), self.path("ca-key.pem"));
         let certificate = self.path(&format!("{role}-cert.pem"));
         let signed = ["x509", "-req", "-in", &request, "-CA", &authority, "-CAkey", &authority_key, "-CAcreateserial"];

@@ -1,8 +1,8 @@
 //! Tests SIGKILL at random moments: recorded data is never copied again, and little else is.
 //!
-//! After a kill the destination is compared with the source: bytes that are there but not in the checkpoint are those that
-//! the next run copies again. They are bounded by one checkpoint interval and the window. The number of kills, over as many
-//! copies as it takes, is `BLOCKHAUL_KILLS` (100).
+//! After a kill the destination is compared with the source: bytes that are there but not in the checkpoint are those
+//! that the next run copies again. They are bounded by one checkpoint interval and the window. The number of kills,
+//! over as many copies as it takes, is `BLOCKHAUL_KILLS` (100).
 
 use crate::support::{
     MIB, Running, SeededRandom, TestDir, assert_same, iterations, mixed, moving, outcome, program, recorded,

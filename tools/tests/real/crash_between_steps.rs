@@ -1,8 +1,8 @@
 //! Tests SIGKILL before every single step of the start, the records and the end of a copy.
 //!
-//! `strace` stands in for a hook in the product: it kills the process on its way into the n-th call of one kind, for n = 1,
-//! 2, 3 ... until the copy completes. Calls are counted per thread, so every order of start, record and end is cut between
-//! any two of its steps. After each kill, a copy is killed while it resumes, then one resumes undisturbed.
+//! `strace` stands in for a hook in the product: it kills the process on its way into the n-th call of one kind, for n
+//! = 1, 2, 3 ... until the copy completes. Calls are counted per thread, so every order of start, record and end is cut
+//! between any two of its steps. After each kill, a copy is killed while it resumes, then one resumes undisturbed.
 
 use crate::support::{MIB, Need, TestDir, assert_same, mixed, need, outcome, program, text, write_sparse};
 use std::path::Path;

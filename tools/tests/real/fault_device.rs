@@ -23,8 +23,8 @@ fn half_writable(dir: &TestDir) -> PathBuf {
     let backing = dir.sparse("full/disk", SIZE as u64);
     run("fallocate", &["--length", &GOOD.to_string(), "--keep-size", text(&backing)]);
     let device = dir.loop_device(&backing, 512);
-    // The loop driver calls a short write to its backing file a success: no request may straddle the point where the device
-    // ends, also not one that the kernel has merged of what it wrote back late.
+    // The loop driver calls a short write to its backing file a success: no request may straddle the point where the
+    // device ends, also not one that the kernel has merged of what it wrote back late.
     let name = device.file_name().expect("a device has a name");
     let largest = Path::new("/sys/block").join(name).join("queue/max_sectors_kb");
     std::fs::write(&largest, BLOCK_KIB).expect("the largest request of a loop device can be set");

@@ -1,5 +1,5 @@
-//! Tests volumes that changed before a copy resumes: other disks under the same number, the same disk under another one, and
-//! replaced content under the same name.
+//! Tests volumes that changed before a copy resumes: other disks under the same number, the same disk under another
+//! one, and replaced content under the same name.
 
 use crate::support::{MIB, Need, Outcome, TestDir, assert_same, need, noise, recorded, run, text};
 use std::fs::File;

@@ -1,7 +1,7 @@
 //! Fails every system call that a copy depends on: the first one, the second one, and so on until it is made no more.
 //!
-//! The copy succeeds with the right bytes, or it reports the failure and the next run completes it; it never succeeds with
-//! wrong bytes. A failed flush always ends the copy.
+//! The copy succeeds with the right bytes, or it reports the failure and the next run completes it; it never succeeds
+//! with wrong bytes. A failed flush always ends the copy.
 
 use crate::support::{MIB, Need, Outcome, TestDir, assert_same, mixed, need, write_sparse};
 

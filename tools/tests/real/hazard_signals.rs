@@ -53,7 +53,7 @@ fn a_signal_while_waiting_for_the_lock_touches_nothing() {
     let dir = TestDir::new();
     let _source = source_in(&dir);
     let held = File::options().read(true).write(true).create_new(true).open(dir.path("b")).expect("it is new");
-    let _held = Flock::lock(held, FlockArg::LockExclusive).expect("nobody else has it");
+    let _held = Flock::lock(held, FlockArg::LockExclusive).expect("no other process holds it");
     let mut waiting = dir.start(&[&ARGS[..], &["--lock-wait", "60s"]].concat());
     waiting.until(|_| true);
     waiting.signal(Signal::SIGTERM);
@@ -113,7 +113,7 @@ fn a_destination_replaced_between_open_and_lock_is_looked_up_again() {
     let dir = TestDir::new();
     let source = source_in(&dir);
     let old = File::options().read(true).write(true).create_new(true).open(dir.path("b")).expect("it is new");
-    let held = Flock::lock(old, FlockArg::LockExclusive).expect("nobody else has it");
+    let held = Flock::lock(old, FlockArg::LockExclusive).expect("no other process holds it");
     let mut waiting = dir.start(&["copy", "a", "b", "--lock-wait", "60s", "--reflink", "never"]);
     // It has the old file open once it waits for its lock.
     let open = format!("/proc/{}/fd", waiting.id());

@@ -1,5 +1,5 @@
-//! Tests sources whose file system is wrong about them: maps that hide data, maps that make no progress, sizes that are too
-//! small. The copy contains what can be read, or it fails.
+//! Tests sources whose file system is wrong about them: maps that hide data, maps that make no progress, sizes that are
+//! too small. The copy contains what can be read, or it fails.
 
 use crate::support::{MIB, Need, TestDir, assert_same, need, noise};
 use std::fs::{self, File};
@@ -12,7 +12,7 @@ const ALL_HOLE: &str = "lseek:error=ENXIO:when=1+";
 fn partly_allocated(dir: &TestDir, name: &str) -> Vec<u8> {
     let mut bytes = noise(2 * MIB, 7);
     bytes[MIB..MIB + MIB / 2].fill(0);
-    let file = File::create(dir.path(name)).expect("the room is ours");
+    let file = File::create(dir.path(name)).expect("the directory is writable");
     file.set_len(bytes.len() as u64).expect("it is a file");
     file.write_all_at(&bytes[..MIB], 0).expect("there is room");
     file.write_all_at(&bytes[MIB + MIB / 2..], (MIB + MIB / 2) as u64).expect("there is room");

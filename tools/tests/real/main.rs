@@ -1,5 +1,5 @@
-//! Tests the program on a real system: crashes, faults and hazards on real file systems and loop devices. A test whose host
-//! lacks something (root, a file system, a program) is skipped by name.
+//! Tests the program on a real system: crashes, faults and hazards on real file systems and loop devices. A test whose
+//! host lacks something (root, a file system, a program) is skipped by name.
 
 #![forbid(unsafe_code)]
 

@@ -1,8 +1,8 @@
 //! Tests a power cut: only the disk as it is at one moment remains.
 //!
-//! The destination lies on a file system in an image, and the image on a file system that can clone a file at one point in
-//! time. The clone is what the disk held then; pages that no flush had sent to it are lost. The clone is mounted after the
-//! first mount is gone, so that nothing but the clone answers.
+//! The destination lies on a file system in an image, and the image on a file system that can clone a file at one point
+//! in time. The clone is what the disk held then; pages that no flush had sent to it are lost. The clone is mounted
+//! after the first mount is gone, so that nothing but the clone answers.
 
 use crate::support::{MIB, Need, TestDir, assert_same, mixed, moving, need, recorded, run, text, write_sparse};
 use std::path::{Path, PathBuf};

@@ -1,6 +1,7 @@
 //! Finds the `taskd` program of the build.
 //!
-//! Tests of a package see only the programs of that package, so the first test that needs `taskd` builds it if necessary.
+//! Tests of a package see only the programs of that package, so the first test that needs `taskd` builds it if
+//! necessary.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! Provides what tests of the task center share: a cell of nodes, and paths between them that can fail.
+//! Provides the support code of the tests of the task center: a cell of nodes, and proxies between them that can fail.
 
 mod cell;
 #[path = "../../nbd/support/mod.rs"]

@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// A stop may take 20 s; what takes three times that hangs.
+/// A stop may take 20 s; a process that takes three times as long hangs.
 const WAIT_MAX: Duration = Duration::from_secs(60);
-/// Between two looks.
+/// Time between two checks.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
-/// Of a node's log, when its test fails.
+/// Lines of a node's log that are printed when its test fails.
 const LINES_SHOWN: usize = 120;
 
-/// The library that fakes a clock.
+/// Returns the path of the library that fakes the wall clock of a process.
 pub(crate) fn fake_clock_library() -> String {
     format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH)
 }
@@ -27,9 +27,9 @@ pub(crate) struct Node {
     pub(crate) id: String,
     port: u16,
     args: Vec<String>,
-    /// Contents of its environment besides what every node gets.
+    /// Environment variables besides those of every node.
     variables: Vec<(&'static str, OsString)>,
-    /// Another version than the one of this build.
+    /// Program of another version; `None`: the one of this build.
     program: Option<PathBuf>,
     state: PathBuf,
     log: PathBuf,
@@ -37,7 +37,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// A node that is not started yet.
+    /// Creates a node without starting it.
     pub(crate) fn new(dirs: &TestDirs, id: &str) -> Self {
         let port = port();
         let state = dirs.path(&format!("{id}.state"));
@@ -58,7 +58,7 @@ impl Node {
         node
     }
 
-    /// More words of its command line: a flag that is there already is told anew.
+    /// Sets flags for the next start, as pairs of flag and value; a flag that is set already is replaced.
     pub(crate) fn set_flags(&mut self, args: &[&str]) {
         for pair in args.chunks(2) {
             if let Some(at) = self.args.iter().position(|word| word == pair[0]) {
@@ -68,7 +68,8 @@ impl Node {
         }
     }
 
-    /// Has its wall clock faked from its next start on: the file says by how much, as `+1d`, and may be written anew.
+    /// Fakes the wall clock from the next start on. `file` holds the offset, such as `+1d`, and may be changed at any
+    /// time.
     pub(crate) fn fake_clock(&mut self, file: &Path) {
         self.variables = vec![
             ("LD_PRELOAD", OsString::from(fake_clock_library())),
@@ -78,17 +79,17 @@ impl Node {
         ];
     }
 
-    /// Runs another version of `taskd` from its next start on; `None`: the one of this build.
+    /// Sets the program for the next start; `None`: the one of this build.
     pub(crate) fn run_version(&mut self, program: Option<PathBuf>) {
         self.program = program;
     }
 
-    /// A file of its state directory.
+    /// Returns the path of a file in the state directory.
     pub(crate) fn state(&self, name: &str) -> PathBuf {
         self.state.join(name)
     }
 
-    /// Where its clients reach it.
+    /// Returns the address for clients.
     pub(crate) fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
@@ -96,7 +97,7 @@ impl Node {
     /// Starts the process; does not wait for anything.
     pub(crate) fn start(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.id);
-        let log = File::options().create(true).append(true).open(&self.log).expect("the room can be written");
+        let log = File::options().create(true).append(true).open(&self.log).expect("the directory is writable");
         let program = self.program.as_deref().unwrap_or_else(|| taskd::built());
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]).arg(program).args(&self.args).stdin(Stdio::null());
@@ -107,23 +108,23 @@ impl Node {
         self.child = Some(command.spawn().unwrap_or_else(|error| panic!("run setpriv: {error}")));
     }
 
-    /// What it has logged in all its lives.
+    /// Returns the log of all incarnations.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Its process.
+    /// Returns the process ID.
     pub(crate) fn pid(&self) -> Pid {
         let child = self.child.as_ref().unwrap_or_else(|| panic!("{} does not run", self.id));
         Pid::from_raw(i32::try_from(child.id()).expect("ids are small"))
     }
 
-    /// Sends it a signal.
+    /// Sends a signal to the process.
     pub(crate) fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).unwrap_or_else(|error| panic!("signal {}: {error}", self.id));
     }
 
-    /// Ends it as a crash would.
+    /// Kills the process.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
@@ -131,7 +132,7 @@ impl Node {
         }
     }
 
-    /// Waits until it has ended by itself.
+    /// Waits until the process has ended by itself.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         let child = self.child.as_mut().unwrap_or_else(|| panic!("{} does not run", self.id));
         let until = Instant::now() + WAIT_MAX;
@@ -145,18 +146,18 @@ impl Node {
         }
     }
 
-    /// Asks it to end, and waits until it has.
+    /// Sends SIGTERM and waits until the process has ended.
     pub(crate) fn stop(&mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
         self.wait()
     }
 
-    /// Whether it was started, and not waited for since.
+    /// Tells whether the process was started and not waited for since.
     pub(crate) fn is_started(&self) -> bool {
         self.child.is_some()
     }
 
-    /// Whether its process is there.
+    /// Tells whether the process runs.
     pub(crate) fn is_running(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| child.try_wait().expect("it is our child").is_none())
     }
@@ -169,7 +170,7 @@ impl Drop for Node {
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();
             let last = lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n");
-            eprintln!("-- the last of what {} said:\n{last}", self.id);
+            eprintln!("-- the end of the log of {}:\n{last}", self.id);
         }
     }
 }

@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-/// The commit of that version. A later one is named when compatibility with this one is given up: see `docs/compatibility.md`.
+/// Commit of the oldest supported version: see `docs/compatibility.md`.
 const OLDEST: &str = "d42daf599862993690fe357769c0c2aed853e81a";
 
-/// Returns the program; the first test that asks builds it, if an earlier run has not.
+/// Returns the program, built by the first caller unless an earlier run has built it.
 ///
 /// # Errors
-/// Says that the history is not there, as in a copy without it: nothing that can be installed.
+/// A message that the history of the repository is missing, which cannot be installed.
 pub(crate) fn oldest_taskd() -> Result<PathBuf, String> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     BUILT.get_or_init(build).clone()
@@ -26,14 +26,14 @@ fn build() -> Result<PathBuf, String> {
     }
     std::fs::create_dir_all(&source).map_err(|error| format!("create {}: {error}", source.display()))?;
     unpack(root, &source)?;
-    // It only has to work: building it fast is worth more than its speed.
+    // A fast build is worth more than a fast program here.
     let quick = ["--config", "profile.dev.package.\"*\".opt-level=0", "--config", "profile.dev.debug=false"];
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--quiet", "--locked", "--package", "blockhaul-control", "--bin", "taskd"]).args(quick);
     cargo.arg("--target-dir").arg(&target).current_dir(&source);
-    let is_told =
+    let is_set_by_cargo =
         |name: &str| ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_TARGET_"].iter().any(|start| name.starts_with(start));
-    for (name, _) in std::env::vars().filter(|(name, _)| is_told(name)) {
+    for (name, _) in std::env::vars().filter(|(name, _)| is_set_by_cargo(name)) {
         cargo.env_remove(name);
     }
     let status = cargo.status().map_err(|error| format!("run cargo: {error}"))?;
@@ -41,7 +41,7 @@ fn build() -> Result<PathBuf, String> {
     Ok(program)
 }
 
-/// Writes the files of that commit.
+/// Writes the files of commit [`OLDEST`] into a folder.
 fn unpack(root: &Path, into: &Path) -> Result<(), String> {
     let mut git = Command::new("git")
         .args(["archive", "--format=tar", OLDEST])

@@ -4,17 +4,17 @@ use super::{Cell, Server, Task, address, assert_same, mixed, text};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-/// What the log calls requests that change a volume.
+/// Names, in the log, of requests that change a volume.
 const CHANGES: [&str; 3] = ["Write", "Zero", "Trim"];
 
-/// What the destination's server has written down of a request that changes something.
+/// An entry of the destination server's log about a request that changes the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Line {
-    /// The server's number of the connection that it came over.
+    /// Number of the connection.
     connection: u64,
-    /// Of the request, within its connection.
+    /// Number of the request within its connection.
     id: u64,
-    /// Whether it is the answer, and not the request.
+    /// Whether the entry is of the reply rather than the request.
     is_answer: bool,
 }
 
@@ -24,18 +24,18 @@ pub(crate) struct Pair {
     pub(crate) destination: Server,
     bytes: Vec<u8>,
     image: PathBuf,
-    /// What the destination's server writes down, as it goes.
+    /// Log of the destination's server, written as requests arrive.
     pub(crate) log: PathBuf,
 }
 
 impl Pair {
-    /// Exports of so many bytes.
+    /// Serves two exports of `length` bytes.
     pub(crate) fn new(cell: &Cell, name: &str, length: usize) -> Self {
         Self::with(cell, name, length, &[], &[])
     }
 
-    /// As [`Pair::new`]; the destination's server is started with `filters` and `parameters` besides. What they do to a
-    /// request happens between its line in the log and that of its answer.
+    /// As [`Pair::new`], with additional `filters` and `parameters` of the destination's server. Filters act on a
+    /// request between its entry in the log and that of its reply.
     pub(crate) fn with(cell: &Cell, name: &str, length: usize, filters: &[&str], parameters: &[&str]) -> Self {
         let dirs = &cell.dirs;
         let bytes = mixed(length, 7);
@@ -55,57 +55,57 @@ impl Pair {
         Self { source, destination, bytes, image, log }
     }
 
-    /// Submits the copy; `words` follow the volumes.
-    pub(crate) fn submit(&self, cell: &Cell, id: &str, words: &[&str]) {
-        cell.submit(id, &self.source.uri(), &self.destination.uri(), words);
+    /// Submits the copy; `args` follow the volumes on the command line.
+    pub(crate) fn submit(&self, cell: &Cell, id: &str, args: &[&str]) {
+        cell.submit(id, &self.source.uri(), &self.destination.uri(), args);
     }
 
-    /// Submits a copy that runs on this node first, though others may have it later.
-    pub(crate) fn submit_on(&self, cell: &Cell, id: &str, node: usize, words: &[&str]) {
+    /// Submits a copy whose first attempt runs on `node`; later attempts may run on other nodes.
+    pub(crate) fn submit_on(&self, cell: &Cell, id: &str, node: usize, args: &[&str]) {
         let others = || cell.nodes.iter().enumerate().filter(|(index, _)| *index != node).map(|(_, other)| &other.id);
         others().for_each(|other| drop(cell.ask(&["drain", other])));
-        self.submit(cell, id, words);
-        cell.wait_for(id, "that it is given to somebody", |task| !task.runners().is_empty());
+        self.submit(cell, id, args);
+        cell.wait_for(id, "an assignment", |task| !task.runners().is_empty());
         others().for_each(|other| drop(cell.ask(&["drain", other, "--undo"])));
     }
 
-    /// The destination holds what the source does.
+    /// Checks that the destination holds the bytes of the source.
     pub(crate) fn assert_copied(&self) {
         let found = std::fs::read(&self.image).expect("the image is a file of ours");
         assert_same(&found, &self.bytes, "the destination");
     }
 
-    /// Requests that have arrived to change the destination.
+    /// Returns how many requests to change the destination have arrived.
     pub(crate) fn writes(&self) -> usize {
         self.log().iter().filter(|line| !line.is_answer).count()
     }
 
-    /// Waits until another one has arrived.
+    /// Waits until another such request has arrived.
     pub(crate) fn wait_for_more_writes(&self, cell: &Cell) {
         let writes = self.writes();
         cell.wait_until("another write", |_| self.writes() > writes);
     }
 
-    /// Connections that were made so far. A runner makes all of its own before it writes.
+    /// Returns the connections made so far. A runner makes all of its connections before it writes.
     pub(crate) fn connections(&self) -> BTreeSet<u64> {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let made = log.lines().filter(|line| line.contains(" Connect "));
         made.filter_map(|line| number(line, "connection=")).collect()
     }
 
-    /// Two runners have written, one after the other: after the first request of any other connection than those of the
-    /// first one, `old`, no request of `old` arrives.
+    /// Checks that two runners have written one after the other: after the first request of another connection, no
+    /// request of the first runner's connections `old` arrives.
     pub(crate) fn assert_no_overlap(&self, old: &BTreeSet<u64>) {
         let log = self.log();
         let requests: Vec<&Line> = log.iter().filter(|line| !line.is_answer).collect();
         let since = requests.iter().position(|line| !old.contains(&line.connection));
-        let since = since.unwrap_or_else(|| panic!("nobody else than {old:?} has written"));
+        let since = since.unwrap_or_else(|| panic!("no other connection than {old:?} has written"));
         let late: Vec<_> = requests[since..].iter().filter(|line| old.contains(&line.connection)).collect();
-        assert!(late.is_empty(), "writes of a runner that had lost its right: {late:?}");
+        assert!(late.is_empty(), "writes of a runner without the claim: {late:?}");
     }
 
-    /// The copy ends as one that was taken over from a runner that was lost and had the connections `old`: with every byte,
-    /// and nothing of the first runner after something of the second.
+    /// Checks that the copy succeeds in a second attempt after its first runner, with the connections `old`, was lost,
+    /// and that the first runner wrote nothing after the second one began.
     pub(crate) fn assert_taken_over(&self, cell: &Cell, id: &str, old: &BTreeSet<u64>) -> Task {
         cell.lift_limit(id);
         let task = cell.wait_for_success(id);
@@ -115,16 +115,16 @@ impl Pair {
         task
     }
 
-    /// As [`Pair::assert_no_overlap`], and before the first request of the second runner every request of the
-    /// first one was answered: nothing of it was left on its way.
+    /// As [`Pair::assert_no_overlap`], and checks that every request of the first runner was answered before the first
+    /// request of the second one.
     pub(crate) fn assert_drained_before_next(&self, old: &BTreeSet<u64>) {
         self.assert_no_overlap(old);
         let mut open = BTreeSet::new();
         for Line { connection, id, is_answer } in self.log() {
             match (old.contains(&connection), is_answer) {
-                (true, false) => assert!(open.insert((connection, id)), "a request has one number"),
-                (true, true) => assert!(open.remove(&(connection, id)), "an answer has its request"),
-                (false, _) => assert!(open.is_empty(), "somebody else writes while these are under way: {open:?}"),
+                (true, false) => assert!(open.insert((connection, id)), "request numbers are unique"),
+                (true, true) => assert!(open.remove(&(connection, id)), "a reply follows its request"),
+                (false, _) => assert!(open.is_empty(), "another runner writes while these are in flight: {open:?}"),
             }
         }
     }

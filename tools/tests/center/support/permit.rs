@@ -1,19 +1,19 @@
-//! Limits how many cells run at once: a cell is a handful of processes, and a host short of time looks like a fault.
+//! Limits how many cells run at once: a cell is several processes, and an overloaded host causes timeouts.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 
-/// A cell is idle most of the time: it waits for something to time out.
+/// Several cells fit a small host, as a cell mostly waits for timeouts.
 const CELLS_MAX: usize = 3;
 
 static CELLS: Mutex<usize> = Mutex::new(0);
 static FREED: Condvar = Condvar::new();
 
-/// The right to have a cell.
+/// Permission to run a cell, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Permit(());
 
 impl Permit {
-    /// Waits for one.
+    /// Waits for a permit.
     pub(crate) fn take() -> Self {
         let cells = CELLS.lock().unwrap_or_else(PoisonError::into_inner);
         let mut cells = FREED.wait_while(cells, |cells| *cells >= CELLS_MAX).unwrap_or_else(PoisonError::into_inner);

@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::sync::{Mutex, PoisonError};
 
-/// Below those that the kernel gives to outgoing connections.
+/// Below the range that the kernel uses for outgoing connections.
 const PORTS: std::ops::Range<u16> = 12_000..32_000;
 
 static TAKEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
 
-/// A port of 127.0.0.1 that nobody listens on, and that this process has not given away before.
+/// Returns a port of 127.0.0.1 without a listener that this process has not returned before.
 pub(crate) fn port() -> u16 {
     let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
@@ -21,7 +21,7 @@ pub(crate) fn port() -> u16 {
     }
 }
 
-/// The same, for a server.
+/// Returns such a port as the address of a server.
 pub(crate) fn address() -> Address {
     Address::Tcp(port())
 }

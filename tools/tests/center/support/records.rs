@@ -1,4 +1,4 @@
-//! Reads and writes the records of a center directly in the store, past every `taskd`.
+//! Reads and writes the records of a center directly in the coordination service.
 
 use blockhaul_control::coord::paths;
 use blockhaul_control::coord::zookeeper::{Settings, ZooKeeper};
@@ -7,7 +7,7 @@ use blockhaul_control::model::{Record, TaskId, TaskRecord};
 use std::sync::Arc;
 use tokio::runtime::{Builder, Runtime};
 
-/// A session of the test's own. Anybody's: it has no credentials.
+/// A session of the test, without credentials.
 #[derive(Debug)]
 pub(crate) struct Records {
     runtime: Runtime,
@@ -15,7 +15,7 @@ pub(crate) struct Records {
 }
 
 impl Records {
-    /// Of the center below `HOSTS/CHROOT`.
+    /// Opens a session with the center at `HOSTS/CHROOT`.
     pub(crate) fn of(address: &str) -> Self {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("there are threads");
@@ -24,36 +24,36 @@ impl Records {
         Self { runtime, session }
     }
 
-    /// A task's record; `None` if there is none.
+    /// Returns a task's record; `None` if there is none.
     pub(crate) fn task(&self, id: &str) -> Option<TaskRecord> {
-        let path = paths::task(&TaskId::new(id).expect("tests choose sound names"));
+        let path = paths::task(&TaskId::new(id).expect("tests use valid names"));
         let node = self.runtime.block_on(self.session.get(&path)).expect("the ensemble answers")?;
         Some(TaskRecord::decode(&node.data).expect("a taskd has written it"))
     }
 
-    /// Names below a folder.
+    /// Returns the names below a folder.
     pub(crate) fn children(&self, folder: &str) -> Vec<String> {
         self.runtime.block_on(self.session.children(folder)).expect("the ensemble answers")
     }
 
-    /// Every claim that there is.
+    /// Returns the names of all claims.
     pub(crate) fn claims(&self) -> Vec<String> {
         paths::shards().flat_map(|shard| self.children(&format!("{}/{shard}", paths::CLAIMS))).collect()
     }
 
-    /// Makes a node.
+    /// Creates a node of the tree.
     ///
     /// # Errors
-    /// As the service says.
+    /// The error of the service.
     pub(crate) fn create(&self, path: &str, data: &[u8]) -> Result<(), CoordError> {
         let op = Op::Create { path: path.to_owned(), data: data.to_vec(), mode: CreateMode::Persistent };
         self.runtime.block_on(self.session.multi(vec![op])).map(drop)
     }
 
-    /// Replaces a node's content, whatever it is.
+    /// Replaces the content of a node of the tree.
     ///
     /// # Errors
-    /// As the service says.
+    /// The error of the service.
     pub(crate) fn set(&self, path: &str, data: &[u8]) -> Result<(), CoordError> {
         let node = self.runtime.block_on(self.session.get(path))?.expect("it is there");
         let op = Op::Set { path: path.to_owned(), data: data.to_vec(), version: node.stat.version };

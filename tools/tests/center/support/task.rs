@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-/// A look at a task.
+/// A task at one moment.
 #[derive(Clone, Debug)]
 pub(crate) struct Task(pub(crate) Value);
 
@@ -19,7 +19,7 @@ impl Task {
         self.text("reason")
     }
 
-    /// The node that holds it, or held it last; empty if nobody does.
+    /// Returns the node of its current or last holder; empty if there was none.
     pub(crate) fn node(&self) -> &str {
         self.text("node")
     }
@@ -28,24 +28,24 @@ impl Task {
         matches!(self.state(), "SUCCEEDED" | "FAILED" | "CANCELLED")
     }
 
-    /// The code of the error it ended with, or of its last failure.
+    /// Returns the code of its last failure; empty if there was none.
     pub(crate) fn error(&self) -> &str {
         self.0["error"]["code"].as_str().unwrap_or_default()
     }
 
-    /// How its attempts ended, oldest first; empty text for one that runs.
+    /// Returns the outcomes of its attempts, oldest first; an empty string for a running one.
     pub(crate) fn outcomes(&self) -> Vec<String> {
         let attempts = self.0["attempts"].as_array().cloned().unwrap_or_default();
         attempts.iter().map(|attempt| attempt["outcome"].as_str().unwrap_or_default().to_owned()).collect()
     }
 
-    /// Nodes of its attempts, oldest first.
+    /// Returns the nodes of its attempts, oldest first.
     pub(crate) fn runners(&self) -> Vec<String> {
         let attempts = self.0["attempts"].as_array().cloned().unwrap_or_default();
         attempts.iter().map(|attempt| attempt["runner"].as_str().unwrap_or_default().to_owned()).collect()
     }
 
-    /// Bytes that its report says were there already when its last attempt began.
+    /// Returns the bytes that were durable when its last attempt began, by its report.
     pub(crate) fn resumed(&self) -> u64 {
         self.0["report"]["bytes"]["resumed"].as_u64().unwrap_or_default()
     }

@@ -8,14 +8,14 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// Where the one who leads is reached.
+/// Service address of the cell.
 pub(crate) const VIP: &str = "10.87.0.100";
-/// For what comes soon on any host, however busy.
+/// Longest wait, also on a busy host.
 pub(crate) const SOON: Duration = Duration::from_secs(120);
-/// Between two looks.
+/// Time between two checks.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// See the module's head. Nodes are numbered from 1.
+/// Nodes, numbered from 1, with their networks and servers.
 pub(crate) struct Cell {
     nodes: Vec<Daemon>,
     pub(crate) network: Network,
@@ -23,22 +23,22 @@ pub(crate) struct Cell {
     dir: TempDir,
 }
 
-/// Waits for anything.
+/// Waits until `holds` returns true.
 pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let until = Instant::now() + SOON;
     while !holds() {
-        assert!(Instant::now() < until, "it does not come: {what}");
+        assert!(Instant::now() < until, "timed out waiting for: {what}");
         std::thread::sleep(POLL_INTERVAL);
     }
 }
 
 impl Cell {
-    /// Running nodes with an address in the storage network, and more flags; one of them leads and has the service address.
+    /// Starts nodes with a storage network and these further flags; returns when one leads and has the service address.
     pub(crate) fn new(flags: &[&str]) -> Self {
         super::permit_cores();
-        let dir = tempfile::tempdir().expect("there is a temporary folder");
+        let dir = tempfile::tempdir().expect("temporary directories can be created");
         let home = dir.path().to_owned();
-        std::fs::create_dir(home.join("volumes")).expect("the room is ours");
+        std::fs::create_dir(home.join("volumes")).expect("the directory is writable");
         let network = Network::new(3);
         let servers = [Server::zookeeper(&home), Server::nbd(&home.join("volumes"), &home)];
         let mut cell = Self { nodes: Vec::new(), network, _servers: servers, dir };
@@ -46,8 +46,8 @@ impl Cell {
             let node = cell.launch(number, flags);
             cell.nodes.push(node);
         }
-        wait_until("somebody leads three nodes", || cell.registered().len() == 3);
-        wait_until("the service address is somewhere", || cell.holders().len() == 1);
+        wait_until("a node leads and all are registered", || cell.registered().len() == 3);
+        wait_until("a node has the service address", || cell.holders().len() == 1);
         cell
     }
 
@@ -63,7 +63,7 @@ impl Cell {
         Daemon::start(command, &home.join(format!("n{number}.said")))
     }
 
-    /// Starts a node again that has ended.
+    /// Starts a node that has ended.
     pub(crate) fn restart(&mut self, number: usize, flags: &[&str]) {
         assert!(!self.nodes[number - 1].is_running(), "n{number} runs");
         self.nodes[number - 1] = self.launch(number, flags);
@@ -73,14 +73,14 @@ impl Cell {
         &mut self.nodes[number - 1]
     }
 
-    /// A volume with these bytes.
+    /// Writes a volume; returns its path.
     pub(crate) fn volume(&self, name: &str, bytes: &[u8]) -> PathBuf {
         let path = self.dir.path().join("volumes").join(name);
-        std::fs::write(&path, bytes).expect("the room is ours");
+        std::fs::write(&path, bytes).expect("the directory is writable");
         path
     }
 
-    /// `blockhaul ARGS --center ... --json`: its exit code, and the lines that it printed.
+    /// Runs `blockhaul ARGS --center ... --json`; returns its exit code and its JSON lines.
     pub(crate) fn blockhaul(&self, center: &str, args: &[&str]) -> (Option<i32>, Vec<Value>) {
         let mut command = Command::new(blockhaul());
         command.args(args).args(["--center", center, "--json"]);
@@ -94,19 +94,19 @@ impl Cell {
         (output.status.code(), lines)
     }
 
-    /// As [`Cell::blockhaul`] with every node's address; it must succeed.
+    /// As [`Cell::blockhaul`] with the addresses of all nodes; it must succeed.
     pub(crate) fn ask(&self, args: &[&str]) -> Vec<Value> {
         let (code, lines) = self.blockhaul("10.87.0.1:7400,10.87.0.2:7400,10.87.0.3:7400", args);
         assert_eq!(code, Some(0), "blockhaul {}", args.join(" "));
         lines
     }
 
-    /// A task as `get` shows it.
+    /// Returns a task as `get` prints it.
     pub(crate) fn task(&self, id: &str) -> Value {
         self.ask(&["get", id]).pop().expect("get prints a task")
     }
 
-    /// Waits until a task is as it should be, and shows it.
+    /// Waits until a task satisfies `holds`, and returns it.
     pub(crate) fn wait_for(&self, id: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
         let mut last = Value::Null;
         let until = Instant::now() + SOON;
@@ -117,10 +117,10 @@ impl Cell {
             }
             std::thread::sleep(POLL_INTERVAL);
         }
-        panic!("{id}: it does not come: {what}: {last}")
+        panic!("{id}: timed out waiting for: {what}: {last}")
     }
 
-    /// Waits until a task has succeeded, and shows it.
+    /// Waits until a task has succeeded, and returns it.
     pub(crate) fn wait_for_success(&self, id: &str) -> Value {
         let is_over = |task: &Value| ["SUCCEEDED", "FAILED", "CANCELLED"].map(Value::from).contains(&task["state"]);
         let task = self.wait_for(id, "its end", is_over);
@@ -128,36 +128,36 @@ impl Cell {
         task
     }
 
-    /// Numbers of the nodes that are registered.
+    /// Returns the numbers of the registered nodes that do not stop.
     pub(crate) fn registered(&self) -> Vec<usize> {
         let lines = self.ask(&["runners"]);
         let there = lines.iter().filter(|line| line["registered"] == true && line["stopping"] == false);
         there.map(|line| number_of(&line["node"])).collect()
     }
 
-    /// The number of the node that leads.
+    /// Returns the number of the leader.
     pub(crate) fn leader(&self) -> usize {
         number_of(&self.ask(&["center"]).pop().expect("center prints a line")["leader"])
     }
 
-    /// Numbers of the nodes that have the service address: never more than one.
+    /// Returns the numbers of the nodes that have the service address, which is at most one.
     pub(crate) fn holders(&self) -> Vec<usize> {
         let mut holders: Vec<usize> = (1..=3).filter(|&number| self.network.has(number, VIP)).collect();
         if holders.len() > 1 {
-            // They are looked at one after the other: one of them may have had it until the next one got it.
+            // Hosts are checked one after the other: the address may have moved in between.
             holders.retain(|&number| self.network.has(number, VIP));
         }
         assert!(holders.len() <= 1, "the service address is on {holders:?}");
         holders
     }
 
-    /// Whether the center answers at the service address.
+    /// Tells whether the service address accepts connections.
     pub(crate) fn vip_answers(&self) -> bool {
         let address = format!("{VIP}:7400").parse().expect("it is an address");
         std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_ok()
     }
 
-    /// Time until another node has the service address and answers there.
+    /// Waits until a node other than `from` answers at the service address; returns its number and the time.
     pub(crate) fn time_until_moved(&self, from: usize) -> (usize, Duration) {
         let began = Instant::now();
         let mut to = 0;
@@ -168,19 +168,19 @@ impl Cell {
         (to, began.elapsed())
     }
 
-    /// What a node says of its health: whether it serves.
+    /// Tells whether the health service of a node reports that it serves.
     pub(crate) fn is_healthy(&self, number: usize) -> bool {
         use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("it takes nothing");
         runtime.block_on(async {
             let node = tonic::transport::Endpoint::from_shared(format!("http://10.87.0.{number}:7400"));
-            let node = node.expect("it is an address").connect().await.expect("the process answers, whatever it lost");
+            let node = node.expect("it is an address").connect().await.expect("the process answers without its roles");
             let asked = HealthClient::new(node).check(HealthCheckRequest { service: String::new() }).await;
-            asked.expect("the process answers, whatever it has lost").into_inner().status() == ServingStatus::Serving
+            asked.expect("the process answers without its roles").into_inner().status() == ServingStatus::Serving
         })
     }
 
-    /// Whether a node's metrics call it a registered runner; `None` if there are none.
+    /// Tells whether a node's metrics show it as registered; `None` without metrics.
     pub(crate) fn is_registered_by_metrics(&self, number: usize) -> Option<bool> {
         use std::io::{Read, Write};
         let mut stream = std::net::TcpStream::connect(format!("10.87.0.{number}:7401")).ok()?;
@@ -192,7 +192,7 @@ impl Cell {
         Some(line.trim() == "1")
     }
 
-    /// Every node still is the process that it was, and none has left a core file.
+    /// Checks that all nodes are still the processes `pids` and have left no core file.
     pub(crate) fn assert_no_process_ended(&mut self, pids: &[nix::unistd::Pid]) {
         for (node, pid) in self.nodes.iter_mut().zip(pids) {
             assert!(node.is_running() && node.pid() == *pid, "a process has ended:\n{}", node.log());
@@ -204,7 +204,7 @@ impl Cell {
         self.nodes.iter().map(Daemon::pid).collect()
     }
 
-    /// Ends all nodes in good order.
+    /// Stops all nodes with SIGTERM.
     pub(crate) fn stop(mut self) {
         for node in &self.nodes {
             node.signal(nix::sys::signal::Signal::SIGTERM);
@@ -216,7 +216,7 @@ impl Cell {
     }
 }
 
-/// Of `n1`, by itself or with more about that node.
+/// Parses the number of a node from its name or from an object with its name.
 fn number_of(name: &Value) -> usize {
     let name = name.as_str().or(name["node"].as_str()).unwrap_or_default();
     name.trim_start_matches('n').parse().unwrap_or_else(|_| panic!("'{name}' is no node"))

@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-/// The daemon. Inside of the place nothing is built: it was, outside.
+/// Returns the path of `taskd`, which was built before the test was isolated.
 pub(crate) fn taskd() -> PathBuf {
     if std::env::var_os(super::INSIDE).is_some() { built::beside() } else { built::built().to_owned() }
 }
 
-/// The client.
+/// Returns the path of `blockhaul`.
 pub(crate) fn blockhaul() -> PathBuf {
     assert_cmd::cargo::cargo_bin!("blockhaul").to_owned()
 }
@@ -37,19 +37,19 @@ impl Daemon {
         Self { child, log: log.to_owned() }
     }
 
-    /// A node by itself in this folder, with more flags.
+    /// Starts a standalone node with further flags.
     pub(crate) fn alone(folder: &Path, flags: &[&str]) -> Self {
         Self::start(Self::command(folder, flags), &folder.join("said"))
     }
 
-    /// The same, with its log going elsewhere.
+    /// As [`Daemon::alone`], with the log in a pipe.
     pub(crate) fn alone_logging_to(folder: &Path, log: PipeWriter) -> Self {
         let mut command = Self::command(folder, &[]);
         let child = command.stdin(Stdio::null()).stderr(log).spawn().expect("it was built");
         Self { child, log: folder.join("said") }
     }
 
-    /// What [`Daemon::alone`] runs.
+    /// Returns the command of [`Daemon::alone`].
     pub(crate) fn command(folder: &Path, flags: &[&str]) -> Command {
         let mut command = Command::new(taskd());
         command.args(["--standalone", "--node-id", "n1", "--cores", "1", "--memory", "8MiB", "--state-dir"]);
@@ -68,22 +68,22 @@ impl Daemon {
         kill(self.pid(), signal).expect("it is our child, and not waited for");
     }
 
-    /// What it has logged so far.
+    /// Returns the log so far.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Waits until it has said this.
+    /// Waits until the log contains `text`.
     pub(crate) fn wait_for_log(&self, text: &str) {
         wait_until(&format!("'{text}' in {}", self.log.display()), || self.log().contains(text));
     }
 
-    /// Whether it has not ended.
+    /// Tells whether the process runs.
     pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("it is our child").is_none()
     }
 
-    /// Its exit code, once it has ended; `None` if a signal has ended it.
+    /// Waits until the process has ended; returns its exit code, `None` if a signal has ended it.
     pub(crate) fn ended(&mut self) -> Option<i32> {
         let until = Instant::now() + SOON;
         loop {
@@ -95,13 +95,13 @@ impl Daemon {
         }
     }
 
-    /// Asks it to stop, and waits until it has.
+    /// Sends SIGTERM and waits until the process has ended.
     pub(crate) fn stop(&mut self) -> Option<i32> {
         self.signal(Signal::SIGTERM);
         self.ended()
     }
 
-    /// Ends it as a crash would.
+    /// Kills the process.
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -117,7 +117,7 @@ impl Drop for Daemon {
     }
 }
 
-/// Whether a process has installed its handlers.
+/// Tells whether a process has installed its handlers.
 pub(crate) fn catches(process: Pid, signal: Signal) -> bool {
     let text = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let mask = text.lines().find_map(|line| line.strip_prefix("SigCgt:")).map(str::trim).unwrap_or("0");

@@ -1,7 +1,7 @@
-//! Provides what life cycle tests share: an isolated place, three nodes in it with two networks, and a single daemon.
+//! Provides the support code of the life cycle tests: isolation, three nodes with two networks, and a single daemon.
 //!
-//! A test runs in a child process with its own network, process and mount namespaces. When the child ends, the kernel kills
-//! all processes of these namespaces and removes their links: nothing is left to clean up.
+//! A test runs in a child process with its own network, process and mount namespaces. When the child ends, the kernel
+//! kills all processes of these namespaces and removes their links: nothing is left to clean up.
 
 #[path = "../../support/taskd.rs"]
 mod built;
@@ -22,10 +22,11 @@ use nix::sys::resource::{Resource, setrlimit};
 use std::path::Path;
 use std::process::Command;
 
-/// Set inside of the place.
+/// Environment variable that is set in the isolated child process.
 const INSIDE: &str = "LIFECYCLE_TEST_INSIDE";
 
-/// Runs a test's body in a place of its own. `zookeeper` among the `needs` is its Debian package, all others are programs.
+/// Runs a test's body in a child process with namespaces of its own. `zookeeper` among the `needs` is the Debian
+/// package; all others are programs.
 pub(crate) fn run_isolated(name: &str, needs: &[&'static str], body: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
         return body();
@@ -36,7 +37,7 @@ pub(crate) fn run_isolated(name: &str, needs: &[&'static str], body: impl FnOnce
         program => Need::Program(program),
     }));
     need!(name, &all);
-    // Built before, not in a place without a network.
+    // Built before: the child has no network.
     let _ = taskd();
     let mut command = Command::new("unshare");
     command.args(["--net", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child"]);
@@ -46,16 +47,16 @@ pub(crate) fn run_isolated(name: &str, needs: &[&'static str], body: impl FnOnce
     let log = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     println!("{}", log.concat());
     assert!(output.status.success(), "{name} has failed: see above");
-    assert!(log[0].contains("1 passed"), "{name} has not run: its name is another one");
+    assert!(log[0].contains("1 passed"), "{name} has not run: it has another name");
 }
 
 /// Lets a process that crashes write its core file where it runs.
 pub(crate) fn permit_cores() {
-    // Where the limit cannot be raised a crash still shows by its exit.
+    // If the limit cannot be raised, a crash still shows in the exit status.
     let _ = setrlimit(Resource::RLIMIT_CORE, u64::MAX, u64::MAX);
 }
 
-/// No process that ran there has left a core file.
+/// Checks that no process that ran in `folder` has left a core file.
 pub(crate) fn assert_no_core(folder: &Path) {
     let names =
         std::fs::read_dir(folder).expect("it can be read").map(|entry| entry.expect("it can be read").file_name());
@@ -63,7 +64,7 @@ pub(crate) fn assert_no_core(folder: &Path) {
     assert!(cores.is_empty(), "a process has crashed: {cores:?}");
 }
 
-/// Runs a program to its end, which must be a good one.
+/// Runs a program that must succeed; returns its stdout.
 pub(crate) fn run(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output().unwrap_or_else(|error| panic!("run {program}: {error}"));
     let log = String::from_utf8_lossy(&output.stdout).into_owned();

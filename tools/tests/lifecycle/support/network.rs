@@ -1,21 +1,21 @@
-//! Sets up two networks, for storage and for management, and hosts in both of them: bridges here, links to each host.
+//! Sets up a storage and a management network, as bridges of this namespace, and hosts that are linked to both.
 //!
 //! | | storage | management |
 //! | --- | --- | --- |
-//! | this place | 10.88.0.254 | 10.87.0.254 |
+//! | this namespace | 10.88.0.254 | 10.87.0.254 |
 //! | host 1, 2, 3 | 10.88.0.1, 2, 3 on `data` | 10.87.0.1, 2, 3 on `mgmt` |
 
 use super::run;
 use std::process::{Child, Command, Stdio};
 
-/// See the module's head.
+/// Two networks and the hosts in them.
 pub(crate) struct Network {
-    /// A process in each host's namespace, that keeps it.
+    /// A process for each host that keeps its namespace alive.
     hosts: Vec<Child>,
 }
 
 impl Network {
-    /// So many hosts.
+    /// Creates networks with this number of hosts.
     pub(crate) fn new(hosts: usize) -> Self {
         run("ip", &["link", "set", "lo", "up"]);
         for (name, subnet) in [("data", 88), ("mgmt", 87)] {
@@ -34,7 +34,7 @@ impl Network {
         let keeper = keeper.spawn().expect("unshare is installed");
         let pid = keeper.id().to_string();
         self.hosts.push(keeper);
-        // It has a namespace of its own a moment after it was started.
+        // The process enters its namespace a moment after its start.
         let own = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
         while own(&pid).is_none_or(|namespace| Some(namespace) == own("self")) {
             std::thread::yield_now();
@@ -50,30 +50,30 @@ impl Network {
         }
     }
 
-    /// Takes a host off a network (`data` or `mgmt`), without a word to either side.
+    /// Detaches a host's link from the bridge of a network (`data` or `mgmt`); the link of the host stays up.
     pub(crate) fn cut(&self, network: &str, host: usize) {
         run("ip", &["link", "set", &format!("{network}{host}"), "nomaster"]);
     }
 
-    /// Puts it back.
+    /// Attaches the link again.
     pub(crate) fn join(&self, network: &str, host: usize) {
         run("ip", &["link", "set", &format!("{network}{host}"), "master", network]);
     }
 
-    /// A command that runs on a host.
+    /// Returns a command that runs on a host.
     pub(crate) fn on(&self, host: usize, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["--net", "--target", &self.hosts[host - 1].id().to_string(), "--", program]);
         command
     }
 
-    /// Runs a command on a host to its end, which must be a good one.
+    /// Runs a command on a host that must succeed; returns its stdout.
     pub(crate) fn inside(&self, host: usize, args: &[&str]) -> String {
         let pid = self.hosts[host - 1].id().to_string();
         run("nsenter", &[&["--net", "--target", &pid, "--"], args].concat())
     }
 
-    /// Whether a host has this address.
+    /// Tells whether a host has this address.
     pub(crate) fn has(&self, host: usize, address: &str) -> bool {
         self.inside(host, &["ip", "-o", "address", "show"]).contains(&format!(" {address}/"))
     }

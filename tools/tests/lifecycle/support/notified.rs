@@ -1,11 +1,11 @@
-//! Plays the service manager at the notification socket.
+//! Receives the notifications of a service as the service manager does.
 
 use super::cell::SOON;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// What `NOTIFY_SOCKET` names.
+/// The socket that `NOTIFY_SOCKET` names.
 pub(crate) struct Notified {
     socket: UnixDatagram,
     pub(crate) path: PathBuf,
@@ -13,11 +13,11 @@ pub(crate) struct Notified {
 
 impl Notified {
     pub(crate) fn at(path: PathBuf) -> Self {
-        let socket = UnixDatagram::bind(&path).expect("the room is ours");
+        let socket = UnixDatagram::bind(&path).expect("the directory is writable");
         Self { socket, path }
     }
 
-    /// The next message; `None` if there is none for so long.
+    /// Returns the next message; `None` if none arrives within `wait_max`.
     pub(crate) fn next(&self, wait_max: Duration) -> Option<String> {
         self.socket.set_read_timeout(Some(wait_max)).expect("it is a time");
         let mut message = [0; 4096];
@@ -25,7 +25,7 @@ impl Notified {
         Some(String::from_utf8_lossy(&message[..length]).into_owned())
     }
 
-    /// Waits for a message with this in it; everything that came before, too.
+    /// Waits for a message that contains `text`; returns it and all earlier ones.
     pub(crate) fn wait_for(&self, text: &str) -> Vec<String> {
         let mut all = Vec::new();
         while let Some(message) = self.next(SOON) {

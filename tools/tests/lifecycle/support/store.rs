@@ -9,19 +9,19 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// A server process, ended with its place.
+/// A server process, killed on drop.
 pub(crate) struct Server(Child);
 
 impl Server {
-    /// ZooKeeper at port 2181 of every address here. Needs Debian's package `zookeeper`.
+    /// Starts ZooKeeper at port 2181 of all addresses of this namespace. Needs the Debian package `zookeeper`.
     pub(crate) fn zookeeper(home: &Path) -> Self {
-        fs::create_dir_all(home.join("data")).expect("the room is ours");
+        fs::create_dir_all(home.join("data")).expect("the directory is writable");
         let text = format!(
             "tickTime=500\nsyncLimit=8\ninitLimit=20\nmaxSessionTimeout=600000\ndataDir={}\nclientPort=2181\n\
              maxClientCnxns=0\nadmin.enableServer=false\n4lw.commands.whitelist=ruok\n",
             home.join("data").display()
         );
-        fs::write(home.join("zoo.cfg"), text).expect("the room is ours");
+        fs::write(home.join("zoo.cfg"), text).expect("the directory is writable");
         let mut command = Command::new("java");
         java::serve(&mut command, 128, &home.join("zoo.cfg"));
         let server = Self::start(&mut command, home, "zookeeper.log");
@@ -29,7 +29,7 @@ impl Server {
         server
     }
 
-    /// Every file of a folder as an export of its name, at port 10809 of every address here.
+    /// Serves every file of a folder as an export with its name, at port 10809 of all addresses of this namespace.
     pub(crate) fn nbd(folder: &Path, home: &Path) -> Self {
         let mut command = Command::new("nbdkit");
         command.args(["--foreground", "--port", "10809", "file"]).arg(format!("dir={}", folder.display()));
@@ -39,7 +39,7 @@ impl Server {
     }
 
     fn start(command: &mut Command, home: &Path, log: &str) -> Self {
-        let log = File::create(home.join(log)).expect("the room is ours");
+        let log = File::create(home.join(log)).expect("the directory is writable");
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("there are descriptors")).stderr(log);
         Self(command.spawn().unwrap_or_else(|error| panic!("run {:?}: {error}", command.get_program())))
     }

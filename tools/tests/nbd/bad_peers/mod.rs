@@ -1,7 +1,7 @@
 //! Tests peers that break the protocol, one way at a time.
 //!
-//! Each ends the copy with a named error and closed connections, and nothing of its data counts as durable. Odd but allowed
-//! behaviour is tested beside it.
+//! Each ends the copy with a named error and closed connections, and nothing of its data counts as durable. Odd but
+//! allowed behaviour is tested beside it.
 
 mod negotiation;
 mod replies;

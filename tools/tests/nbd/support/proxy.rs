@@ -1,8 +1,8 @@
 //! Forwards between a client and a server, and can stall, cut and resume the connections.
 //!
 //! Every connection has its own state, so that open connections can stall while new ones pass. Two threads carry a
-//! connection, one in each direction. Both check its state before every piece, and end when either side closes or the proxy
-//! is dropped.
+//! connection, one in each direction. Both check its state before every piece, and end when either side closes or the
+//! proxy is dropped.
 
 use super::server::Address;
 use std::io::{ErrorKind, Read, Write};
@@ -93,12 +93,12 @@ impl Proxy {
     /// Closes every connection, and forgets what was held back.
     pub(crate) fn cut(&self) {
         self.shared.each(ProxiedConnection::close);
-        self.shared.proxied.lock().expect("nobody panics with it").clear();
+        self.shared.proxied.lock().expect("no thread panics while it holds the lock").clear();
     }
 
     /// Connections that have come so far and were not cut.
     pub(crate) fn connections(&self) -> usize {
-        self.shared.proxied.lock().expect("nobody panics with it").len()
+        self.shared.proxied.lock().expect("no thread panics while it holds the lock").len()
     }
 }
 
@@ -115,7 +115,11 @@ impl Drop for Proxy {
 
 impl Shared {
     fn each(&self, change: impl Fn(&ProxiedConnection)) {
-        self.proxied.lock().expect("nobody panics with it").iter().for_each(|connection| change(connection));
+        self.proxied
+            .lock()
+            .expect("no thread panics while it holds the lock")
+            .iter()
+            .for_each(|connection| change(connection));
     }
 
     fn accept(self: &Arc<Self>, listener: &TcpListener) {
@@ -138,7 +142,7 @@ impl Shared {
         limited.unwrap_or_else(|error| panic!("a way to {:?}: {error}", self.server));
         let stalls = AtomicBool::new(self.stalls_new.load(SeqCst));
         let connection = Arc::new(ProxiedConnection { client, server, stalls });
-        self.proxied.lock().expect("nobody panics with it").push(Arc::clone(&connection));
+        self.proxied.lock().expect("no thread panics while it holds the lock").push(Arc::clone(&connection));
         for carry in [ProxiedConnection::carry_requests, ProxiedConnection::carry_replies] {
             let connection = Arc::clone(&connection);
             // Ends with the connection, which ends with the proxy.

@@ -1,5 +1,5 @@
-//! Runs a real server: starts it, waits until it listens, and kills it at the end of the test. The kernel kills it if the
-//! test is killed.
+//! Runs a real server: starts it, waits until it listens, and kills it at the end of the test. The kernel kills it if
+//! the test is killed.
 
 use super::real::text;
 use super::site::TestDirs;
@@ -121,8 +121,8 @@ impl Server {
         Self::start(dirs, name, Address::Unix(socket.clone()), &[&start[..], args].concat())
     }
 
-    /// `nbd-server` over the file `backing` as export `disk`. It goes into the background by itself and starts a process
-    /// for every client; in name spaces of their own, all of them end with the first one.
+    /// `nbd-server` over the file `backing` as export `disk`. It goes into the background by itself and starts a
+    /// process for every client; in name spaces of their own, all of them end with the first one.
     pub(crate) fn nbd_server(dirs: &TestDirs, name: &str, backing: &Path) -> Self {
         let socket = dirs.socket(name);
         let configuration = format!(
@@ -160,7 +160,7 @@ impl Server {
         if let Address::Unix(path) = &self.address {
             let _ = fs::remove_file(path);
         }
-        let output = File::create(&self.output).expect("the room can be written");
+        let output = File::create(&self.output).expect("the directory is writable");
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]).args(&self.args).stdin(Stdio::null());
         command.stdout(output.try_clone().expect("there are descriptors")).stderr(output);
@@ -200,7 +200,7 @@ impl Server {
     pub(crate) fn end(&mut self) {
         let Some(mut child) = self.child.take() else { return };
         let id = Pid::from_raw(i32::try_from(child.id()).expect("ids are small"));
-        kill(id, Signal::SIGTERM).expect("nobody has waited for it");
+        kill(id, Signal::SIGTERM).expect("the process was not waited for");
         let until = Instant::now() + WAIT_MAX;
         while child.try_wait().expect("it is our child").is_none() {
             if Instant::now() > until {

@@ -1,5 +1,5 @@
-//! Creates the directories of one test: one for bytes, and one with a short path for sockets, which the kernel limits to 107
-//! bytes.
+//! Creates the directories of one test: one for bytes, and one with a short path for sockets, which the kernel limits
+//! to 107 bytes.
 
 use super::real::TestDir;
 use std::ops::Deref;

@@ -45,8 +45,8 @@ impl TestDir {
         outcome(&limited.expect("its need was checked"))
     }
 
-    /// As [`TestDir::wrapped`], while `strace` lets a system call fail: `inject` is what follows `--inject=`. Says whether
-    /// the call was made.
+    /// As [`TestDir::wrapped`], while `strace` lets a system call fail: `inject` is what follows `--inject=`. Says
+    /// whether the call was made.
     pub(crate) fn injected(&self, inject: &str, args: &[&str]) -> (Outcome, bool) {
         let call = inject.split(':').next().expect("there is always a first");
         let (trace, inject) = (format!("--trace={call}"), format!("--inject={inject}"));
@@ -138,7 +138,7 @@ impl Running {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        kill(self.id(), signal).expect("nobody has waited for it");
+        kill(self.id(), signal).expect("the process was not waited for");
     }
 
     /// The next line of progress that satisfies `when`.

@@ -1,9 +1,9 @@
 //! Creates the directory of one test, with the file systems and loop devices that it needs.
 //!
-//! Everything below the directory is removed at the end of the test, also of a failed one; after a test that was killed, the
-//! next run removes it. Ownership is proved, not remembered: mounts whose mount point, and loop devices whose backing file,
-//! lie below the directory belong to it. A directory in use is known by the lock that its test holds; the kernel drops the
-//! lock with the process. What cannot be proved to be abandoned is left alone.
+//! Everything below the directory is removed at the end of the test, also of a failed one; after a test that was
+//! killed, the next run removes it. Ownership is proved, not remembered: mounts whose mount point, and loop devices
+//! whose backing file, lie below the directory belong to it. A directory in use is known by the lock that its test
+//! holds; the kernel drops the lock with the process. What cannot be proved to be abandoned is left alone.
 
 use nix::fcntl::{Flock, FlockArg};
 use std::ffi::OsStr;

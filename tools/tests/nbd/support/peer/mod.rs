@@ -1,8 +1,8 @@
 //! Runs a scripted server: correct, unless the script of the test says otherwise.
 //!
-//! Its bytes are in memory, behind a cache that a crash loses (see [`Store`]). It listens on a unix socket, serves every
-//! connection on a thread of its own, and records what it sees: a test can check whether a client disconnected properly and
-//! closed the connection. Protocol violations of the client are recorded as well.
+//! Its bytes are in memory, behind a cache that a crash loses (see [`Store`]). It listens on a unix socket, serves
+//! every connection on a thread of its own, and records what it sees: a test can check whether a client disconnected
+//! properly and closed the connection. Protocol violations of the client are recorded as well.
 
 mod handshake;
 pub(crate) mod reply;
@@ -195,7 +195,7 @@ impl Peer {
     pub(crate) fn restart(&mut self) {
         self.kill();
         let _ = std::fs::remove_file(&self.path);
-        let listener = UnixListener::bind(&self.path).expect("the room can be written");
+        let listener = UnixListener::bind(&self.path).expect("the directory is writable");
         listener.set_nonblocking(true).expect("it is a socket");
         self.shared.is_up.store(true, SeqCst);
         let shared = Arc::clone(&self.shared);
@@ -239,7 +239,7 @@ impl Peer {
         while !when(&seen) {
             let left = until.saturating_duration_since(Instant::now());
             assert!(!left.is_zero(), "the peer waited for nothing: {what}: it saw {:?}", last_of(&seen));
-            seen = self.shared.happened.wait_timeout(seen, left).expect("nobody panics with it").0;
+            seen = self.shared.happened.wait_timeout(seen, left).expect("no thread panics while it holds the lock").0;
         }
     }
 

@@ -1,8 +1,9 @@
 //! Stores the bytes of a peer behind a cache that a crash loses.
 //!
-//! Reads see `now`; a crash leaves `durable`. A flush makes acknowledged writes durable: those of every connection under
-//! CAN_MULTI_CONN, otherwise only those of its own connection. The specification promises no more, so the store does no more.
-//! Of unflushed data, a crash loses or keeps every range at random, because real caches write back at any time.
+//! Reads see `now`; a crash leaves `durable`. A flush makes acknowledged writes durable: those of every connection
+//! under CAN_MULTI_CONN, otherwise only those of its own connection. The specification promises no more, so the store
+//! does no more. Of unflushed data, a crash loses or keeps every range at random, because real caches write back at any
+//! time.
 
 use super::super::real::SeededRandom;
 use std::ops::Range;
