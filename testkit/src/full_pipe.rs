@@ -1,10 +1,10 @@
-//! Makes a full pipe: writers wait until somebody reads.
+//! Makes a full pipe: writers block until it is read.
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::io::{PipeReader, PipeWriter};
 
-/// Both ends. What is in it already are empty lines.
+/// Returns both ends of a pipe that is full of empty lines.
 pub fn full_pipe() -> (PipeReader, PipeWriter) {
     let (reader, writer) = std::io::pipe().expect("there are descriptors");
     let flags = OFlag::from_bits_retain(fcntl(&writer, FcntlArg::F_GETFL).expect("the pipe is ours"));

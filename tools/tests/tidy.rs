@@ -1,4 +1,4 @@
-//! Checks the laws of the repository. Each message says what to do; the numbers only ever go down.
+//! Checks the rules of the repository. Each message says what to do; the limits are only ever lowered.
 
 #![forbid(unsafe_code)]
 
@@ -20,7 +20,7 @@ const UNSAFE_FILES: [&str; 5] = [
     "engine/src/buffer.rs",
     "engine/src/ring/uring.rs",
     "engine/src/volume/kernel_calls.rs",
-    // The floor that the engine is measured against makes its own few calls; counting allocations takes an allocator.
+    // The bare loop of the benchmarks makes system calls of its own; counting allocations needs an allocator.
     "engine/benches/bare_loop.rs",
     "engine/tests/allocations.rs",
 ];
@@ -55,7 +55,7 @@ struct Source {
     text: String,
 }
 
-/// Every file with one of these extensions that is ours: nothing built, nothing hidden.
+/// Returns every file of the repository with one of these extensions, without build results and hidden files.
 fn sources(extensions: &[&str]) -> Vec<Source> {
     let mut found = Vec::new();
     let mut directories = vec![root().to_owned()];
@@ -87,7 +87,9 @@ fn assert_none(breaches: &[String]) {
 #[test]
 fn every_file_starts_with_a_module_comment() {
     let silent = sources(&["rs"]).into_iter().filter(|file| !file.text.starts_with("//!"));
-    assert_none(&silent.map(|file| format!("{}: open it with `//!`: why it exists", file.name)).collect::<Vec<_>>());
+    assert_none(
+        &silent.map(|file| format!("{}: start it with `//!`: what the module does", file.name)).collect::<Vec<_>>(),
+    );
 }
 
 #[test]
@@ -134,13 +136,13 @@ fn opens_function(line: &str) -> bool {
     let declared = args.split_once("fn ").is_some_and(|(before, _)| {
         before.split_whitespace().all(|word| word.starts_with("pub") || ["const", "async", "unsafe"].contains(&word))
     });
-    // One-liners and declarations without a body end on their own line.
+    // One-line functions and declarations without a body end on the same line.
     declared && !args.ends_with('}') && !args.ends_with(';')
 }
 
 #[test]
 fn no_marks_of_unfinished_work_are_left() {
-    // Put together here, so that this file does not break its own law.
+    // Assembled here, so that this file does not break its own rule.
     let marks = [
         concat!("todo", "!("),
         concat!("unimplemented", "!("),
@@ -194,7 +196,7 @@ fn unsafe_code_is_in_the_listed_files_and_has_safety_comments() {
 
 #[test]
 fn paths_are_shown_escaped() {
-    // What a path becomes by these, a terminal may act on, and two names may become one.
+    // These conversions of a path can print control characters, and can make two names equal.
     let laws = [concat!(".displ", "ay()"), concat!(".to_string_", "lossy()")];
     let is_judged = |name: &str| {
         let shown = ["engine/src/", "control/src/", "tools/src/"].iter().any(|folder| name.starts_with(folder));

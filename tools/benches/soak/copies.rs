@@ -9,15 +9,15 @@ use std::time::Duration;
 
 /// Nodes of a cell.
 pub(crate) const NODES: usize = 3;
-/// A copy writes so much a second, in requests of a MiB at most: slow enough to last, quick enough for pauses to show.
+/// Rate of a copy, with requests of at most a MiB: slow enough to last, fast enough for pauses to show.
 const LIMIT: &str = "8MiB/s";
-/// What it does not copy in any trial.
+/// Size of a volume in bytes: more than a trial copies.
 const LENGTH: usize = 384 * MIB;
 
-/// A copy writes a MiB eight times a second: a pause of a second is one.
+/// Longest pause of a copy in milliseconds; a copy writes a MiB eight times a second.
 pub(crate) const PAUSE: Bound = Bound::AtMost(1e3);
 
-/// A cell with volumes for copies; they are used again and again.
+/// A cell with volumes for copies, which all trials share.
 pub(crate) struct Copies {
     pub(crate) cell: Cell,
     pub(crate) pairs: Vec<Pair>,
@@ -27,13 +27,13 @@ pub(crate) struct Copies {
 /// A copy of the running trial.
 pub(crate) struct Copy {
     pub(crate) id: String,
-    /// Of its pair.
+    /// Index of its pair.
     pub(crate) index: usize,
-    /// Of the node that has it.
+    /// Index of its node.
     pub(crate) node: usize,
 }
 
-/// Carries out each trial in one of the cells, which share them; gives what each trial has brought.
+/// Distributes the trials over the cells; returns the result of each trial.
 pub(crate) fn in_cells<T: Send + 'static>(
     options: &Options,
     trial: impl Fn(&mut Copies, usize) -> T + Clone + Send + 'static,
@@ -57,7 +57,7 @@ impl Copies {
         Self { cell, pairs, trials: 0 }
     }
 
-    /// Submits a copy for each node, and waits until each has one on its way.
+    /// Submits a copy for each node, and waits until all of them have written.
     pub(crate) fn begin(&mut self) -> Vec<Copy> {
         self.trials += 1;
         let ids: Vec<String> = (0..NODES).map(|index| format!("copy{index}-{}", self.trials)).collect();
@@ -68,17 +68,17 @@ impl Copies {
         copies.map(|(index, id)| Copy { node: self.cell.wait_for_progress(&id), id, index }).collect()
     }
 
-    /// Lets one finish as fast as it can, and compares every byte.
+    /// Lets a copy complete as fast as it can, and compares every byte.
     pub(crate) fn finish(&self, copy: &Copy) {
         self.cell.ask(&["set", &copy.id, "--limit", "100GiB/s"]);
         self.cell.wait_for_success(&copy.id);
         self.pairs[copy.index].assert_copied();
     }
 
-    /// Gives all of them up, and waits until their destinations are free.
+    /// Cancels all copies, and waits until their claims are released.
     pub(crate) fn end(&self, copies: &[Copy]) {
         for copy in copies {
-            // One that is over says so and stays what it is.
+            // Cancelling an ended copy changes nothing.
             let _ = self.cell.blockhaul(&["cancel", &copy.id]);
         }
         for copy in copies {
@@ -86,23 +86,24 @@ impl Copies {
         }
     }
 
-    /// Starts a node that is gone, and waits until all are there.
+    /// Starts a node that has ended, and waits until all are registered.
     pub(crate) fn restart_node(&mut self, node: usize) {
         if !self.cell.nodes[node].is_running() {
             self.cell.nodes[node].kill();
             self.cell.nodes[node].start();
         }
-        self.cell.wait_until("all are there", |cell| cell.leader().is_some() && cell.runners().len() == NODES);
-        // Whoever was just elected reads the center first; trials begin with a center at rest.
+        self.cell
+            .wait_until("all nodes are registered", |cell| cell.leader().is_some() && cell.runners().len() == NODES);
+        // A new leader first reads all records; trials begin with an idle center.
         std::thread::sleep(Duration::from_millis(200));
     }
 
-    /// Who writes what, from now on.
+    /// Follows the writes of all pairs from now on.
     pub(crate) fn traffic(&self) -> Vec<Traffic> {
         self.pairs.iter().map(Traffic::of).collect()
     }
 
-    /// The node that leads.
+    /// Returns the index of the leader.
     pub(crate) fn leader(&self) -> usize {
         self.cell.leader().expect("a node leads an idle center")
     }

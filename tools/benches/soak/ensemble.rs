@@ -11,7 +11,7 @@ pub(crate) fn measure(options: &Options) -> Vec<Measure> {
     let mut all = copies.begin();
     let (mut resumed, mut pauses) = (Vec::new(), Vec::new());
     for number in 0..options.trials {
-        // They last for a dozen of trials.
+        // The copies last for a dozen trials.
         if number % 5 == 4 {
             copies.end(&all);
             all = copies.begin();
@@ -23,15 +23,15 @@ pub(crate) fn measure(options: &Options) -> Vec<Measure> {
         copies.cell.submit_noop(&format!("write{number}"), Duration::from_millis(1), &[]);
         let end = Instant::now();
         resumed.push(end - start);
-        // Whoever has lost more than the connection would pause after it.
+        // A runner that has lost its session, and not only its connection, would pause here.
         std::thread::sleep(Duration::from_secs(1));
         let seen = Instant::now();
         pauses.extend(all.iter().map(|copy| traffic[copy.index].longest_pause(start, seen)).max());
         copies.cell.ensemble.restart(server);
-        copies.cell.wait_until("all are there", |cell| cell.leader().is_some());
+        copies.cell.wait_until("a node leads", |cell| cell.leader().is_some());
         for copy in &all {
             let task = copies.cell.task(&copy.id);
-            assert_eq!(task.outcomes().len(), 1, "no copy is started again: {task:?}");
+            assert_eq!(task.outcomes().len(), 1, "there is one attempt: {task:?}");
         }
     }
     copies.end(&all);

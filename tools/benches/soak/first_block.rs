@@ -22,7 +22,7 @@ pub(crate) fn measure(options: &Options) -> Vec<Measure> {
         before = traffic.writers();
         first - start
     };
-    // The first one opens connections between the nodes.
+    // The first submission opens connections between the nodes.
     trial(0);
     let times: Vec<Duration> = (1..=options.trials).map(trial).collect();
     vec![Measure::of_times("submit to first block written", &times, Bound::P99AtMost(100.0))]

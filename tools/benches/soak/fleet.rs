@@ -23,7 +23,7 @@ use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// Starts `count` runners that serve the node that leads now until the runtime ends; returns when all listen.
+/// Starts `count` runners for the current leader, until the runtime ends; returns when all listen.
 pub(crate) async fn launch(count: usize, zookeeper: &str, folder: &Path) {
     let (center, leading) = members(zookeeper).await;
     for number in 0..count {
@@ -59,7 +59,7 @@ pub(crate) async fn launch(count: usize, zookeeper: &str, folder: &Path) {
     }
 }
 
-/// The center's identity, and who leads it.
+/// Returns the center's identity and its leader.
 async fn members(zookeeper: &str) -> (CenterId, Peer) {
     let service = ZooKeeper::new(zookeeper, Settings::default()).expect("the ensemble's addresses");
     let session = service.open().await.expect("the ensemble serves");
@@ -70,7 +70,7 @@ async fn members(zookeeper: &str) -> (CenterId, Peer) {
     (CenterId::new(meta.center.into()), Peer::from(leader))
 }
 
-/// Has no volumes.
+/// An executor without volumes: it runs no copies.
 #[derive(Debug)]
 struct NoCopies;
 

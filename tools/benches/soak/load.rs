@@ -5,7 +5,7 @@ use crate::measure::{Bound, Measure};
 use crate::options::Options;
 use std::time::{Duration, Instant};
 
-/// Long enough for every period.
+/// Duration of the measurement: longer than every period of the center.
 const LASTS: Duration = Duration::from_secs(30);
 
 pub(crate) fn measure(options: &Options) -> Vec<Measure> {

@@ -8,12 +8,12 @@ use crate::options::Options;
 use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
 
-/// How a runner goes.
+/// How a runner is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LossKind {
-    /// Asked to: it gives its copy back.
+    /// By a stop, in which it returns its copy.
     Stopped,
-    /// Killed: its session has to expire.
+    /// By a kill, after which its session must expire.
     Killed,
 }
 
@@ -31,7 +31,7 @@ pub(crate) fn measure(options: &Options, kind: LossKind) -> Vec<Measure> {
     }
 }
 
-/// Times to the copy running elsewhere, and to the end of the process.
+/// Returns the times to the copy running elsewhere and to the end of the process.
 fn trial(copies: &mut Copies, kind: LossKind, of_leader: bool) -> (Duration, Duration) {
     let all = copies.begin();
     let traffic = copies.traffic();
@@ -41,7 +41,7 @@ fn trial(copies: &mut Copies, kind: LossKind, of_leader: bool) -> (Duration, Dur
         .find(|copy| (copy.node == leader) == of_leader)
         .unwrap_or_else(|| panic!("each node has a copy: {:?}", all.iter().map(|copy| copy.node).collect::<Vec<_>>()));
     let (node, traffic) = (victim.node, &traffic[victim.index]);
-    // What its log held before.
+    // Let the log catch up first.
     std::thread::sleep(Duration::from_millis(50));
     let before = traffic.writers();
     let start = Instant::now();

@@ -32,10 +32,10 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use options::Options;
 use std::process::ExitCode;
 
-/// Something that can be measured, by its name.
+/// A measurement with its name.
 type Named = (&'static str, fn(&Options) -> Vec<Measure>);
 
-/// What can be measured, in the order in which it is.
+/// All measurements, in their order.
 const ALL: [Named; 7] = [
     ("first-block", first_block::measure),
     ("stop", |options| loss::measure(options, loss::LossKind::Stopped)),
@@ -59,7 +59,7 @@ fn main() -> ExitCode {
         unmet("soak", &missing);
         return ExitCode::SUCCESS;
     }
-    // Several cells and their proxies have thousands of connections.
+    // Several cells with their proxies need thousands of descriptors.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("every process has limits");
     setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("a limit may be raised as far as it goes");
     let mut measures = Vec::new();

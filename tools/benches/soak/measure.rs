@@ -3,7 +3,7 @@
 use serde_json::json;
 use std::time::Duration;
 
-/// Which number of a distribution is bounded, and on which side.
+/// A bound on a number of a distribution.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Bound {
     /// The 99th percentile is at most this.
@@ -14,7 +14,7 @@ pub(crate) enum Bound {
     AtLeast(f64),
 }
 
-/// What was measured.
+/// A measured distribution.
 #[derive(Clone, Debug)]
 pub(crate) struct Measure {
     what: &'static str,
@@ -24,17 +24,17 @@ pub(crate) struct Measure {
 }
 
 impl Measure {
-    /// Samples in the order of their trials.
+    /// Creates a measure from samples in the order of their trials.
     pub(crate) fn new(what: &'static str, unit: &'static str, samples: Vec<f64>, bound: Bound) -> Self {
         Self { what, unit, samples, bound }
     }
 
-    /// Durations in milliseconds.
+    /// Creates a measure of durations, in milliseconds.
     pub(crate) fn of_times(what: &'static str, times: &[Duration], bound: Bound) -> Self {
         Self::new(what, "ms", times.iter().map(|time| time.as_secs_f64() * 1e3).collect(), bound)
     }
 
-    /// The value that `share` of the samples do not exceed, by the nearest rank.
+    /// Returns the value that `share` of the samples do not exceed, by the nearest rank.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
     fn quantile(&self, share: f64) -> f64 {
         let mut sorted = self.samples.clone();
@@ -43,7 +43,7 @@ impl Measure {
         sorted.get(rank.max(1) - 1).copied().unwrap_or(f64::NAN)
     }
 
-    /// Whether the bound is not kept; without a sample it is not.
+    /// Tells whether the bound is missed; without samples it is.
     pub(crate) fn is_missed(&self) -> bool {
         !match self.bound {
             Bound::P99AtMost(most) => self.quantile(0.99) <= most,
@@ -52,7 +52,7 @@ impl Measure {
         }
     }
 
-    /// One line for programs, raw samples included.
+    /// Returns one line of JSON, with the raw samples.
     pub(crate) fn json(&self) -> String {
         let Self { what, unit, samples, .. } = self;
         let (p50, p99, max) = (self.quantile(0.5), self.quantile(0.99), self.quantile(1.0));
@@ -70,12 +70,12 @@ impl Measure {
         }
     }
 
-    /// The names of the columns.
+    /// Returns the heading of the table.
     pub(crate) fn heading() -> String {
         row("what", ["count", "p50", "p99", "max"], "unit", "goal", "")
     }
 
-    /// One line for people.
+    /// Returns one line of the table.
     pub(crate) fn row(&self) -> String {
         let shown = |number: f64| if number < 100.0 { format!("{number:.2}") } else { format!("{number:.0}") };
         let numbers = [self.quantile(0.5), self.quantile(0.99), self.quantile(1.0)].map(shown);

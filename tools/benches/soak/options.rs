@@ -1,6 +1,6 @@
 //! Parses which measures to run, and how often.
 
-/// As typed, or for one short look when it runs as a test.
+/// Options from the command line, or of one short trial when run as a test.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Options {
     /// Trials of each distribution. Default 100.
@@ -11,23 +11,23 @@ pub(crate) struct Options {
     pub(crate) tasks: usize,
     /// Simulated runners that take them. Default 200.
     pub(crate) runners: usize,
-    /// Whether bounds count.
+    /// Whether missed bounds are failures.
     pub(crate) is_soak: bool,
     names: Vec<String>,
 }
 
 impl Options {
-    /// From the words after the program's name. `None`: there is nothing to do here.
+    /// Parses the arguments. `None`: there is nothing to do.
     ///
     /// # Errors
-    /// A sentence about what was typed.
+    /// A message about the invalid argument.
     pub(crate) fn parse(args: impl Iterator<Item = String>, known: &[&str]) -> Result<Option<Self>, String> {
         let args: Vec<String> = args.collect();
-        // What cargo adds when it is asked for a benchmark; tests are run without.
+        // Cargo adds this flag for benchmarks, not for tests.
         let is_soak = args.iter().any(|word| word == "--bench");
         let mut args = args.into_iter().filter(|word| word != "--bench");
         if !is_soak {
-            // A test's filter names tests, of which there are none here.
+            // A filter of tests matches nothing here.
             let shortest =
                 Self { trials: 1, cells: 1, tasks: 50, runners: 2, is_soak, names: vec![known[0].to_owned()] };
             return Ok(args.next().is_none().then_some(shortest));
@@ -51,12 +51,12 @@ impl Options {
         Ok(Some(options))
     }
 
-    /// Whether this is to be measured.
+    /// Tells whether a measurement was requested.
     pub(crate) fn wants(&self, name: &str) -> bool {
         self.names.is_empty() || self.names.iter().any(|wanted| wanted == name)
     }
 
-    /// The trials of each cell, as even as can be.
+    /// Returns the range of trials of each cell, distributed evenly.
     pub(crate) fn shares(&self) -> Vec<std::ops::Range<usize>> {
         let cells = self.cells.min(self.trials);
         (0..cells).map(|cell| cell * self.trials / cells..(cell + 1) * self.trials / cells).collect()

@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 
 /// Submissions under way at once.
 const CLIENTS: usize = 32;
-/// Between two looks at the center.
+/// Time between two checks of the center.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 pub(crate) fn measure(options: &Options) -> Vec<Measure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads can be made");
     let mut cell = Cell::new(1, 3);
-    // What is measured is the dispatcher: its own node takes no part.
+    // Only the dispatcher is measured: its own node runs no tasks.
     cell.ask(&["drain", "n0"]);
     let address = cell.nodes[0].address();
     runtime.block_on(submit(options.tasks, &address));
@@ -31,7 +31,7 @@ pub(crate) fn measure(options: &Options) -> Vec<Measure> {
     std::fs::create_dir(&folder).expect("the directory is new");
     let zookeeper = format!("{}/cell", cell.ensemble.addresses());
     runtime.block_on(fleet::launch(options.runners, &zookeeper, &folder));
-    // Half of the queue at full speed: neither its beginning, while runners come, nor its end.
+    // The middle half of the queue: neither its start, while runners register, nor its end.
     let quarter = options.tasks / 4;
     runtime.block_on(until(&address, |pending, _| pending <= 3 * quarter));
     let first = Instant::now();
@@ -69,7 +69,7 @@ async fn submit(count: usize, address: &str) {
     }
 }
 
-/// Looks at the center until what is pending and what has succeeded is as it should be.
+/// Waits until the numbers of pending and succeeded tasks satisfy `holds`.
 async fn until(address: &str, holds: impl Fn(usize, usize) -> bool) {
     let mut client = client(address);
     let (deadline, mut last) = (Instant::now() + Duration::from_secs(900), None);

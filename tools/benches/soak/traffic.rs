@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Between two looks at the log: how exact times are.
+/// Time between two reads of the log: the resolution of the times.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
-/// Nothing that is waited for takes half of this.
+/// Longest wait; more than twice of what any wait takes.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
-/// Connections that wrote something, and when that was seen, oldest first.
+/// Writes by their connections with the times at which they were seen, oldest first.
 type Seen = Arc<Mutex<Vec<(Instant, u64)>>>;
 
 /// Follows a destination's log until it is dropped.
@@ -26,7 +26,7 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
-    /// Of this pair, whatever its log holds already included.
+    /// Follows the log of a pair from its start.
     pub(crate) fn of(pair: &Pair) -> Self {
         let (seen, over) = (Seen::default(), Arc::new(AtomicBool::new(false)));
         let (log, into, until) = (pair.log.clone(), Arc::clone(&seen), Arc::clone(&over));
@@ -55,12 +55,12 @@ impl Traffic {
         read(&self.seen.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Connections that have written so far.
+    /// Returns the connections that have written so far.
     pub(crate) fn writers(&self) -> BTreeSet<u64> {
         self.with_seen(|seen| seen.iter().map(|(_, connection)| *connection).collect())
     }
 
-    /// When somebody wrote first that is not one of `known`.
+    /// Waits for the first write of a connection other than `known`; returns its time.
     pub(crate) fn first_write_of_others(&self, known: &BTreeSet<u64>) -> Instant {
         let until = Instant::now() + WAIT_MAX;
         loop {
@@ -68,12 +68,12 @@ impl Traffic {
             if let Some((at, _)) = first {
                 return at;
             }
-            assert!(Instant::now() < until, "nobody else has written in {} s", WAIT_MAX.as_secs());
+            assert!(Instant::now() < until, "no other connection has written in {} s", WAIT_MAX.as_secs());
             std::thread::sleep(POLL_INTERVAL);
         }
     }
 
-    /// The longest time without a write from `since` to `until`.
+    /// Returns the longest time without a write between `since` and `until`.
     pub(crate) fn longest_pause(&self, since: Instant, until: Instant) -> Duration {
         self.with_seen(|seen| {
             let within = seen.iter().map(|(at, _)| *at).filter(|at| (since..until).contains(at));
@@ -92,8 +92,8 @@ impl Drop for Traffic {
     }
 }
 
-/// The connection that changes something, by a line of the log such as `DATE TIME connection=1 Write id=7 offset=0x0
-/// ...`; the line of the answer has no offset.
+/// Returns the connection of a request that changes the volume, from a line of the log such as `DATE TIME connection=1
+/// Write id=7 offset=0x0 ...`; the line of the reply has no offset.
 fn writer_of(line: &str) -> Option<u64> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let is_change = words.iter().any(|word| matches!(*word, "Write" | "Zero" | "Trim"));

@@ -11,7 +11,7 @@ use std::process::Stdio;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-/// Every command, what it takes, and its flags.
+/// Every command with its arguments and flags.
 const COMMANDS: [(&[&str], &[&str]); 15] = [
     (
         &["submit", "copy"],
@@ -50,7 +50,7 @@ const COMMANDS: [(&[&str], &[&str]); 15] = [
     (&["submit"], &["copy", "noop"]),
 ];
 
-/// Of all of them that make a call.
+/// Flags of all commands that make a call.
 const COMMON: [&str; 6] = ["--center", "--json", "--log", "--tls-cert", "--tls-key", "--tls-ca"];
 
 #[test]
@@ -68,7 +68,7 @@ fn the_help_of_each_command_names_its_arguments() {
     }
 }
 
-/// Says `answer` to whoever calls, and closes.
+/// Starts a server that sends `answer` to every client and closes; returns its address.
 fn answering_server(answer: &'static [u8]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("there are ports");
     let address = listener.local_addr().expect("it is bound").to_string();
@@ -81,7 +81,7 @@ fn answering_server(answer: &'static [u8]) -> String {
     address
 }
 
-/// The first line of somebody who waits for a center there.
+/// Returns the first line on stderr of a command that waits for the center at `address`.
 fn first_line(address: &str) -> String {
     let scratch = Scratch::new();
     let mut command = scratch.process(&["get", "x", "--center", address]);
@@ -177,7 +177,7 @@ fn malformed_requests_exit_with_2_and_make_no_call() {
     }
 }
 
-/// A task center of one node, in this process.
+/// A task center of one node in this process.
 pub(crate) struct TestCenter {
     pub(crate) address: String,
     stopper: StopHandle,
@@ -256,7 +256,7 @@ fn a_refusal_of_the_center_is_one_line_and_the_exit_code_of_its_error() {
     for (args, exit, code) in refused {
         let output = scratch.blockhaul(&[args, &["--center", &center.address]].concat()).output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
-        // An election may not be over yet.
+        // The election may not be complete yet.
         let stderr = stderr.lines().filter(|line| !line.contains("no node leads at the moment"));
         let stderr = stderr.map(|line| format!("{line}\n")).collect::<String>();
         assert_eq!(output.status.code(), Some(exit), "{args:?}: {stderr}");
@@ -268,12 +268,12 @@ fn a_refusal_of_the_center_is_one_line_and_the_exit_code_of_its_error() {
         let output = scratch.blockhaul(&[args, &["--json", "--center", &center.address]].concat()).output().unwrap();
         (output.status.code(), String::from_utf8(output.stdout).unwrap())
     };
-    assert_eq!(ask(&["list"]), (Some(0), String::new()), "nothing of all that was stored");
+    assert_eq!(ask(&["list"]), (Some(0), String::new()), "no task was stored");
     assert_eq!(ask(&["submit", "noop", "--id", "x", "--wait"]).0, Some(0));
     for (args, exit) in [(&["pause", "x"][..], 1), (&["resume", "x"], 1), (&["set", "x", "--limit", "none"], 1)] {
-        assert_eq!(ask(args).0, Some(exit), "{args:?}: only copies can be changed so");
+        assert_eq!(ask(args).0, Some(exit), "{args:?}: a noop cannot be changed");
     }
-    assert_eq!(ask(&["cancel", "x"]).0, Some(0), "it has ended: its final state");
+    assert_eq!(ask(&["cancel", "x"]).0, Some(0), "cancelling an ended task shows its final state");
     assert_eq!(ask(&["fence", "unknown", "--confirm"]).0, Some(0), "no task depends on it");
     for args in [&["get", "x"][..], &["watch", "x"], &["list"], &["runners"], &["center"], &["drain", "n1"]] {
         let (code, stdout) = ask(args);
@@ -282,6 +282,9 @@ fn a_refusal_of_the_center_is_one_line_and_the_exit_code_of_its_error() {
         assert!(stdout.lines().count() > 0 && stdout.lines().all(is_json), "{args:?}: {stdout}");
     }
     let (code, stdout) = ask(&["remove", "unknown", "x"]);
-    assert!(code == Some(1) && stdout.contains("\"id\":\"x\""), "one that is not there keeps no other one: {stdout}");
-    assert_eq!(ask(&["get", "x"]).0, Some(1), "it is gone");
+    assert!(
+        code == Some(1) && stdout.contains("\"id\":\"x\""),
+        "a missing task does not prevent removing another one: {stdout}"
+    );
+    assert_eq!(ask(&["get", "x"]).0, Some(1), "the task is removed");
 }

@@ -3,7 +3,7 @@
 use crate::support::{MIB, Outcome, Scratch, noise};
 use serde_json::Value;
 
-/// Fields of the report with what they must be.
+/// Checks the fields of a report.
 fn assert_report_is_complete(report: &Value) {
     let strings = ["status", "path"];
     let numbers = [
@@ -30,11 +30,11 @@ fn assert_report_is_complete(report: &Value) {
     }
 }
 
-/// `issued >= written >= durable`, none of them ever falling.
+/// Checks `issued >= written >= durable`, and that none of them falls.
 fn assert_progress_never_falls(outcome: &Outcome) {
     let (report, progress) = outcome.lines.split_last().unwrap();
     assert_eq!(report["event"], "report");
-    assert!(!progress.is_empty(), "even a short copy says how far it got");
+    assert!(!progress.is_empty(), "even a short copy prints progress");
     let mut before = [0; 3];
     for line in progress {
         assert_eq!(line["event"], "progress", "{line}");
@@ -60,7 +60,7 @@ fn a_copy_is_equal_durable_and_reported() {
     let bytes = &outcome.report()["bytes"];
     assert_eq!((&bytes["planned"], &bytes["durable"]), (&data.len().into(), &data.len().into()));
     assert_eq!(outcome.report()["quiesced"], true);
-    assert_eq!(outcome.stderr, "", "a copy that went well says nothing on stderr");
+    assert_eq!(outcome.stderr, "", "a successful copy prints nothing on stderr");
     assert_eq!(std::fs::read_dir(scratch.path("state")).unwrap().count(), 0, "the checkpoint is gone");
 }
 
@@ -156,7 +156,7 @@ fn the_state_directory_follows_flag_and_environment() {
 
     scratch.json(&["copy", "a", "e", "--no-checkpoint"]).assert_done();
     scratch.json(&["copy", "a", "f", "--checkpoint", "mine"]).assert_done();
-    assert!(!scratch.path("state").exists(), "no state directory is made that nobody needs");
+    assert!(!scratch.path("state").exists(), "no state directory is created without need");
     assert!(!scratch.path("mine").exists(), "success removes the checkpoint");
 }
 

@@ -1,4 +1,4 @@
-//! Tests NBD exports on the command line before a byte moves: refusals, lists, dry runs.
+//! Tests NBD exports on the command line without copying: refusals, lists, dry runs.
 
 use crate::support::{MIB, Scratch, noise};
 use blockhaul_testkit::{Need, need};
@@ -7,14 +7,14 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// A server on a unix socket of the scratch directory, ended on drop.
+/// A server on a unix socket in the scratch directory, killed on drop.
 struct Server {
     process: Child,
     socket: PathBuf,
 }
 
 impl Server {
-    /// `nbdkit` with these words behind its own.
+    /// Starts `nbdkit` with these further arguments.
     fn start(scratch: &Scratch, name: &str, args: &[&str]) -> Self {
         let socket = scratch.path(name);
         let mut command = Command::new("nbdkit");
@@ -37,7 +37,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         if let Err(error) = self.process.kill().and_then(|()| self.process.wait()) {
-            eprintln!("left behind: {error}");
+            eprintln!("cannot end nbdkit: {error}");
         }
     }
 }
@@ -59,7 +59,7 @@ fn refusals_of_exports_are_named_and_touch_nothing() {
         let outcome = scratch.json(&[&["copy"], args].concat());
         outcome.assert_failed(exit, code);
         assert_eq!(outcome.report()["error"]["side"], side, "{outcome:?}");
-        assert!(!outcome.stderr.contains("incomplete"), "nothing was begun: {outcome:?}");
+        assert!(!outcome.stderr.contains("incomplete"), "no destination was begun: {outcome:?}");
         outcome
     };
     for destination in [absent.as_str(), "b"] {
@@ -106,7 +106,7 @@ fn a_map_shows_the_extents_of_an_export() {
     ];
     let outcome = scratch.json(&["map", &server.uri("")]);
     assert_eq!((outcome.code, &outcome.lines[..]), (Some(0), &expected[..]), "the only export is the default one");
-    // A server that does not tell has data throughout.
+    // A server without block status has data throughout.
     let args = [&["--filter=noextents"], &file[..]].concat();
     let silent = Server::start(&scratch, "silent", &args);
     let outcome = scratch.json(&["map", &silent.uri("")]);
@@ -169,5 +169,5 @@ fn a_plan_with_exports_connects_and_touches_nothing() {
     }
     assert_eq!(refusals(&["image", &full]).1, ["EExists"]);
     assert_eq!(refusals(&["image", &full, "--overwrite"]).1, Vec::<Value>::new());
-    assert_eq!(scratch.snapshot(), before, "not even the state directory");
+    assert_eq!(scratch.snapshot(), before, "a plan does not create the state directory");
 }

@@ -4,7 +4,7 @@ use crate::support::{MIB, Outcome, Scratch, noise, outcome};
 use blockhaul_testkit::{Need, need};
 use std::os::unix::fs::PermissionsExt;
 
-/// Runs the program below a limit that `ulimit` sets.
+/// Runs the program under a limit set by `ulimit`.
 fn limited(scratch: &Scratch, ulimit: &str, args: &str) -> Outcome {
     let program = assert_cmd::cargo::cargo_bin!("blockhaul").display().to_string();
     let script = format!("ulimit {ulimit} && exec '{program}' {args} --json");
@@ -16,11 +16,11 @@ fn a_write_past_the_file_size_limit_fails_and_names_it() {
     let scratch = Scratch::new();
     scratch.file("a", &noise(4 * MIB, 5));
     for path in ["auto", "ring", "inline", "threads"] {
-        // A destination that is long enough is not resized: its writes meet the limit.
+        // A long destination is not resized, so its writes exceed the limit.
         for (name, before) in [("short", 0), ("long", 4 * MIB)] {
             scratch.file(name, &vec![1; before]);
             let args = format!("copy a {name} --overwrite --no-checkpoint --reflink never --cores 1 --path {path}");
-            // In units of 512 bytes.
+            // The unit of the limit is 512 bytes.
             let failed = limited(&scratch, "-f 2048", &args);
             failed.assert_failed(1, "EOverloaded");
             assert!(failed.stderr.contains("(ulimit -f) is 1048576 bytes"), "{failed:?}");
@@ -55,7 +55,7 @@ fn with_few_threads_a_copy_succeeds_or_names_the_limit() {
     scratch.file("a", &data);
     std::fs::copy(assert_cmd::cargo::cargo_bin!("blockhaul"), scratch.path("blockhaul")).expect("there is room for it");
     std::fs::set_permissions(scratch.path(""), std::fs::Permissions::from_mode(0o777)).expect("it is ours");
-    // Nobody else is that user.
+    // No other process runs as that user.
     let become_another = "exec setpriv --reuid 61234 --regid 61234 --clear-groups";
     for (refused, threads) in (1..64).enumerate() {
         let script = format!(

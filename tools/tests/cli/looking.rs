@@ -78,7 +78,7 @@ fn the_doctor_names_facts_and_remedies() {
     assert_eq!((outcome.code, outcome.lines.len()), (Some(0), 1), "{outcome:?}");
     assert!(outcome.lines[0]["remedies"].is_array(), "{outcome:?}");
     let human = scratch.blockhaul(&["doctor", "a", "missing"]).output().unwrap();
-    assert_eq!(human.status.code(), Some(0), "lacks are findings, not failures");
+    assert_eq!(human.status.code(), Some(0), "missing features are no failures");
     let text = String::from_utf8(human.stdout).unwrap().to_lowercase();
     for fact in ["kernel", "uring", "memlock"] {
         assert!(text.contains(fact), "{fact}:\n{text}");

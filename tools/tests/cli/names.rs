@@ -1,7 +1,7 @@
 //! Tests names that are not UTF-8.
 //!
 //! Goal: volumes and journals are found by their bytes, and printed names cannot control a terminal. Method: such
-//! names, beside files with the name that results if they are taken for text.
+//! names, next to files with the names that a lossy conversion to text gives.
 
 use crate::asking::TestCenter;
 use crate::stopping::{SLOWLY, has_recorded, printed_command, stop_by};
@@ -23,7 +23,7 @@ fn args<'a>(args: &[&'a str], names: &[&'a [u8]]) -> Vec<&'a OsStr> {
     args.iter().map(|&word| OsStr::new(word)).chain(names.iter().map(|name| os(name))).collect()
 }
 
-/// What was printed, which is lines of printable text.
+/// Checks that output is lines of printable text, and returns it.
 #[track_caller]
 fn plain(bytes: &[u8]) -> String {
     let text = String::from_utf8(bytes.to_vec()).expect("what is printed is text");
@@ -31,7 +31,7 @@ fn plain(bytes: &[u8]) -> String {
     text
 }
 
-/// Both streams.
+/// Returns stdout and stderr, checked by [`plain`].
 #[track_caller]
 fn printed(output: &Output) -> String {
     plain(&output.stdout) + &plain(&output.stderr)
@@ -42,7 +42,7 @@ fn a_name_that_is_not_utf8_is_copied_resumed_and_shown_escaped() {
     let scratch = Scratch::new();
     let data = noise(8 * MIB, 5);
     scratch.file("a", &data);
-    // Whoever takes the name for text meets this one.
+    // The file that a lossy conversion of the name would find.
     let sibling = os(BAD).to_string_lossy().into_owned();
     scratch.file(&sibling, b"precious");
 
@@ -61,7 +61,7 @@ fn a_name_that_is_not_utf8_is_copied_resumed_and_shown_escaped() {
     let human = printed(&scratch.blockhaul(&[OsStr::new("inspect"), journal.as_os_str()]).output().unwrap());
     assert!(human.contains(&format!("/{SHOWN} (file,")), "{human}");
 
-    // Another name that becomes the same text has no unfinished copy.
+    // Another name with the same lossy text has no unfinished copy.
     scratch.json(&args(&["copy", "a"], &[b"bad\xfe\n\x1b[2J\\"])).assert_done();
     let again = scratch.json(&args(&["copy", "a"], &[BAD]));
     again.assert_failed(1, "EExists");
@@ -89,7 +89,7 @@ fn a_name_that_is_not_utf8_is_copied_resumed_and_shown_escaped() {
     }
 }
 
-/// The one checkpoint in the state directory.
+/// Returns the path of the only checkpoint in the state directory.
 fn only_journal(scratch: &Scratch) -> PathBuf {
     let found: Vec<_> = std::fs::read_dir(scratch.path("state")).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert!(matches!(&found[..], [_]), "{found:?}");
@@ -101,7 +101,7 @@ fn the_command_that_resumes_is_quoted_for_a_shell() {
     let scratch = Scratch::new();
     let data = noise(8 * MIB, 6);
     scratch.file("a", &data);
-    // Printable to nobody but a terminal that turns its line around.
+    // A character that reverses the direction of text.
     for name in [BAD, "turned\u{202e}'".as_bytes()] {
         let copy = args(&[&["copy", "a", "--json"][..], &SLOWLY].concat(), &[name]);
         let mut command = scratch.process(&copy);

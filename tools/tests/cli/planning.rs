@@ -1,4 +1,4 @@
-//! Tests `copy --dry-run`: it prints the plan, refuses what the copy would refuse, with the same words, and changes
+//! Tests `copy --dry-run`: it prints the plan, refuses what the copy would refuse, with the same message, and changes
 //! nothing.
 
 use crate::support::{MIB, Scratch, noise, until};
@@ -16,7 +16,7 @@ fn a_plan_counts_the_source_and_touches_nothing() {
     let before = scratch.snapshot();
     let outcome = scratch.json(&["copy", "a", "b", "--dry-run"]);
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
-    assert_eq!(scratch.snapshot(), before, "not even the state directory");
+    assert_eq!(scratch.snapshot(), before, "a plan does not create the state directory");
     let plan = &outcome.lines[0];
     assert_eq!((outcome.lines.len(), &plan["event"]), (1, &"plan".into()));
     assert_eq!(plan["source_bytes"], 4 * MIB);
@@ -95,7 +95,7 @@ fn a_dry_run_refuses_too_little_space() {
     let planned = scratch.json(&[&["copy"], &args[..]].concat());
     let copied = scratch.json(&[&["copy"], &args[1..]].concat());
     assert_eq!((planned.code, &planned.lines[0]["refusals"][0]["code"]), (Some(1), &"ENoSpace".into()), "{planned:?}");
-    // The number of free bytes changes all the time.
+    // The number of free bytes may change in between.
     let words = |text: &str| text.split(' ').filter(|word| !word.contains(|c: char| c.is_ascii_digit())).count();
     assert_eq!((copied.error_code(), words(&planned.stderr)), (&"ENoSpace".into(), words(&copied.stderr)));
     assert!(!scratch.path("b").exists());
@@ -111,7 +111,7 @@ fn a_dry_run_refuses_a_busy_destination_and_leaves_no_lock() {
     refused(&scratch, &["a", "b", "--lock-wait", "0s"], "EBusy");
     drop(held);
     assert_eq!(scratch.json(&["copy", "a", "b", "--dry-run"]).code, Some(0));
-    lock(&scratch).expect("a dry run gives the lock back");
+    lock(&scratch).expect("a dry run releases the lock");
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn a_dry_run_refuses_the_source_through_a_loop_device() {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
     let device = losetup(&["--find", "--show", image.to_str().unwrap()]);
-    // It is detached at the last close, also if this test fails.
+    // The device is detached at its last close, also if this test fails.
     let held = File::open(&device).unwrap();
     losetup(&["--detach", &device]);
     for args in [["image", &device, "--overwrite"], [&device, "image", "--overwrite"]] {

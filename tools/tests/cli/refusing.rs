@@ -13,7 +13,7 @@ fn a_missing_source_is_named_before_the_state_directory_and_creates_nothing() {
         outcome.assert_failed(1, "ENotFound");
         assert!(outcome.stderr.contains("missing"), "{outcome:?}");
         assert_eq!(outcome.report()["error"]["side"], "source");
-        assert!(!outcome.stderr.contains("incomplete"), "nothing was begun: {outcome:?}");
+        assert!(!outcome.stderr.contains("incomplete"), "no destination was begun: {outcome:?}");
     }
     assert_eq!(scratch.snapshot(), before);
 }
@@ -63,7 +63,7 @@ fn a_destination_with_data_is_kept_without_overwrite() {
     let outcome = scratch.json(&["copy", "a", "b"]);
     outcome.assert_failed(1, "EExists");
     assert!(outcome.stderr.contains("--overwrite"), "{outcome:?}");
-    assert!(!outcome.stderr.contains("incomplete"), "nothing was begun: {outcome:?}");
+    assert!(!outcome.stderr.contains("incomplete"), "no destination was begun: {outcome:?}");
     assert_eq!(scratch.read("b"), b"precious");
     scratch.json(&["copy", "a", "b", "--overwrite"]).assert_done();
     assert_eq!(scratch.read("b"), noise(MIB, 1));
@@ -86,7 +86,7 @@ fn a_human_refusal_is_one_line() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr.starts_with("blockhaul: ENotFound: "), "{stderr}");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
-    assert!(output.stdout.is_empty(), "there is nothing to sum up");
+    assert!(output.stdout.is_empty(), "no summary is printed");
 }
 
 #[test]

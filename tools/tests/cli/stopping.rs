@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
 
-/// Slow enough to be met in the middle, and through blocks that are really moved.
+/// Flags of a copy that is slow enough to be stopped in the middle, and that moves its data.
 pub(crate) const SLOWLY: [&str; 8] =
     ["--limit", "8MiB/s", "--reflink", "never", "--block-size", "64KiB", "--checkpoint-every", "256KiB"];
 
@@ -23,7 +23,7 @@ fn stop(scratch: &Scratch, flags: &[&str], signal: Signal, when: fn(&Value) -> b
     stop_by(command, signal, when)
 }
 
-/// The same for any command that writes JSON.
+/// As [`stop`], for any command that writes JSON.
 pub(crate) fn stop_by(mut command: Command, signal: Signal, when: fn(&Value) -> bool) -> Outcome {
     let mut child = command.stdout(Stdio::piped()).spawn().expect("the program was built");
     let id = Pid::from_raw(i32::try_from(child.id()).expect("ids are small"));
@@ -58,7 +58,7 @@ pub(crate) fn has_recorded(progress: &Value) -> bool {
     progress["event"] == "progress" && progress["durable"].as_u64() > Some(0)
 }
 
-/// The command that was printed: the one line that asks to resume.
+/// Returns the printed command to resume, which is one line.
 pub(crate) fn printed_command(stderr: &str) -> String {
     let mut commands = stderr.lines().filter(|line| line.contains(" copy --resume "));
     let command = commands.next().unwrap_or_else(|| panic!("no command to resume with: {stderr}"));
@@ -86,7 +86,7 @@ fn a_signal_drains_records_and_prints_the_command_to_resume() {
         let script = printed_command(&stopped.stderr);
         let resumed = outcome(&scratch.shell(&script.replace("8MiB/s", "1GiB/s")).output().unwrap());
         resumed.assert_done();
-        assert!(resumed.report()["bytes"]["resumed"].as_u64() > Some(0), "it went on: {resumed:?}");
+        assert!(resumed.report()["bytes"]["resumed"].as_u64() > Some(0), "the copy was resumed: {resumed:?}");
         assert!(scratch.read("b") == data);
     }
 }

@@ -7,7 +7,8 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Output, Stdio};
 
-/// Runs the program with one of its streams at the start of `file`, whose bytes stay, or open for reading only.
+/// Runs the program with one of its streams at the start of `file`, which is not truncated and may be open for reading
+/// only.
 fn printing_to(scratch: &Scratch, args: &[&str], descriptor: u8, file: &Path, writable: bool) -> Output {
     let held = File::options().read(true).write(writable).open(file).expect("it is there");
     let mut command = scratch.process(args);

@@ -1,4 +1,4 @@
-//! Runs the program in a scratch directory with volumes, without the environment of the caller.
+//! Runs the program in a scratch directory, without the environment of the caller.
 
 use assert_cmd::Command;
 use serde_json::Value;
@@ -11,13 +11,13 @@ use tempfile::TempDir;
 
 pub(crate) const MIB: usize = 1 << 20;
 
-/// No command here needs a tenth of this: one that does hangs, and is killed so that the test can say so.
+/// Time after which a command counts as hung and is killed; ten times as long as any command takes.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// One test's world. Everything in it goes away with it.
+/// The scratch directory of one test, removed on drop.
 pub(crate) struct Scratch(TempDir);
 
-/// What a run with `--json` left behind.
+/// Result of a run with `--json`.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) code: Option<i32>,
@@ -26,14 +26,14 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// The last line, which is the report.
+    /// Returns the last line, which is the report.
     pub(crate) fn report(&self) -> &Value {
         let report = self.lines.last().unwrap_or_else(|| panic!("nothing on stdout: {}", self.stderr));
         assert_eq!(report["event"], "report", "the last line is the report: {report}");
         report
     }
 
-    /// The error's code; `null` without an error.
+    /// Returns the error's code; `null` without an error.
     pub(crate) fn error_code(&self) -> &Value {
         &self.report()["error"]["code"]
     }
@@ -43,7 +43,7 @@ impl Outcome {
         assert_eq!(self.report()["status"], "succeeded", "{self:#?}");
     }
 
-    /// Refused or failed with `code`, said on both channels.
+    /// Checks that the command failed with `code`, on stdout and stderr.
     pub(crate) fn assert_failed(&self, exit: i32, code: &str) {
         assert_eq!(self.code, Some(exit), "{self:#?}");
         assert_eq!(self.error_code(), code, "{self:#?}");
@@ -53,11 +53,11 @@ impl Outcome {
 
 impl Scratch {
     pub(crate) fn new() -> Self {
-        // Next to the build, as the usual temporary directory is often memory: no direct I/O, little room.
+        // In the build directory: the system's temporary directory is often in memory, without direct I/O and small.
         Self(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the build directory can be written"))
     }
 
-    /// Where every user gets to.
+    /// Creates a directory that every user can reach.
     pub(crate) fn public() -> Self {
         Self(tempfile::tempdir_in("/var/tmp").expect("it can be written"))
     }
@@ -66,7 +66,7 @@ impl Scratch {
         self.0.path().join(name)
     }
 
-    /// A file with these bytes.
+    /// Writes a file; returns its path.
     pub(crate) fn file(&self, name: impl AsRef<Path>, bytes: &[u8]) -> PathBuf {
         let path = self.path(name);
         fs::write(&path, bytes).expect("the scratch directory can be written");
@@ -78,19 +78,19 @@ impl Scratch {
         fs::read(&path).unwrap_or_else(|error| panic!("read {path:?}: {error}"))
     }
 
-    /// The program, run in the scratch directory with its state in `state`.
+    /// Returns a command in the scratch directory, with its state in `state`.
     pub(crate) fn blockhaul<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
         let mut command = Command::from_std(self.process(args));
         command.timeout(COMMAND_TIMEOUT);
         command
     }
 
-    /// As [`Scratch::blockhaul`], for tests that talk to it while it runs.
+    /// As [`Scratch::blockhaul`], for tests that interact with the running process.
     pub(crate) fn process<S: AsRef<OsStr>>(&self, args: &[S]) -> std::process::Command {
         self.program(assert_cmd::cargo::cargo_bin!("blockhaul"), args)
     }
 
-    /// A script, in the same surroundings.
+    /// Returns a shell script in the same environment.
     pub(crate) fn shell(&self, script: &str) -> std::process::Command {
         self.program(Path::new("sh"), &["-c", script])
     }
@@ -111,7 +111,7 @@ impl Scratch {
         outcome(&self.blockhaul(args).arg("--json").output().expect("the program was built"))
     }
 
-    /// Every file with its content: what "touches nothing" is judged by.
+    /// Returns every file with its content, to check that a command changes nothing.
     pub(crate) fn snapshot(&self) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
         let mut seen = BTreeMap::new();
         walk(self.0.path(), &mut seen);
@@ -121,7 +121,7 @@ impl Scratch {
 
 fn walk(directory: &Path, seen: &mut BTreeMap<PathBuf, Option<Vec<u8>>>) {
     for entry in fs::read_dir(directory).expect("it was just listed") {
-        let path = entry.expect("nobody else changes it").path();
+        let path = entry.expect("no other process changes the directory").path();
         seen.insert(path.clone(), fs::read(&path).ok());
         if path.is_dir() {
             walk(&path, seen);
@@ -142,16 +142,16 @@ pub(crate) fn outcome(output: &std::process::Output) -> Outcome {
     }
 }
 
-/// Waits for something that is bound to come.
+/// Waits until `holds` returns true.
 pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
-        assert!(begun.elapsed() < COMMAND_TIMEOUT, "in vain: {what}");
+        assert!(begun.elapsed() < COMMAND_TIMEOUT, "timed out waiting for: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// Bytes without runs of zeros, the same for the same seed.
+/// Returns bytes without runs of zeros, the same for the same seed.
 pub(crate) fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(2).wrapping_add(1);
     let mut word = || {

@@ -1,4 +1,4 @@
-//! Tests readers of the output that do not read, are slow, or are gone, and a stdout that cannot be written.
+//! Tests output whose reader does not read, is slow, or has closed the pipe, and a stdout that cannot be written.
 
 use crate::stopping::{SLOWLY, has_written, stop_by};
 use crate::support::{MIB, Scratch, noise, outcome, until};

@@ -1,8 +1,8 @@
-//! Tests flags: malformed ones exit with 2 before anything is touched, and `--help` lists every flag.
+//! Tests flags: malformed ones exit with 2 before anything is changed, and `--help` lists every flag.
 
 use crate::support::{MIB, Scratch, noise};
 
-/// Every flag of the design, by command.
+/// All flags, by command.
 const FLAGS: [(&str, &[&str]); 5] = [
     (
         "copy",
@@ -139,7 +139,7 @@ fn an_unsupported_scheme_is_named() {
     assert!(outcome.stderr.contains("ssh://"), "{outcome:?}");
 }
 
-/// The largest numbers that there are, and the longest duration that is taken.
+/// Uses the largest integers, and the longest duration that is accepted.
 #[test]
 fn the_largest_numbers_are_accepted_or_refused() {
     let (bare, seconds, days) = ("18446744073709551615", "18446744073709551615s", "36500d");

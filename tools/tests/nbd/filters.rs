@@ -1,4 +1,4 @@
-//! Tests servers that lack a feature, fail, or are slow: nbdkit with filters between the program and the bytes.
+//! Tests servers that lack a feature, fail, or are slow: nbdkit with filters.
 
 use crate::support::{
     Address, Export, Kind, MIB, Need, Outcome, Server, TestDirs, assert_same, assert_whole, content, mixed, need,
@@ -9,7 +9,7 @@ use std::path::PathBuf;
 const NEEDS: [Need; 3] = [Need::Program("nbdkit"), Need::Program("nbdcopy"), Need::Program("setpriv")];
 const SIZE: usize = 6 * MIB;
 
-/// A file server behind filters, over bytes that are there already.
+/// An nbdkit server with filters over a file that holds `bytes`.
 struct Filtered {
     server: Server,
     image: PathBuf,
@@ -38,7 +38,7 @@ fn copy(dirs: &TestDirs, source: &str, destination: &str, flags: &[&str]) -> Out
     dirs.blockhaul(&[&["copy", source, destination, "--overwrite"], flags].concat())
 }
 
-/// Fails with this code and errno, on this side, at a place within the volume.
+/// Checks that the copy failed with this code and errno, on this side, at an offset within the volume.
 fn assert_error(failed: &Outcome, code: &str, errno: i32, side: &str, operations: &[&str]) {
     failed.assert_failed(1, code);
     let error = &failed.report()["error"];
@@ -130,7 +130,7 @@ fn errors_of_a_destination_are_reported() {
     for (name, errno, code) in [("EIO", 5, "EIo"), ("ENOSPC", 28, "ENoSpace")] {
         for call in ["pwrite", "zero"] {
             let dirs = TestDirs::new();
-            // All zeros but the beginning: zeros are asked for as such.
+            // Mostly zeros, so that the copy sends requests to zero.
             let mut bytes = vec![0; SIZE];
             bytes[..MIB].copy_from_slice(&noise(MIB, 6));
             let source = Export::with(&dirs, "source", Kind::NbdkitFile, &bytes);
@@ -155,7 +155,7 @@ fn some_failed_writes_are_never_called_durable() {
     assert_error(&failed, "EIo", 5, "destination", &["write"]);
     assert!(failed.bytes("durable") < SIZE as u64, "{failed:#?}");
 
-    // What the checkpoint calls durable is not copied again, and so has to be there.
+    // Ranges that the checkpoint has as durable are not copied again, so their data must be there.
     drop(destination);
     let image = dirs.path("destination.img");
     let file = format!("file={}", text(&image));
@@ -174,7 +174,7 @@ fn block_status_that_fails_is_an_error_or_data() {
     let source = Filtered::new(&dirs, "source", &bytes, &["error"], &["error-extents=EIO", "error-extents-rate=100%"]);
     let copied = copy(&dirs, &source.uri(), "b", &[]);
     if copied.code == Some(0) {
-        assert_same(&dirs.read("b"), &bytes, "everything was taken for data");
+        assert_same(&dirs.read("b"), &bytes, "the whole source is read as data");
     } else {
         copied.assert_failed(1, "EIo");
         assert_eq!(copied.report()["error"]["side"], "source", "{copied:#?}");
@@ -233,7 +233,7 @@ fn a_read_only_export_is_refused_and_untouched() {
         assert_eq!(refused.report()["error"]["side"], "destination", "{refused:#?}");
     }
     assert_same(&dirs.read("destination.img"), &old, "the export that is read-only");
-    // As a source it is as good as any.
+    // A read-only export can be a source.
     assert_whole(&copy(&dirs, &destination.uri(), "b", &[]), SIZE, "from a read-only export");
     assert_same(&dirs.read("b"), &old, "from a read-only export");
 }
@@ -245,11 +245,11 @@ fn a_copy_works_with_simple_replies_only() {
     let bytes = mixed(SIZE + 513, 13);
     let image = dirs.file("source.img", &bytes);
     let file = format!("file={}", text(&image));
-    // Masks structured replies, and with them block status.
+    // The option disables structured replies, and with them block status.
     let source = Server::nbdkit(&dirs, "source", &["--no-sr", "file", &file]);
     assert_whole(&copy(&dirs, &source.uri(), "b", &["--verify"]), bytes.len(), "simple replies");
     assert_same(&dirs.read("b"), &bytes, "simple replies");
-    // Masks the fixed newstyle: the old-fashioned way to choose an export, or a refusal that says so.
+    // Without fixed newstyle the export is chosen by EXPORT_NAME, or the copy is refused with a message.
     let size = format!("size={}", bytes.len());
     let old = Server::nbdkit(&dirs, "old", &["--mask-handshake=0", "memory", &size]);
     let refused = copy(&dirs, &source.uri(), &old.uri(), &[]);

@@ -1,5 +1,5 @@
 //! Tests the test harness itself with other clients: servers start, end and restart, the proxy forwards and stalls, and
-//! the scripted peer is understood.
+//! the scripted peer works.
 
 use crate::support::{
     Address, Export, Kind, MIB, Need, Offer, Peer, PeerScript, Proxy, Seen, TestDirs, assert_same, content, fill,
@@ -29,19 +29,24 @@ fn every_server_keeps_its_content_over_a_restart() {
         assert_same(&export.content(), &bytes, &format!("{kind:?}"));
         let changed = mixed(bytes.len(), 2);
         fill(text(&dirs.file("changed", &changed)), &export.uri());
-        assert_same(&export.content(), &changed, &format!("{kind:?} once it was written"));
+        assert_same(&export.content(), &changed, &format!("{kind:?} after a write"));
         match kind {
-            // It goes into the background, and takes no signals there from us.
+            // It runs in the background, out of reach of our signals.
             Kind::NbdServer => export.server.kill(),
             _ => export.server.end(),
         }
         export.server.restart();
         if kind != Kind::NbdkitMemory {
-            assert_same(&export.content(), &changed, &format!("{kind:?} once it is back"));
+            assert_same(&export.content(), &changed, &format!("{kind:?} after a restart"));
         }
-        let Address::Unix(socket) = export.server.address().clone() else { unreachable!("all of them are") };
+        let Address::Unix(socket) = export.server.address().clone() else {
+            unreachable!("all of them listen on unix sockets")
+        };
         drop(export);
-        assert!(std::os::unix::net::UnixStream::connect(socket).is_err(), "{kind:?}: nobody listens any more");
+        assert!(
+            std::os::unix::net::UnixStream::connect(socket).is_err(),
+            "{kind:?}: the socket still accepts connections"
+        );
     }
 }
 
@@ -54,15 +59,19 @@ fn other_clients_can_use_the_scripted_peer() {
             let bytes = mixed(3 * MIB, 3);
             let offer = Offer { structured, multi_conn, blocks: Some((512, 4096, 1 << 20)), ..Offer::default() };
             let peer = Peer::start(&dirs, "peer", bytes.clone(), offer, PeerScript::default());
-            assert_same(&content(&peer.uri()), &bytes, "what others read");
+            assert_same(&content(&peer.uri()), &bytes, "the content that another client reads");
             let changed = dirs.file("changed", &mixed(3 * MIB, 4));
             run("nbdcopy", &["--flush", text(&changed), &peer.uri()]);
-            assert_same(peer.store().durable(), &dirs.read("changed"), "what others wrote and flushed");
+            assert_same(
+                peer.store().durable(),
+                &dirs.read("changed"),
+                "the content that another client wrote and flushed",
+            );
             run("qemu-img", &["compare", "-f", "raw", "-F", "raw", text(&changed), &peer.uri()]);
             peer.assert_no_violations();
             assert!(
                 peer.disconnects().values().all(|&disconnected| disconnected),
-                "others say goodbye: {:?}",
+                "other clients send a disconnect request: {:?}",
                 peer.disconnects()
             );
         }
@@ -79,8 +88,8 @@ fn a_killed_peer_loses_unflushed_writes() {
     peer.kill();
     peer.restart();
     assert!(peer.store().lost() > 0);
-    assert!(content(&peer.uri()) != dirs.read("changed"), "something is missing");
-    assert_same(&content(&peer.uri()), peer.store().durable(), "what is left");
+    assert!(content(&peer.uri()) != dirs.read("changed"), "the crash has lost nothing");
+    assert_same(&content(&peer.uri()), peer.store().durable(), "the content after the crash");
 }
 
 #[test]
@@ -96,13 +105,13 @@ fn the_proxy_forwards_stalls_resumes_and_cuts() {
     let Address::Tcp(port) = proxy.address() else { unreachable!("it listens on a port") };
     let mut stalled = TcpStream::connect(("127.0.0.1", port)).expect("it accepts");
     stalled.set_read_timeout(Some(Duration::from_millis(100))).expect("it is a socket");
-    assert!(stalled.read(&mut [0; 8]).is_err(), "no greeting comes through");
+    assert!(stalled.read(&mut [0; 8]).is_err(), "the greeting passes a stalled proxy");
     proxy.resume();
     stalled.set_read_timeout(Some(Duration::from_secs(30))).expect("it is a socket");
-    stalled.read_exact(&mut [0; 18]).expect("the greeting comes late");
+    stalled.read_exact(&mut [0; 18]).expect("the greeting arrives once the proxy resumes");
     proxy.cut();
-    assert!(matches!(stalled.read(&mut [0; 1]), Ok(0) | Err(_)), "it is closed");
+    assert!(matches!(stalled.read(&mut [0; 1]), Ok(0) | Err(_)), "the connection is closed");
     let closed = |seen: &[Seen]| seen.iter().filter(|seen| matches!(seen, Seen::Closed(_))).count();
     let opened = |seen: &[Seen]| seen.iter().filter(|seen| matches!(seen, Seen::Connected(_))).count();
-    peer.wait_until("that all are closed", |seen| closed(seen) == opened(seen));
+    peer.wait_until("all connections to be closed", |seen| closed(seen) == opened(seen));
 }

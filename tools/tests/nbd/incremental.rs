@@ -1,4 +1,4 @@
-//! Tests copies of what changed since a bitmap was started: real disk images with persistent bitmaps, served by QEMU.
+//! Tests incremental copies since a dirty bitmap: real disk images with persistent bitmaps, served by QEMU.
 
 use crate::support::{
     Export, Kind, MIB, Need, Outcome, Server, TestDirs, assert_same, assert_whole, content, mixed, need, noise, run,
@@ -15,7 +15,7 @@ const NEEDS: [Need; 5] = [
 const SIZE: usize = 24 * MIB;
 const GRANULARITY: usize = 64 << 10;
 
-/// A disk image with a history.
+/// A qcow2 image with dirty bitmaps.
 struct Disk {
     dirs: TestDirs,
     image: String,
@@ -30,20 +30,20 @@ impl Disk {
         Self { dirs, image }
     }
 
-    /// From now on what is written is remembered under this name.
+    /// Starts a dirty bitmap of this name.
     fn remember(&self, bitmap: &str) {
         let granularity = GRANULARITY.to_string();
         run("qemu-img", &["bitmap", "--add", "-g", &granularity, "-f", "qcow2", &self.image, bitmap]);
     }
 
-    /// Writes what these commands of `qemu-io` say.
+    /// Runs these commands of `qemu-io` on the image.
     fn change(&self, commands: &[&str]) {
         let commands = commands.iter().flat_map(|&command| ["-c", command]);
         let args: Vec<&str> = ["-f", "qcow2"].into_iter().chain(commands).chain([self.image.as_str()]).collect();
         run("qemu-io", &args);
     }
 
-    /// Serves it, with what was written since `bitmaps` were started.
+    /// Serves the image with these bitmaps.
     fn serve(&self, bitmaps: &[&str]) -> Server {
         let wanted = bitmaps.iter().flat_map(|&bitmap| ["--bitmap", bitmap]);
         let args: Vec<&str> =
@@ -56,10 +56,10 @@ impl Disk {
     }
 }
 
-/// Data, zeros and holes at places that the tests know: 192 KiB of data at 3 MiB, 64 KiB in the middle of what was
+/// Writes data and zeros at known offsets: 192 KiB of data at 3 MiB, 64 KiB in the middle of what was
 /// data, 1 MiB of zeros at 20 MiB.
 const CHANGES: [&str; 3] = ["write -P 0xa5 3M 192k", "write -P 0x5a 10M 4k", "write -z 20M 1M"];
-/// Of data, in units of the bitmap.
+/// Dirty data of [`CHANGES`], in whole units of the bitmap.
 const DIRTY_DATA: u64 = 256 << 10;
 
 #[test]
@@ -117,7 +117,7 @@ fn a_copy_without_changes_reads_and_writes_nothing() {
     let disk = Disk::with(&noise(4 * MIB, 82));
     disk.remember("since");
     let source = disk.serve(&["since"]);
-    // What is not dirty is not looked at, on either side.
+    // Clean ranges are read on neither side.
     let old = noise(4 * MIB, 99);
     disk.dirs.file("b", &old);
     let copied = disk.copy(&source, "b", &["--changed-since", "since"]);
@@ -175,7 +175,7 @@ fn an_interrupted_incremental_copy_resumes_and_stays_incremental() {
     let slowly = ["--limit", "6MiB/s", "--block-size", "64KiB", "--checkpoint-every", "512KiB"];
     let args = ["copy", &source.uri(), "b", "--changed-since", "since"];
     let mut copying = disk.dirs.start(&[&args[..], &["--overwrite"], &slowly].concat());
-    // What is clean counts at once; this is past it.
+    // Clean ranges count as durable at once; wait for more than that.
     copying.until(|progress| crate::support::recorded(progress) && progress["written"].as_u64() > Some(2 * MIB as u64));
     copying.crash();
     let resumed = disk.dirs.blockhaul(&[&args[..], &["--resume"]].concat());
@@ -197,7 +197,7 @@ fn a_bitmap_that_is_not_there_is_not_found() {
         failed.assert_failed(1, "ENotFound");
         assert_eq!(failed.report()["error"]["side"], "source", "{failed:#?}");
         assert!(failed.stderr.contains("never"), "{failed:#?}");
-        assert_same(&disk.dirs.read("b"), &old, "nothing is written then");
+        assert_same(&disk.dirs.read("b"), &old, "the refused copy writes nothing");
     }
 }
 

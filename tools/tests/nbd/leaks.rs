@@ -1,11 +1,11 @@
-//! Tests that connections lost over and over leave nothing behind in the program.
+//! Tests that repeatedly lost connections leak no descriptors, threads or memory.
 
 use crate::support::{
     Command, MIB, Offer, Peer, PeerScript, Reaction, Running, Seen, TestDirs, assert_same, assert_whole, noise,
 };
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-/// What a process holds.
+/// Resources of a process.
 #[derive(Clone, Copy, Debug)]
 struct ProcessResources {
     descriptors: usize,
@@ -18,14 +18,14 @@ impl ProcessResources {
         let place = format!("/proc/{}", process.id());
         let status = std::fs::read_to_string(format!("{place}/status")).expect("it runs");
         let field = |name: &str| {
-            let line = status.lines().find(|line| line.starts_with(name)).expect("the kernel says it");
+            let line = status.lines().find(|line| line.starts_with(name)).expect("the kernel reports it");
             line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number")
         };
         let descriptors = std::fs::read_dir(format!("{place}/fd")).expect("it runs").count();
         Self { descriptors, threads: field("Threads:"), resident_kib: field("VmRSS:") }
     }
 
-    /// As many as before, give or take what a connection that is just being made takes.
+    /// Checks that the resources have not grown by more than a connection in progress takes.
     fn assert_like(self, before: Self) {
         assert!(self.descriptors <= before.descriptors + 12, "descriptors leak: {before:?}, then {self:?}");
         assert!(self.threads <= before.threads + 6, "threads leak: {before:?}, then {self:?}");
@@ -37,7 +37,7 @@ fn connections(seen: &[Seen]) -> usize {
     seen.iter().filter(|seen| matches!(seen, Seen::Connected(_))).count()
 }
 
-/// A source that closes every connection instead of answering its second read.
+/// The source closes every connection instead of replying to its second read.
 #[test]
 fn connections_lost_after_every_reply_leak_nothing() {
     const SIZE: usize = 2 * MIB;
@@ -55,6 +55,6 @@ fn connections_lost_after_every_reply_leak_nothing() {
     let before = ProcessResources::of(&copying);
     peer.wait_until("twenty-five connections", |seen| connections(seen) > 25);
     ProcessResources::of(&copying).assert_like(before);
-    assert_whole(&copying.end(), SIZE, "with a connection for every answer");
-    assert_same(&dirs.read("b"), &bytes, "with a connection for every answer");
+    assert_whole(&copying.end(), SIZE, "with a connection for every reply");
+    assert_same(&dirs.read("b"), &bytes, "with a connection for every reply");
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 const NEEDS: [Need; 4] =
     [Need::Program("nbdkit"), Need::Program("nbdinfo"), Need::Program("qemu-nbd"), Need::Program("setpriv")];
 
-/// Every line that `blockhaul map` prints.
+/// Returns the lines of `blockhaul map --json`.
 fn map(dirs: &TestDirs, uri: &str) -> Vec<Value> {
     let output = dirs.command(&crate::support::program(), &["map", "--json", uri]).output().expect("it was built");
     assert!(output.status.success(), "map {uri}: {}", String::from_utf8_lossy(&output.stderr));
@@ -14,7 +14,7 @@ fn map(dirs: &TestDirs, uri: &str) -> Vec<Value> {
     lines.lines().map(|line| serde_json::from_str(line).expect("every line is an object")).collect()
 }
 
-/// Where an export holds data, as ranges that do not touch.
+/// Returns the ranges of data, merged where they touch.
 fn data_ranges(extents: &[(u64, u64, bool)]) -> Vec<(u64, u64)> {
     let mut found: Vec<(u64, u64)> = Vec::new();
     for &(offset, length, _) in extents.iter().filter(|(_, _, is_data)| *is_data) {
@@ -39,7 +39,11 @@ fn extents_equal_those_of_another_client() {
         let number = |line: &Value, field: &str| line[field].as_u64().unwrap_or_else(|| panic!("{field} of {line}"));
         let ours: Vec<_> =
             ours.iter().map(|line| (number(line, "offset"), number(line, "length"), line["kind"] == "data")).collect();
-        assert_eq!(ours.iter().map(|extent| extent.1).sum::<u64>(), bytes.len() as u64, "{kind:?}: without gaps");
+        assert_eq!(
+            ours.iter().map(|extent| extent.1).sum::<u64>(),
+            bytes.len() as u64,
+            "{kind:?}: the extents cover the export"
+        );
 
         let theirs: Value = serde_json::from_str(&run("nbdinfo", &["--map", "--json", &export.uri()])).expect("JSON");
         let theirs: Vec<_> = theirs.as_array().expect("a list").iter().collect();

@@ -1,4 +1,4 @@
-//! Tests a connection that is lost, or gets no answer, while one kind of request is in flight.
+//! Tests connections that are lost, or get no reply, while a request of one kind is in flight.
 
 use crate::support::{
     Command, MIB, Offer, Peer, PeerScript, Reaction, Request, TestDirs, assert_all_there, assert_same, mixed, noise,
@@ -6,11 +6,11 @@ use crate::support::{
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 const SIZE: usize = 4 * MIB;
-/// Small blocks and many flushes, so that there is always something else under way.
+/// Small blocks and frequent flushes, so that other requests are always in flight.
 const ARGS: [&str; 8] =
     ["--block-size", "64KiB", "--checkpoint-every", "1MiB", "--request-timeout", "1s", "--retry-for", "20s"];
 
-/// Meets the first, the third and the sixth request of this kind with `reaction`, and is honest otherwise.
+/// Reacts to the first, third and sixth request of a kind with `reaction`, and correctly to all others.
 fn on_some_requests(command: Command, reaction: fn(&Request) -> Reaction) -> PeerScript {
     let met = AtomicU64::new(0);
     PeerScript::on_request(move |request| {
@@ -19,7 +19,7 @@ fn on_some_requests(command: Command, reaction: fn(&Request) -> Reaction) -> Pee
     })
 }
 
-/// Copies through losses on one side. `multi_conn` says how many connections there are.
+/// Checks that a copy survives losses on one side. `multi_conn`: whether it uses several connections.
 fn survives(what: &str, command: Command, as_source: bool, multi_conn: bool, reaction: fn(&Request) -> Reaction) {
     let dirs = TestDirs::new();
     let bytes = mixed(SIZE, 1);
@@ -85,7 +85,7 @@ fn a_copy_survives_a_destination_that_does_not_reply_to_a_flush() {
     survives("no answer to", Command::Flush, false, false, |_| Reaction::NoReply);
 }
 
-/// Reads are lost on every connection, while block status is answered: that is no progress.
+/// Every read loses its connection, while block status is answered: this counts as no progress.
 #[test]
 fn replies_to_everything_but_reads_do_not_extend_an_outage() {
     let dirs = TestDirs::new();

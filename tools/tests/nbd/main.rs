@@ -1,7 +1,8 @@
-//! Tests the program against servers: real ones of three projects, ones that crash, stall and go away, and a scripted
-//! one.
+//! Tests the program against NBD servers: real servers of three projects, servers that crash, stall and disappear, and
+//! a scripted one.
 //!
-//! Other clients verify what the servers hold. A test whose host lacks something (a server, root) is skipped by name.
+//! Other clients verify the content of the servers. A test whose host lacks something (a server, root) is skipped by
+//! name.
 
 #![forbid(unsafe_code)]
 

@@ -18,9 +18,9 @@ const NEEDS: [Need; 8] = [
     Need::Program("setpriv"),
 ];
 const SIZE: usize = 6 * MIB;
-/// Where the server allows it.
+/// A size that is no multiple of a sector, for servers that allow it.
 const ODD: usize = 5 * MIB + 777;
-/// Sampled over the pairs, so that each meets some of them and no pair all.
+/// Flags, distributed over the pairs: each pair runs with some of them.
 const FLAGS: [&[&str]; 11] = [
     &[],
     &["--verify"],
@@ -35,12 +35,12 @@ const FLAGS: [&[&str]; 11] = [
     &["--block-size", "4MiB"],
 ];
 
-/// The flags of a pair.
+/// Returns the flags of a pair.
 fn flags(source: usize, destination: usize) -> &'static [&'static str] {
     FLAGS[(source * 5 + destination * 3) % FLAGS.len()]
 }
 
-/// A size that both servers can have.
+/// Returns a size that both servers support.
 fn common_size(one: Kind, other: Kind) -> usize {
     if one.granule().max(other.granule()) == 1 { ODD } else { SIZE }
 }
@@ -49,7 +49,7 @@ fn copy(dirs: &TestDirs, source: &str, destination: &str, flags: &[&str]) -> Out
     dirs.blockhaul(&[&["copy", source, destination, "--overwrite"], flags].concat())
 }
 
-/// From one server to all of them.
+/// Copies from one server to each of the servers.
 fn export_to_exports(test: &str, number: usize) {
     need!(test, &NEEDS);
     let from = Kind::ALL[number];
@@ -57,7 +57,7 @@ fn export_to_exports(test: &str, number: usize) {
         let dirs = TestDirs::new();
         let bytes = mixed(common_size(from, to), number as u64 + 1);
         let source = Export::with(&dirs, "source", from, &bytes);
-        // Half of the destinations hold something else, and zeros have to be written.
+        // Half of the destinations hold other data, so that zeros must be written.
         let destination = match (number + other) % 2 {
             0 => Export::full_of_old_data(&dirs, "destination", to, bytes.len()),
             _ => Export::empty(&dirs, "destination", to, bytes.len()),
@@ -278,9 +278,9 @@ fn an_export_that_is_too_small_or_not_empty_is_refused_before_a_write() {
     let full = Export::full_of_old_data(&dirs, "full", Kind::NbdkitFile, SIZE);
     dirs.blockhaul(&["copy", "large", &full.uri(), "--overwrite"]).assert_failed(1, "ESizeMismatch");
     dirs.blockhaul(&["copy", "a", &full.uri()]).assert_failed(1, "EExists");
-    assert_same(&full.content(), &old, "the export that refused");
+    assert_same(&full.content(), &old, "the destination of the refused copy");
 
-    // Wherever its data lies.
+    // Data behind leading zeros is found as well.
     let mut behind = vec![0; SIZE];
     behind[2 * MIB..].copy_from_slice(&old[2 * MIB..]);
     let started = Export::with(&dirs, "started", Kind::QemuRaw, &behind);

@@ -1,4 +1,4 @@
-//! Tests servers that crash, go away, come back different, or stop answering, in the middle of a copy.
+//! Tests servers that crash, disappear, return with another export, or stop replying, in the middle of a copy.
 
 use crate::support::{
     Export, Kind, MIB, Need, Offer, Outcome, Peer, PeerScript, Proxy, Running, SeededRandom, Server, Store, TestDirs,
@@ -14,14 +14,14 @@ const NEEDS: [Need; 5] = [
     Need::Program("setpriv"),
 ];
 const SIZE: usize = 8 * MIB;
-/// Slow enough to be met in the middle.
+/// Flags of a copy that is slow enough to be disturbed in the middle.
 const SLOWLY: [&str; 6] = ["--limit", "6MiB/s", "--block-size", "64KiB", "--checkpoint-every", "512KiB"];
 
 fn start(dirs: &TestDirs, source: &str, destination: &str, flags: &[&str]) -> Running {
     dirs.start(&[&["copy", source, destination, "--overwrite"], &SLOWLY[..], flags].concat())
 }
 
-/// Has written a third.
+/// Tells whether a third is written.
 fn a_third(progress: &serde_json::Value) -> bool {
     progress["written"].as_u64() > Some(SIZE as u64 / 3)
 }
@@ -30,14 +30,14 @@ fn pause(milliseconds: u64) {
     std::thread::sleep(Duration::from_millis(milliseconds));
 }
 
-/// Failed because a server is not there; what was copied is kept.
+/// Checks that the copy failed with an unreachable server and prints how to resume.
 fn assert_unreachable(failed: &Outcome, side: &str) {
     failed.assert_failed(1, "EUnreachable");
     assert_eq!(failed.report()["error"]["side"], side, "{failed:#?}");
-    assert!(failed.stderr.contains(" copy --resume "), "it says how to go on: {failed:#?}");
+    assert!(failed.stderr.contains(" copy --resume "), "the command to resume is printed: {failed:#?}");
 }
 
-/// Kills and restarts servers of this kind on both sides, in turn.
+/// Checks that a copy survives if servers of this kind are killed and restarted on both sides, in turn.
 fn survives_restarts(test: &str, kind: Kind) {
     need!(test, &NEEDS);
     let dirs = TestDirs::new();
@@ -56,7 +56,7 @@ fn survives_restarts(test: &str, kind: Kind) {
     let copied = copying.end();
     match kind {
         Kind::NbdkitFileOneConnection => assert_whole(&copied, SIZE, test),
-        // Of several connections only the first to break is known to be closed by the server and not by us.
+        // Of several connections only the first to break was certainly closed by the server.
         _ => assert_all_there(&copied, SIZE, test),
     }
     assert_same(&destination.content(), &bytes, test);
@@ -115,12 +115,12 @@ fn a_copy_survives_a_server_that_exits_with_its_last_client() {
     copying.until(moving);
     proxy.cut();
     server.restart();
-    assert_whole(&copying.end(), SIZE, "a server that leaves");
-    assert_same(&dirs.read("b"), &bytes, "a server that leaves");
+    assert_whole(&copying.end(), SIZE, "a server that exits");
+    assert_same(&dirs.read("b"), &bytes, "a server that exits");
 }
 
-/// A copy to a peer that loses what was not flushed whenever it is killed, which it is at moments that `seed` chooses.
-/// Gives what it has lost.
+/// Copies to a peer that is killed at moments that `seed` chooses and loses unflushed writes each time. Returns the
+/// bytes lost.
 fn copy_to_lossy_server(multi_conn: bool, flags: &[&str], seed: u64) -> u64 {
     let dirs = TestDirs::new();
     let bytes = mixed(SIZE, seed);
@@ -140,7 +140,7 @@ fn copy_to_lossy_server(multi_conn: bool, flags: &[&str], seed: u64) -> u64 {
     let what = format!("seed {seed}, multi_conn {multi_conn}, {flags:?}");
     assert_all_there(&copying.end(), SIZE, &what);
     peer.assert_no_violations();
-    // Success means that it outlives the next crash as well.
+    // After a success the data must survive the next crash as well.
     assert_same(peer.store().durable(), &bytes, &what);
     peer.store().lost()
 }
@@ -150,16 +150,16 @@ fn acknowledged_writes_that_a_server_lost_are_copied_again() {
     let mut lost = 0;
     for seed in 0..iterations("BLOCKHAUL_FORGETFUL", 2) {
         lost += copy_to_lossy_server(true, &[], 3 * seed + 1);
-        // Without checkpoints in between there is one flush at the end: everything is at stake.
+        // Without checkpoints there is one flush at the end, so a crash may lose everything.
         lost += copy_to_lossy_server(false, &["--no-checkpoint"], 3 * seed + 2);
         lost += copy_to_lossy_server(false, &["--connections", "4"], 3 * seed + 3);
     }
-    assert!(lost > 0, "nothing was ever lost: the test has shown nothing");
+    assert!(lost > 0, "no crash has lost data: the test proves nothing");
 }
 
 #[test]
 fn a_flush_counts_on_its_own_connection_only() {
-    // The store makes durable what came on the connection of the flush, and nothing else.
+    // The store makes only the writes of the flush's own connection durable.
     let dirs = TestDirs::new();
     let bytes = mixed(SIZE, 4);
     dirs.file("a", &bytes);
@@ -181,14 +181,14 @@ fn a_copy_resumes_after_a_crash_of_both_the_server_and_the_copy() {
         let mut copying = start(&dirs, "a", &peer.uri(), &[]);
         copying.until(recorded);
         pause(40 * seed);
-        // In this order the checkpoint is older than what the server forgets.
+        // In this order the checkpoint is older than the writes that the server loses.
         copying.crash();
         peer.kill();
         peer.restart();
         let resumed = dirs.blockhaul(&["copy", "a", &peer.uri(), "--resume"]);
         assert_whole(&resumed, SIZE, "resumed");
         assert!(resumed.bytes("resumed") > 0, "{resumed:#?}");
-        assert_same(peer.store().durable(), &bytes, "what was called durable was");
+        assert_same(peer.store().durable(), &bytes, "the durable data after the crash");
     }
 }
 
@@ -235,8 +235,8 @@ fn a_source_that_stays_unreachable_leaves_a_checkpoint_to_resume() {
     assert_same(&dirs.read("b"), &bytes, "resumed");
 }
 
-/// Stalls the connections that are open, on one side of a copy. QEMU's server: nbdkit 1.32 ends with a failed assertion
-/// when a client leaves in the middle of its replies.
+/// Stalls the open connections on one side of a copy. Uses QEMU's server: nbdkit 1.32 fails an assertion when a client
+/// disconnects in the middle of its replies.
 fn survives_a_stall(test: &str, as_source: bool) {
     need!(test, &NEEDS);
     let dirs = TestDirs::new();
@@ -258,7 +258,7 @@ fn survives_a_stall(test: &str, as_source: bool) {
     assert!(proxy.connections() > before, "new connections took over");
     let copied = copying.end();
     assert_all_there(&copied, SIZE, test);
-    // Writes that were given up are still on their way; reads can do no harm.
+    // Abandoned writes are still in flight; abandoned reads are harmless.
     assert_eq!(copied.report()["quiesced"], as_source, "{test}: {copied:#?}");
     proxy.resume();
     pause(100);
@@ -288,10 +288,10 @@ fn a_copy_survives_a_path_that_stalls_and_resumes() {
     copying.until(moving);
     proxy.stall();
     pause(1500);
-    // What was held back on the old connections arrives late, and must do no harm.
+    // Requests that were held back on the old connections arrive late and must do no harm.
     proxy.resume();
-    assert_all_there(&copying.end(), SIZE, "a path that goes on");
-    assert_same(&export.content(), &bytes, "a path that goes on");
+    assert_all_there(&copying.end(), SIZE, "a path that resumes");
+    assert_same(&export.content(), &bytes, "a path that resumes");
 }
 
 #[test]
@@ -313,7 +313,7 @@ fn a_copy_survives_a_path_that_is_cut_repeatedly() {
     assert_same(&content(&destination.uri()), &bytes, "cut again and again");
 }
 
-/// A peer that is something else once it is back.
+/// Checks that the copy ends if the export differs after an outage.
 fn assert_change_ends_copy(what: &str, side: &str, change: impl Fn(&Peer)) {
     let dirs = TestDirs::new();
     dirs.file("a", &noise(SIZE, 11));
@@ -365,7 +365,7 @@ fn a_copy_without_sync_is_complete_after_a_crash_of_the_server() {
     let copied = copying.end();
     copied.assert_done();
     assert_eq!(copied.bytes("durable"), 0, "{copied:#?}");
-    assert!(peer.store().lost() > 0, "nothing was lost: the test has shown nothing");
+    assert!(peer.store().lost() > 0, "the crash has lost no data: the test proves nothing");
     assert_same(&content(&peer.uri()), &bytes, "without a flush");
 }
 
@@ -414,7 +414,7 @@ fn progress_never_falls_over_an_outage() {
     let bytes = noise(SIZE, 13);
     dirs.file("a", &bytes);
     let mut peer = Peer::start(&dirs, "peer", vec![0; SIZE], Offer::default(), PeerScript::default());
-    // Nothing is flushed before the crash: all of it has to be copied again.
+    // Nothing is flushed before the crash, so everything must be copied again.
     let mut copying = dirs.start(&["copy", "a", &peer.uri(), "--limit", "6MiB/s", "--block-size", "64KiB"]);
     copying.until(a_third);
     peer.kill();

@@ -1,5 +1,5 @@
-//! Tests how copies to and from servers end: with a disconnect request where the server answers, within bounds where it
-//! does not, and with a truthful report.
+//! Tests how copies from and to servers end: with a disconnect request if the server replies, within a bound if it does
+//! not, and with a correct report.
 
 use crate::support::{
     Command, Export, Kind, MIB, Need, Offer, Outcome, Peer, PeerScript, Proxy, Reaction, Running, TestDirs,
@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 const SIZE: usize = 16 * MIB;
 const SLOWLY: [&str; 6] = ["--limit", "8MiB/s", "--block-size", "64KiB", "--checkpoint-every", "512KiB"];
-/// Far above the limit that the program has for draining, and far below the time that an outage may last.
+/// Longest time of a stop: far above the drain limit of the program, and far below `--retry-for`.
 const BOUND: Duration = Duration::from_secs(45);
-/// Of tests whose copy would wait for a server.
+/// Flags for tests whose copy waits for a server.
 const LONG: [&str; 2] = ["--retry-for", "10m"];
 
-/// Asks it to stop, and waits for its end, which must come within bounds.
+/// Stops the copy and waits for its end, at most [`BOUND`].
 fn stop(copying: Running) -> Outcome {
     let since = Instant::now();
     copying.signal(Signal::SIGTERM);
@@ -24,7 +24,7 @@ fn stop(copying: Running) -> Outcome {
     stopped
 }
 
-/// A job that is quiet is interrupted and can be resumed; one that is not has failed.
+/// Checks that a quiesced copy exits as interrupted and can be resumed, and that another one fails.
 fn assert_report_matches_exit(stopped: &Outcome) {
     let report = stopped.report();
     match report["quiesced"].as_bool() {
@@ -33,24 +33,24 @@ fn assert_report_matches_exit(stopped: &Outcome) {
             assert_eq!(report["status"], "interrupted", "{stopped:#?}");
         }
         Some(false) => assert_not_quiesced(stopped),
-        None => panic!("it does not say whether it is quiet: {stopped:#?}"),
+        None => panic!("the report has no quiesced: {stopped:#?}"),
     }
 }
 
 fn assert_not_quiesced(stopped: &Outcome) {
     let report = stopped.report();
     assert_eq!(report["quiesced"], false, "{stopped:#?}");
-    assert_eq!(stopped.code, Some(1), "what may still write is not called interrupted: {stopped:#?}");
+    assert_eq!(stopped.code, Some(1), "a copy that may still write is not reported as interrupted: {stopped:#?}");
     assert_ne!(report["status"], "interrupted", "{stopped:#?}");
     assert_ne!(report["error"]["code"], "ERunnerInterrupt", "{stopped:#?}");
 }
 
 fn assert_disconnected(peer: &Peer, what: &str) {
     let disconnects = peer.disconnects();
-    assert!(!disconnects.is_empty(), "{what}: it never came");
+    assert!(!disconnects.is_empty(), "{what}: the client never connected");
     assert!(
         disconnects.values().all(|&disconnected| disconnected),
-        "{what}: connections and whether they were taken leave of: {disconnects:?}"
+        "{what}: connections, and whether a disconnect request ended them: {disconnects:?}"
     );
     peer.assert_no_violations();
 }
@@ -117,13 +117,13 @@ fn a_stop_is_bounded_with_a_dead_destination_and_reported_as_not_quiesced() {
     let mut copying = dirs.start(&[&["copy", "a", &proxy.uri("")], &SLOWLY[..], &LONG].concat());
     copying.until(recorded);
     proxy.stall();
-    // Until it has nothing left to do but to wait.
+    // Wait until the copy is blocked.
     std::thread::sleep(Duration::from_millis(500));
     let stopped = stop(copying);
     assert_not_quiesced(&stopped);
-    assert!(stopped.bytes("durable") > 0, "what was recorded before stays so: {stopped:#?}");
+    assert!(stopped.bytes("durable") > 0, "recorded ranges stay durable: {stopped:#?}");
 
-    // The writes that are still on their way land now: the same bytes, or ones that are copied again.
+    // The writes in flight take effect now: the same bytes, or bytes that are copied again.
     proxy.resume();
     let resumed = dirs.blockhaul(&["copy", "a", &proxy.uri(""), "--resume"]);
     assert_whole(&resumed, SIZE, "resumed");
@@ -145,7 +145,7 @@ fn a_stop_with_abandoned_writes_is_reported_as_not_quiesced() {
     let connections = proxy.connections();
     proxy.stall_open();
     copying.until(|progress| proxy.connections() > connections && progress["written"].as_u64() > before);
-    // The copy goes on over new connections, all of which answer; the old one's writes are still held back.
+    // The copy continues over new connections; the writes of the old ones are still held back.
     let stopped = stop(copying);
     assert_not_quiesced(&stopped);
     proxy.resume();
@@ -190,7 +190,7 @@ fn a_stop_is_bounded_while_a_server_is_unreachable() {
 
 #[test]
 fn a_stop_is_bounded_when_a_server_does_not_close() {
-    // It answers everything, and does not close when it is told goodbye.
+    // The server replies to everything, but does not close after the disconnect request.
     let dirs = TestDirs::new();
     dirs.file("a", &noise(SIZE, 7));
     let script = PeerScript::on_request(|request| match request.command {
@@ -206,7 +206,7 @@ fn a_stop_is_bounded_when_a_server_does_not_close() {
 
 #[test]
 fn a_stop_is_bounded_when_a_server_stops_replying() {
-    // It is alive, and so is its path; requests after the first few get no answer.
+    // The server and the path work, but requests after the first few get no reply.
     let dirs = TestDirs::new();
     dirs.file("a", &noise(SIZE, 8));
     let script = PeerScript::on_request(|request| match request.command {
@@ -216,7 +216,7 @@ fn a_stop_is_bounded_when_a_server_stops_replying() {
     let peer = Peer::start(&dirs, "peer", vec![0; SIZE], Offer::default(), script);
     let mut copying = dirs.start(&[&["copy", "a", &peer.uri()], &SLOWLY[..], &LONG].concat());
     copying.until(recorded);
-    peer.wait_until("a write that gets no answer", |seen| {
+    peer.wait_until("a write without a reply", |seen| {
         let silent = |seen: &crate::support::Seen| match seen {
             crate::support::Seen::Requested(request) => {
                 request.command == Command::Write && request.offset > 4 * MIB as u64
@@ -239,6 +239,6 @@ fn a_negotiation_that_stalls_can_be_stopped() {
     peer.wait_until("a connection", |seen| !seen.is_empty());
     let stopped = stop(copying);
     stopped.assert_failed(75, "ERunnerInterrupt");
-    assert_eq!(stopped.report()["quiesced"], true, "nothing was ever asked for: {stopped:#?}");
+    assert_eq!(stopped.report()["quiesced"], true, "no request was sent: {stopped:#?}");
     peer.disconnects();
 }

@@ -1,5 +1,5 @@
-//! Tests `nbds://`: servers with valid and invalid certificates, and servers that require one of the client. The
-//! certificates are made here.
+//! Tests `nbds://`: servers with valid and invalid certificates, and servers that require a client certificate. The
+//! tests make all certificates.
 
 use crate::support::{
     Address, MIB, Need, Outcome, Server, TestDirs, assert_same, assert_whole, mixed, need, noise, run, text,
@@ -10,7 +10,7 @@ const NEEDS: [Need; 4] =
     [Need::Program("nbdkit"), Need::Program("qemu-nbd"), Need::Program("openssl"), Need::Program("setpriv")];
 const SIZE: usize = 6 * MIB;
 
-/// A certificate authority with a directory of certificates, in the file names that NBD's programs share.
+/// A certificate authority with a directory of certificates, under the file names that NBD programs use.
 struct Authority {
     directory: PathBuf,
 }
@@ -33,7 +33,7 @@ impl Authority {
         text(&self.directory.join(name)).to_owned()
     }
 
-    /// A certificate for `role` (`server` or `client`) that bears these names.
+    /// Makes a certificate for `role` (`server` or `client`) with these names.
     fn certify(&self, role: &str, names: &str, days: &str) {
         let (key, request) = (self.path(&format!("{role}-key.pem")), self.path("request.pem"));
         let args = ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=test"];
@@ -48,7 +48,7 @@ impl Authority {
     }
 }
 
-/// A server over TLS, and nothing else, with what it serves.
+/// A server that requires TLS, with its content.
 struct TlsServer {
     server: Server,
     bytes: Vec<u8>,
@@ -80,7 +80,7 @@ fn copy(dirs: &TestDirs, source: &str, destination: &str) -> Outcome {
     dirs.blockhaul(&["copy", source, destination, "--overwrite", "--retry-for", "1s"])
 }
 
-/// It ends at once, names the source, and leaves nothing behind.
+/// Checks that the copy fails at once, names the source, and creates nothing.
 fn assert_refused(dirs: &TestDirs, refused: &Outcome, what: &str) {
     assert_eq!(refused.code, Some(1), "{what}: {refused:#?}");
     assert_eq!(refused.report()["error"]["side"], "source", "{what}: {refused:#?}");
@@ -136,7 +136,7 @@ fn a_server_without_a_trusted_certificate_is_refused() {
     let server = TlsServer::new(&dirs, &authority, &[]);
     let cases = [
         ("another authority", server.uri("localhost", &trusting(&other))),
-        ("the authorities of the system", server.uri("localhost", "")),
+        ("with the authorities of the system", server.uri("localhost", "")),
         ("another name", server.uri("localhost", &trusting(&authority))),
     ];
     for (what, uri) in cases {
@@ -156,9 +156,9 @@ fn verification_of_certificates_can_be_switched_off_and_is_logged() {
     let server = TlsServer::new(&dirs, &authority, &[]);
     let blind = format!("{}&tls-verify-peer=0", trusting(&other));
     let copied = copy(&dirs, &server.uri("localhost", &blind), "b");
-    assert_whole(&copied, SIZE, "without looking");
-    assert_same(&dirs.read("b"), &server.bytes, "without looking");
-    assert!(copied.stderr.contains("WARN") && copied.stderr.contains("localhost"), "it warns: {copied:#?}");
+    assert_whole(&copied, SIZE, "without verification");
+    assert_same(&dirs.read("b"), &server.bytes, "without verification");
+    assert!(copied.stderr.contains("WARN") && copied.stderr.contains("localhost"), "a warning is logged: {copied:#?}");
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn a_server_that_requires_a_client_certificate_is_copied_from_with_one() {
     let (authority, stranger) = (Authority::new(&dirs, "authority"), Authority::new(&dirs, "stranger"));
     authority.certify("server", "DNS:localhost", "2");
     let server = TlsServer::new(&dirs, &authority, &["--tls-verify-peer"]);
-    // Knows the server, but has nothing to show.
+    // This directory has the authority's certificate, but no client certificate.
     std::fs::copy(authority.path("ca-cert.pem"), stranger.path("ca-cert.pem")).expect("both are there");
     assert_refused(&dirs, &copy(&dirs, &server.uri("localhost", &trusting(&stranger)), "b"), "without a certificate");
     authority.certify("client", "DNS:client.example", "2");
@@ -185,7 +185,7 @@ fn clear_text_and_tls_do_not_mix() {
     let server = TlsServer::new(&dirs, &authority, &[]);
     let refused = copy(&dirs, &server.server.uri(), "b");
     refused.assert_failed(1, "EUnsupported");
-    assert!(refused.stderr.contains("nbds://"), "it says what to do: {refused:#?}");
+    assert!(refused.stderr.contains("nbds://"), "the message names the remedy: {refused:#?}");
 
     let address = Address::free_port();
     let Address::Tcp(port) = address else { unreachable!("it is a port") };
@@ -205,7 +205,7 @@ fn pre_shared_keys_are_refused_as_unsupported() {
     dirs.file("a", &noise(MIB, 93));
     let refused = dirs.blockhaul(&["copy", "a", "nbds://localhost/?tls-certificates=nowhere", "--retry-for", "1s"]);
     refused.assert_failed(2, "EBadRequest");
-    assert!(refused.stderr.contains("nowhere"), "it names the directory: {refused:#?}");
+    assert!(refused.stderr.contains("nowhere"), "the message names the directory: {refused:#?}");
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Tests SIGKILL at random moments: recorded data is never copied again, and little else is.
 //!
-//! After a kill the destination is compared with the source: bytes that are there but not in the checkpoint are those
-//! that the next run copies again. They are bounded by one checkpoint interval and the window. The number of kills,
-//! over as many copies as it takes, is `BLOCKHAUL_KILLS` (100).
+//! After a kill the destination is compared with the source: bytes that are written but not in the checkpoint are
+//! copied again by the next run. They are bounded by one checkpoint interval and the window. The number of kills, over
+//! as many copies as it takes, is `BLOCKHAUL_KILLS` (100).
 
 use crate::support::{
     MIB, Running, SeededRandom, TestDir, assert_same, iterations, mixed, moving, outcome, program, recorded,
@@ -14,9 +14,9 @@ use std::time::{Duration, SystemTime};
 
 const SIZE: usize = 24 * MIB + 4321;
 const BLOCK: usize = 64 << 10;
-/// The interval of [`FLAGS`].
+/// Checkpoint interval of [`FLAGS`], in bytes.
 const EVERY: u64 = MIB as u64;
-/// cores x depth x block of [`FLAGS`].
+/// Bytes in flight with [`FLAGS`]: cores x depth x block.
 const WINDOW: u64 = 2 * 4 * BLOCK as u64;
 const FLAGS: [&str; 14] = [
     "copy",
@@ -34,7 +34,7 @@ const FLAGS: [&str; 14] = [
     "--reflink",
     "never",
 ];
-/// Slow enough for several kills within one copy.
+/// Flags of a copy that is slow enough for several kills.
 const SLOWLY: [&str; 2] = ["--limit", "48MiB/s"];
 
 fn slowly() -> Vec<&'static str> {
@@ -45,7 +45,7 @@ fn durable(dir: &TestDir) -> u64 {
     dir.checkpoint().map_or(0, |checkpoint| checkpoint["durable_bytes"].as_u64().expect("it is a number"))
 }
 
-/// Bytes of non-zero blocks that landed and are not in the checkpoint: what will be copied again.
+/// Returns the bytes of non-zero blocks that are written and not in the checkpoint, which will be copied again.
 fn unrecorded(dir: &TestDir, source: &[u8]) -> u64 {
     let Ok(found) = std::fs::read(dir.path("b")) else { return 0 };
     let ranges = dir.checkpoint().map_or(Vec::new(), |found| found["durable"].as_array().cloned().unwrap_or_default());
@@ -56,23 +56,23 @@ fn unrecorded(dir: &TestDir, source: &[u8]) -> u64 {
     landed.filter(|(index, _)| !is_recorded((index * BLOCK) as u64)).map(|(_, (found, _))| found.len() as u64).sum()
 }
 
-/// Whether the copy is over: the checkpoint is put away last, so a kill right after that is a kill too late.
+/// Tells whether the copy is complete: its checkpoint is removed last, so a later kill comes too late.
 fn is_over(dir: &TestDir, source: &[u8]) -> bool {
     dir.checkpoint_path().is_none() && std::fs::read(dir.path("b")).is_ok_and(|found| found == source)
 }
 
-/// How the next run follows a kill.
+/// Start of the next run after a kill.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Restart {
-    /// When the killed process is gone.
+    /// After the killed process has ended.
     After,
-    /// At once: its lock may still be held and its writes may still land.
+    /// At once: the killed process may still hold its lock, and its writes may still take effect.
     AtOnce,
 }
 
 fn crash(restart: Restart, kills: u64) {
     let seed = SystemTime::UNIX_EPOCH.elapsed().expect("the clock is set").subsec_nanos();
-    println!("dice seeded with {seed}, {restart:?}");
+    println!("seed {seed}, {restart:?}");
     let mut random = SeededRandom::new(seed.into());
     let (mut left, mut copies) = (kills, 0);
     while left > 0 {
@@ -81,7 +81,7 @@ fn crash(restart: Restart, kills: u64) {
     }
 }
 
-/// Copies one volume in spite of at most `limit` kills; gives their number.
+/// Copies one volume with at most `limit` kills; returns their number.
 fn one_copy(random: &mut SeededRandom, restart: Restart, limit: u64, seed: u64) -> u64 {
     let dir = TestDir::new();
     let source = mixed(SIZE, seed);
@@ -91,7 +91,7 @@ fn one_copy(random: &mut SeededRandom, restart: Restart, limit: u64, seed: u64) 
     while kills < limit && (victim.is_some() || !is_over(&dir, &source)) {
         let running = dir.start(&slowly());
         let is_late = victim.take().is_some_and(|victim| victim.end_with_status().1.success());
-        // From the first instructions to several checkpoints later.
+        // Between the first instructions and several checkpoints.
         std::thread::sleep(Duration::from_micros(random.below(160_000)));
         running.signal(Signal::SIGKILL);
         kills += 1;
@@ -103,7 +103,7 @@ fn one_copy(random: &mut SeededRandom, restart: Restart, limit: u64, seed: u64) 
         if restart == Restart::After && !is_over(&dir, &source) {
             let (now, again) = (durable(&dir), unrecorded(&dir, &source));
             assert!(now >= before, "{before} bytes were recorded, then {now}");
-            // What a run leaves unrecorded may not be what the one before it left: the two workers race.
+            // Runs may leave different blocks unrecorded, as the two workers race.
             let bound = carried + EVERY + WINDOW;
             assert!(again <= bound, "{again} bytes, over {bound}, must be copied again after kill {kills}");
             (before, carried) = (now, again);

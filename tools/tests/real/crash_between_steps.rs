@@ -1,8 +1,8 @@
-//! Tests SIGKILL before every single step of the start, the records and the end of a copy.
+//! Tests SIGKILL before every single step of the start, of the records and of the end of a copy.
 //!
-//! `strace` stands in for a hook in the product: it kills the process on its way into the n-th call of one kind, for n
-//! = 1, 2, 3 ... until the copy completes. Calls are counted per thread, so every order of start, record and end is cut
-//! between any two of its steps. After each kill, a copy is killed while it resumes, then one resumes undisturbed.
+//! `strace` kills the process as it enters the n-th system call of one kind, for n = 1, 2, 3 ... until the copy
+//! completes. Calls are counted per thread, so every order of start, record and end is cut between any two of its
+//! steps. After each kill, a copy is killed while it resumes, then one resumes undisturbed.
 
 use crate::support::{MIB, Need, TestDir, assert_same, mixed, need, outcome, program, text, write_sparse};
 use std::path::Path;
@@ -24,10 +24,10 @@ const FLAGS: [&str; 13] = [
     "--receipt",
     "receipt",
 ];
-/// No call of a copy of [`SIZE`] is made more often by one thread.
+/// Upper bound of calls of one kind by one thread in a copy of [`SIZE`].
 const STEPS_MAX: u32 = 400;
 
-/// Runs a copy that dies before its `step`-th `call`; whether it got through.
+/// Runs a copy that is killed before its `step`-th `call`; tells whether it completed.
 fn run_until(dir: &TestDir, call: &str, step: u32, resume: bool) -> bool {
     let trace = format!("--trace={call}");
     let inject = format!("--inject={call}:signal=KILL:when={step}");
@@ -39,7 +39,7 @@ fn run_until(dir: &TestDir, call: &str, step: u32, resume: bool) -> bool {
     command.status().expect("strace was found").success()
 }
 
-/// Kills at every `call`.
+/// Kills a copy at every `call`.
 fn crash_at_every(test: &str, call: &str) {
     need!(test, &[Need::Program("strace")]);
     let source = mixed(SIZE, 31);
@@ -62,7 +62,7 @@ fn crash_at_every(test: &str, call: &str) {
     panic!("a copy of {SIZE} bytes makes {STEPS_MAX} calls of {call}");
 }
 
-/// The run that is left alone.
+/// Resumes a copy without a kill, and checks the result.
 fn resume_undisturbed(dir: &TestDir, what: &str) {
     let was_finished = dir.checkpoint_path().is_none() && dir.path("receipt").exists();
     let recorded = dir.checkpoint().map_or(0, |found| found["durable_bytes"].as_u64().expect("it is a number"));

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const NEEDS: [Need; 5] =
     [Need::Root, Need::LoopDevices, Need::Filesystem("ext4"), Need::Filesystem("xfs"), Need::Filesystem("btrfs")];
 const KINDS: [&str; 5] = ["ext4", "xfs", "btrfs", "tmpfs", "device"];
-/// Sampled over the pairs, so that each meets many of them and no pair all.
+/// Flags, distributed over the pairs: each pair runs with many of them.
 const FLAGS: [&[&str]; 12] = [
     &[],
     &["--verify"],
@@ -25,10 +25,10 @@ const FLAGS: [&[&str]; 12] = [
 ];
 const FILE: usize = 5 * MIB + 777;
 const DEVICE: usize = 6 * MIB + 512;
-/// Of a destination device: what lies behind the copy must stay.
+/// Size of a destination device: the bytes behind the copy must not change.
 const LARGER: usize = 7 * MIB;
 
-/// A room with one place of every kind in it.
+/// A test directory with a place for volumes of each kind.
 struct Places {
     dir: TestDir,
 }
@@ -45,7 +45,7 @@ impl Places {
         Self { dir }
     }
 
-    /// A source of this kind, with what it holds.
+    /// Creates a source of a kind; returns its path and content.
     fn source(&self, kind: &str) -> (PathBuf, Vec<u8>) {
         let bytes = mixed(if kind == "device" { DEVICE } else { FILE }, kind.len() as u64);
         if kind == "device" {
@@ -62,7 +62,7 @@ impl Places {
     }
 }
 
-/// All pairs whose source is of one kind.
+/// Copies from one kind of source to all kinds of destinations.
 fn copy_to_all(test: &str, from: &str) {
     need!(test, &NEEDS);
     let places = Places::new();

@@ -1,4 +1,4 @@
-//! Tests destinations that are removed: a copy that cannot be found again is no success.
+//! Tests destinations that are removed or replaced: a copy without its destination fails.
 
 use crate::support::{MIB, Need, TestDir, assert_same, moving, need, noise, recorded, run, text};
 use nix::sys::signal::Signal;
@@ -22,7 +22,7 @@ fn a_destination_deleted_during_the_copy_is_no_success() {
         let outcome = copying.end();
         outcome.assert_failed(1, "ENotFound");
         assert_eq!(outcome.report()["error"]["side"], "destination", "{outcome:#?}");
-        assert!(!dir.path("b").exists(), "nothing is put in its place");
+        assert!(!dir.path("b").exists(), "no new file is created");
     }
 }
 
@@ -36,10 +36,10 @@ fn a_destination_replaced_during_the_copy_is_no_success() {
     std::fs::rename(dir.path("other"), dir.path("b")).expect("both are there");
     let outcome = copying.end();
     outcome.assert_failed(1, "ENotFound");
-    assert_eq!(dir.read("b"), b"precious", "what took its place is untouched");
+    assert_eq!(dir.read("b"), b"precious", "the replacement is unchanged");
     let resumed = dir.blockhaul(&[&SLOWLY[..], &["--resume"]].concat());
     resumed.assert_failed(1, "ECheckpointMismatch");
-    assert_eq!(dir.read("b"), b"precious", "also by a resume");
+    assert_eq!(dir.read("b"), b"precious", "the replacement is unchanged by a resume");
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn a_file_system_that_turns_read_only_during_the_copy_ends_it() {
     let args = ["copy", "a", "disk/b", "--block-size", "64KiB", "--checkpoint-every", "512KiB", "--reflink", "never"];
     let mut copying = dir.start(&[&args[..], &["--limit", "24MiB/s"]].concat());
     copying.until(moving);
-    // As after an error of the journal: everything fails from here on.
+    // Like an error of the file system's journal: everything fails from now on.
     run("xfs_io", &["-x", "-c", "shutdown -f", text(&disk)]);
     let failed = copying.end();
     assert_eq!(failed.code, Some(1), "{failed:#?}");
@@ -110,7 +110,7 @@ fn a_file_system_that_turns_read_only_during_the_copy_ends_it() {
 
     dir.unmount(&disk);
     let disk = dir.mount(&image, "disk");
-    // The device number changes with the mount: the same file may be another one. Either is safe.
+    // The device number changes with the mount, so the file may count as another one. Both results are safe.
     let resumed = dir.blockhaul(&[&args[..], &["--resume"]].concat());
     if resumed.code == Some(0) {
         assert_same(&std::fs::read(disk.join("b")).expect("it is there"), &source, "the copy");

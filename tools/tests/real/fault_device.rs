@@ -9,13 +9,14 @@ const SIZE: usize = 24 * MIB;
 const NEEDS: [Need; 2] = [Need::Root, Need::LoopDevices];
 const PATHS: [&[&str]; 4] = [&[], &["--direct", "no"], &["--path", "threads"], &["--path", "inline"]];
 
-/// The part of the device that can be written.
+/// Bytes of the device that can be written.
 const GOOD: usize = 16 * MIB;
 
-/// A block of these copies, and the largest request that the device takes.
+/// Block of these copies and largest request of the device, in KiB.
 const BLOCK_KIB: &str = "64";
 
-/// A device that can be written up to [`GOOD`]: its backing file is preallocated up to there, on a full file system.
+/// Creates a device that can be written up to [`GOOD`]: its backing file is preallocated up to there, on a full file
+/// system.
 fn half_writable(dir: &TestDir) -> PathBuf {
     let full = dir.path("full");
     std::fs::create_dir(&full).expect("it is new");
@@ -23,8 +24,8 @@ fn half_writable(dir: &TestDir) -> PathBuf {
     let backing = dir.sparse("full/disk", SIZE as u64);
     run("fallocate", &["--length", &GOOD.to_string(), "--keep-size", text(&backing)]);
     let device = dir.loop_device(&backing, 512);
-    // The loop driver calls a short write to its backing file a success: no request may straddle the point where the
-    // device ends, also not one that the kernel has merged of what it wrote back late.
+    // The loop driver reports a short write to its backing file as a success, so no request may straddle the end of the
+    // writable part, not even one that the kernel has merged during writeback.
     let name = device.file_name().expect("a device has a name");
     let largest = Path::new("/sys/block").join(name).join("queue/max_sectors_kb");
     std::fs::write(&largest, BLOCK_KIB).expect("the largest request of a loop device can be set");
@@ -58,7 +59,7 @@ fn a_device_that_cannot_write_ends_the_copy_and_resumes_when_it_can() {
         let resume = [&args[..], &one_by_one, &["--resume", "--verify"], flags].concat();
         let mut resumed = dir.blockhaul(&resume);
         for _ in 0..3 {
-            // Cached writes that the kernel lost after the first run had ended are told to whoever flushes next.
+            // The next flush reports cached writes that the kernel lost after the first run had ended.
             if resumed.code == Some(0) || resumed.report()["error"]["operation"] != "flush" {
                 break;
             }
@@ -70,7 +71,7 @@ fn a_device_that_cannot_write_ends_the_copy_and_resumes_when_it_can() {
     }
 }
 
-/// Failed at the destination, with all that helps to find out why.
+/// Checks that the copy failed at the destination, with errno and device.
 fn assert_named(failed: &Outcome, device: &str) {
     assert_eq!(failed.code, Some(1), "{failed:#?}");
     let error = &failed.report()["error"];
@@ -87,7 +88,7 @@ fn a_flush_that_fails_ends_the_copy_and_nothing_counts_as_durable() {
         let dir = TestDir::new();
         dir.file("a", &noise(SIZE, 52));
         let device = half_writable(&dir);
-        // Every write goes to memory; the device is met by the flush.
+        // Writes go to the page cache; only the flush reaches the device.
         let args = ["copy", "a", text(&device), "--direct", "no", "--checkpoint-every", "1GiB", "--checkpoint-every"];
         let failed = dir.blockhaul(&[&args[..], &["1h"], flags].concat());
         assert_named(&failed, text(&device));

@@ -1,5 +1,5 @@
-//! Tests volumes that changed before a copy resumes: other disks under the same number, the same disk under another
-//! one, and replaced content under the same name.
+//! Tests volumes that changed before a copy resumes: another disk under the same device number, the same disk under
+//! another number, and replaced content under the same name.
 
 use crate::support::{MIB, Need, Outcome, TestDir, assert_same, need, noise, recorded, run, text};
 use std::fs::File;
@@ -12,7 +12,7 @@ const SIZE: usize = 16 * MIB;
 const NEEDS: [Need; 2] = [Need::Root, Need::LoopDevices];
 const SLOWLY: [&str; 6] = ["--limit", "16MiB/s", "--block-size", "64KiB", "--checkpoint-every", "256KiB"];
 
-/// A copy that is stopped after a part of it was recorded.
+/// Stops a copy after a part of it was recorded.
 fn half_copied(dir: &TestDir, args: &[&str]) {
     let mut running = dir.start(&[&["copy"][..], args, &SLOWLY].concat());
     running.until(recorded);
@@ -33,10 +33,10 @@ fn assert_resumed(outcome: &Outcome) {
     assert!(outcome.bytes("resumed") > 0, "{outcome:#?}");
 }
 
-/// Attaches another file to a device that is free.
+/// Attaches another file to the device.
 fn swap(device: &Path, backing: &Path) {
     run("losetup", &["--detach", text(device)]);
-    // Another test may have taken the number: it gives it back.
+    // Another test may use the number for a while.
     let attached = (0..1200).any(|_| {
         let losetup = Command::new("losetup").args([device, backing]).stderr(Stdio::null()).status();
         let is_attached = losetup.is_ok_and(|status| status.success());
@@ -79,7 +79,7 @@ fn a_copy_resumes_with_the_same_disks_under_other_numbers() {
     half_copied(&dir, &[text(&source), text(&destination), "--checkpoint", "journal"]);
     [&source, &destination].into_iter().for_each(|device| _ = run("losetup", &["--detach", text(device)]));
     let spare = dir.sparse("spare", 4096);
-    // Takes a number that one of the disks had, unless another test was faster.
+    // Takes a number that one of the disks had, unless another test has taken it.
     dir.loop_device(&spare, 512);
     let (source, destination) = (dir.loop_device(&a, 512), dir.loop_device(&d, 512));
     assert_resumed(&resumed(&dir, &[text(&source), text(&destination), "--checkpoint", "journal"]));
@@ -143,7 +143,7 @@ fn a_copy_does_not_resume_from_a_source_device_that_was_written() {
     assert_refused(&resumed(&dir, &args), "ESourceChanged");
 }
 
-/// A copy that has finished and left its receipt where its checkpoint was, as a kill before the last rename does.
+/// Arguments of a copy whose receipt replaces its checkpoint, as after a kill before the last rename.
 const FINISHED: [&str; 6] = ["a", "b", "--checkpoint", "kept", "--receipt", "kept"];
 
 #[test]
@@ -157,7 +157,7 @@ fn a_finished_copy_is_verified_again_on_request() {
     assert_eq!(verified.bytes("verified"), SIZE as u64, "{verified:#?}");
     assert!(verified.report()["verified_from"].is_string(), "{verified:#?}");
 
-    // Where no sample is taken, perhaps.
+    // A change that the samples may miss.
     let file = File::options().write(true).open(dir.path("b")).expect("it was copied to");
     file.write_all_at(b"other", 5 * MIB as u64 + 77).expect("it is ours");
     let differs = resumed(&dir, &[&FINISHED[..], &["--verify"]].concat());

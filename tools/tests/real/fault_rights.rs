@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 const SIZE: usize = 6 * MIB + 4097;
 const UNPRIVILEGED: [&str; 4] = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
 
-/// A room of nobody's, with the program in it.
+/// Creates a directory of an unprivileged user, with the program in it.
 fn public_dir(source: &[u8]) -> TestDir {
     let dir = TestDir::public();
     write_sparse(&dir.path("a"), source);
@@ -49,7 +49,7 @@ fn an_unprivileged_user_is_refused_volumes_of_other_users() {
     as_unprivileged(&dir, &[], &["copy", "a", "mine", "--overwrite"]).assert_failed(1, "EPermission");
     let elsewhere = as_unprivileged(&dir, &[], &["copy", "a", "b", "--state-dir", "/proc/1/state"]);
     elsewhere.assert_failed(1, "EPermission");
-    assert!(elsewhere.stderr.contains("--state-dir"), "the flag that helps is named: {elsewhere:#?}");
+    assert!(elsewhere.stderr.contains("--state-dir"), "the message names the flag: {elsewhere:#?}");
     assert_eq!(dir.read("mine"), b"precious");
     assert!(!dir.path("b").exists());
 }
@@ -63,7 +63,7 @@ fn a_copy_works_when_io_uring_is_denied() {
         write_sparse(&dir.path("a"), &source);
         let deny = format!("io_uring_setup:error={errno}");
         let (copied, was_made) = dir.injected(&deny, &["copy", "a", "b", "--verify"]);
-        assert!(was_made, "the program asks for a ring");
+        assert!(was_made, "the program sets up a ring");
         copied.assert_done();
         assert!(copied.report()["path"].as_str().is_some_and(|path| path.contains("threads")), "{copied:#?}");
         assert_same(&dir.read("b"), &source, errno);
@@ -89,6 +89,6 @@ fn a_copy_begun_with_io_uring_resumes_without_it() {
     let again: Vec<&str> = args.iter().copied().chain(["--resume"]).collect();
     let (resumed, _) = dir.injected("io_uring_setup:error=EPERM", &again);
     resumed.assert_done();
-    assert!(resumed.bytes("resumed") > 0, "what a ring wrote, threads go on with: {resumed:#?}");
+    assert!(resumed.bytes("resumed") > 0, "the threads resume the copy of the ring: {resumed:#?}");
     assert_same(&dir.read("b"), &source, text(&dir.path("b")));
 }

@@ -22,9 +22,13 @@ fn disturb(flags: &[&str], change: impl Fn(&File)) -> (TestDir, Outcome) {
 fn assert_refused(dir: &TestDir, outcome: &Outcome, what: &str) {
     assert_eq!((outcome.code, outcome.error_code()), (Some(1), &"ESourceChanged".into()), "{what}: {outcome:#?}");
     assert_eq!(outcome.report()["error"]["side"], "source", "{what}: {outcome:#?}");
-    assert!(outcome.stderr.contains("--restart"), "{what}: a restart is what helps: {outcome:#?}");
+    assert!(outcome.stderr.contains("--restart"), "{what}: the message names --restart: {outcome:#?}");
     let again = dir.blockhaul(&["copy", "a", "b", "--resume"]);
-    assert_ne!(again.report()["status"], "succeeded", "{what}: two states of the source do not mix: {again:#?}");
+    assert_ne!(
+        again.report()["status"],
+        "succeeded",
+        "{what}: a resume must not mix two states of the source: {again:#?}"
+    );
     let anew = dir.blockhaul(&["copy", "a", "b", "--restart"]);
     assert_eq!(anew.code, Some(0), "{what}: {anew:#?}");
     assert_same(&dir.read("b"), &dir.read("a"), what);
@@ -70,7 +74,7 @@ fn a_source_that_is_replaced_is_copied_whole_or_fails_the_copy() {
     dir.file("new", b"new");
     std::fs::rename(dir.path("new"), dir.path("a")).expect("both are there");
     let outcome = copying.end();
-    // Replacing changes the link count, and with it the change time: being careful is right, being wrong is not.
+    // Replacing changes the link count and with it the change time, so a failure is allowed; a wrong copy is not.
     if outcome.code == Some(0) {
         assert_same(&dir.read("b"), &old, "the copy");
     } else {

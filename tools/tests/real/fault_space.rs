@@ -1,4 +1,4 @@
-//! Tests file systems that run full: the error says so, and the copy resumes once there is space.
+//! Tests file systems that run full: the error is reported, and the copy resumes once there is space.
 
 use crate::support::{MIB, Need, TestDir, assert_same, need, noise, run, text};
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -7,7 +7,7 @@ use std::path::Path;
 
 const SIZE: usize = 48 * MIB;
 
-/// Takes all but about `left` bytes of a file system at once, or as much as others let it; see [`free_space`].
+/// Allocates all but about `left` bytes of a file system, less if other programs allocate too; see [`free_space`].
 fn fill(at: &Path, left: u64) {
     let stat = nix::sys::statvfs::statvfs(at).expect("it is mounted");
     let mut want = (stat.blocks_available() * stat.fragment_size()).saturating_sub(left);
@@ -24,13 +24,13 @@ fn fill(at: &Path, left: u64) {
     file.sync_all().expect("its space is reserved");
 }
 
-/// Takes the filling away; some file systems free space only when they commit.
+/// Frees the space again; some file systems free it only when they commit.
 fn free_space(at: &Path) {
     std::fs::remove_file(at.join("ballast")).expect("it is there");
     run("sync", &["--file-system", text(at)]);
 }
 
-/// Runs full in the middle, either refused before a byte is written or met on the way.
+/// Copies to a file system with too little space: the copy is refused before it writes, or fails during the copy.
 fn run_full(test: &str, filesystem: &'static str) {
     need!(test, &[Need::Root, Need::LoopDevices, Need::Filesystem(filesystem)]);
     let dir = TestDir::new();
@@ -42,7 +42,7 @@ fn run_full(test: &str, filesystem: &'static str) {
     fill(&disk, 30 << 20);
     let refused = dir.blockhaul(&["copy", "a", "disk/b"]);
     refused.assert_failed(1, "ENoSpace");
-    // Some file systems promise more than they can keep: then it is met on the way.
+    // Some file systems reserve more than they have: then the copy fails later.
     let is_refused = refused.bytes("planned") == 0;
     assert_eq!(is_refused, !disk.join("b").exists(), "a refusal removes what it created: {refused:#?}");
     assert_eq!(is_refused, dir.checkpoint_path().is_none(), "a refusal leaves no checkpoint: {refused:#?}");
@@ -53,7 +53,7 @@ fn run_full(test: &str, filesystem: &'static str) {
     fill_during_copy(&dir, &disk, &source);
 }
 
-/// The room is there at the start, and somebody else takes it during the copy.
+/// The space is free at the start, and is allocated by another file during the copy.
 fn fill_during_copy(dir: &TestDir, disk: &Path, source: &[u8]) {
     for (number, flags) in
         [&["--direct", "no"][..], &["--path", "threads", "--direct", "no"], &["--path", "inline", "--direct", "no"]]

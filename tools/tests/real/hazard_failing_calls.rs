@@ -1,4 +1,5 @@
-//! Fails every system call that a copy depends on: the first one, the second one, and so on until it is made no more.
+//! Fails every system call that a copy depends on: the first one, the second one, and so on until the copy makes no
+//! further one.
 //!
 //! The copy succeeds with the right bytes, or it reports the failure and the next run completes it; it never succeeds
 //! with wrong bytes. A failed flush always ends the copy.
@@ -21,19 +22,19 @@ const FLAGS: [&str; 13] = [
     "--cores",
     "1",
 ];
-/// No call is made more often by one thread.
+/// Upper bound of calls of one kind by one thread.
 const TIMES_MAX: usize = 200;
 
-/// What the copy may do about the failure.
+/// Permitted results of a failed call.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Answer {
-    /// Go on in another way, or end.
+    /// The copy works around the failure, or fails.
     GoOnOrEnd,
-    /// End.
+    /// The copy fails.
     End,
 }
 
-/// Lets `call` fail with `errno` every `stride`-th time.
+/// Fails each `call` with `errno`, in steps of `stride`.
 fn fail_each(test: &str, call: &str, errno: &str, flags: &[&str], answer: Answer, stride: usize) {
     need!(test, &[Need::Program("strace")]);
     let source = mixed(SIZE, 101);
@@ -59,10 +60,10 @@ fn fail_each(test: &str, call: &str, errno: &str, flags: &[&str], answer: Answer
 
 fn assert_recovers(dir: &TestDir, outcome: &Outcome, source: &[u8], args: &[&str], what: &str) {
     if outcome.code != Some(0) {
-        assert_eq!(outcome.code, Some(1), "{what}: it fails in good order: {outcome:#?}");
+        assert_eq!(outcome.code, Some(1), "{what}: the copy reports the failure: {outcome:#?}");
         assert!(outcome.error_code().is_string(), "{what}: {outcome:#?}");
         assert!(outcome.stderr.contains("blockhaul: E"), "{what}: {outcome:#?}");
-        // Without a checkpoint the failure came before the first change, or after the last.
+        // Without a checkpoint the failure came before the first change or after the last one.
         let again = if dir.checkpoint_path().is_some() { "--resume" } else { "--overwrite" };
         let next = dir.blockhaul(&[args, &[again]].concat());
         assert_eq!(next.code, Some(0), "{what}, then {again}: {next:#?}");
@@ -115,7 +116,7 @@ fn a_failed_change_of_size_never_makes_a_wrong_copy() {
 fn a_failed_lock_never_makes_a_wrong_copy() {
     need!("a_failed_lock_never_makes_a_wrong_copy", &[Need::Program("strace")]);
     let source = mixed(SIZE, 102);
-    // The destination's and the journal's; what follows are the unlockings.
+    // The locks of the destination and the journal; later calls unlock.
     for (time, errno) in [(1, "ENOLCK"), (1, "EINTR"), (2, "ENOLCK"), (2, "EOPNOTSUPP")] {
         let dir = TestDir::new();
         write_sparse(&dir.path("a"), &source);

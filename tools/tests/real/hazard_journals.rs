@@ -22,10 +22,10 @@ const ARGS: [&str; 11] = [
     "never",
 ];
 
-/// Where a journal's two commit slots lie.
+/// Byte range of a journal's two commit slots.
 const SLOTS: std::ops::Range<usize> = 512..1536;
 
-/// A copy that crashed after it had recorded something.
+/// Runs a copy that is killed after its first record.
 fn crashed(source: &[u8]) -> TestDir {
     let dir = TestDir::new();
     write_sparse(&dir.path("a"), source);
@@ -35,7 +35,7 @@ fn crashed(source: &[u8]) -> TestDir {
     dir
 }
 
-/// What must not change when something is refused.
+/// Returns what a refusal must not change: content, time of change and allocated blocks.
 fn state(path: &Path) -> (Vec<u8>, i64, i64, u64) {
     let stat = std::fs::metadata(path).expect("it is there");
     (std::fs::read(path).expect("it is there"), stat.mtime(), stat.mtime_nsec(), stat.blocks())
@@ -46,7 +46,8 @@ fn is_refusal(outcome: &Outcome) -> bool {
     outcome.code == Some(1) && is_named
 }
 
-/// Resumes with a damaged checkpoint. Either it is refused and nothing changed, or the copy is right.
+/// Resumes with a damaged checkpoint, and checks that either the resume is refused and nothing changes, or the copy is
+/// equal. Returns whether it was refused.
 fn assert_refused_or_equal(dir: &TestDir, damaged: &[u8], before: &[u8], source: &[u8], what: &str) -> bool {
     dir.file("c", damaged);
     dir.file("b-before", before);
@@ -57,7 +58,7 @@ fn assert_refused_or_equal(dir: &TestDir, damaged: &[u8], before: &[u8], source:
     let resumed = dir.blockhaul(&[&ARGS[..], &["--resume"]].concat());
     if is_refusal(&resumed) {
         assert!(state(&dir.path("b")) == untouched, "{what}: the destination was touched");
-        assert_eq!(dir.read("c"), damaged, "{what}: the evidence stays");
+        assert_eq!(dir.read("c"), damaged, "{what}: the damaged journal is unchanged");
         return true;
     }
     assert_eq!(resumed.code, Some(0), "{what}: {resumed:#?}");
@@ -73,15 +74,15 @@ fn a_checkpoint_with_a_flipped_bit_never_makes_a_wrong_copy() {
     let mut random = SeededRandom::new(131);
     let mut refusals = 0;
     for turn in 0..iterations("BLOCKHAUL_FLIPS", 60) {
-        // Every other one in the part that says what the copy is about.
+        // Every second flip is in the header.
         let reach = if turn % 2 == 0 { sound.len() as u64 } else { 400.min(sound.len() as u64) };
         let at = usize::try_from(random.below(reach)).expect("journals are small");
         let mut damaged = sound.clone();
         damaged[at] ^= 1 << random.below(8);
         refusals +=
-            u64::from(assert_refused_or_equal(&dir, &damaged, &before, &source, &format!("bit turned in byte {at}")));
+            u64::from(assert_refused_or_equal(&dir, &damaged, &before, &source, &format!("bit flipped in byte {at}")));
     }
-    assert!(refusals > 0, "no damage was found at all");
+    assert!(refusals > 0, "no damage was detected");
 }
 
 #[test]
@@ -97,7 +98,7 @@ fn a_truncated_checkpoint_never_makes_a_wrong_copy() {
         assert_refused_or_equal(&dir, damaged, &before, &source, &format!("cut to {length} of {} bytes", sound.len()));
     }
     let longer = [&sound[..], &[0xff; 100]].concat();
-    assert_refused_or_equal(&dir, &longer, &before, &source, "with bytes behind its end");
+    assert_refused_or_equal(&dir, &longer, &before, &source, "with extra bytes at the end");
 }
 
 #[test]
@@ -110,7 +111,7 @@ fn checkpoints_of_other_copies_are_refused() {
     let swapped = dir.blockhaul(&[&ARGS[..], &["--resume"]].concat());
     assert!(is_refusal(&swapped) || swapped.error_code() == "ESourceChanged", "{swapped:#?}");
     assert!(state(&dir.path("b")) == untouched, "the destination was touched");
-    dir.file("c", b"not a journal at all, but long enough to be one if nobody looks");
+    dir.file("c", b"not a journal at all, but long enough to be one if it is not checked");
     let foreign = dir.blockhaul(&[&ARGS[..], &["--resume"]].concat());
     foreign.assert_failed(1, "ECheckpointCorrupt");
     assert!(state(&dir.path("b")) == untouched, "the destination was touched");
@@ -128,7 +129,7 @@ fn a_receipt_finds_a_flipped_byte_anywhere() {
         dir.blockhaul(&[&["copy", "a", "b", "--overwrite", "--receipt", "r"], flags].concat()).assert_done();
         let same = dir.blockhaul(&["verify", "--receipt", "r", "b"]);
         assert_eq!(same.code, Some(0), "{same:#?}");
-        let zero = source.iter().position(|&byte| byte == 0).expect("some of it is zeros");
+        let zero = source.iter().position(|&byte| byte == 0).expect("the source has zeros");
         for at in [0, 4095, zero, SIZE / 2, SIZE - 1] {
             let file = std::fs::File::options().write(true).open(dir.path("b")).expect("it is there");
             file.write_all_at(&[source[at] ^ 0x10], at as u64).expect("it is there");
@@ -155,10 +156,11 @@ fn receipts_that_are_damaged_are_refused() {
         let at = usize::try_from(random.below(sound.len() as u64)).expect("receipts are small");
         let mut turned = sound.clone();
         turned[at] ^= 1 << random.below(8);
-        for (what, damaged) in [(format!("cut to {at}"), &sound[..at]), (format!("turned in byte {at}"), &turned[..])] {
+        for (what, damaged) in [(format!("cut to {at}"), &sound[..at]), (format!("flipped in byte {at}"), &turned[..])]
+        {
             dir.file("damaged", damaged);
             let refused = dir.blockhaul(&["verify", "--receipt", "damaged", "b"]);
-            // Of its two commit slots only the newer one counts: the older may hold what a crash left.
+            // Only the newer commit slot counts; the older one may be torn by a crash.
             let in_slots = SLOTS.contains(&at) && what.starts_with("turned") && refused.code == Some(0);
             assert!(is_refusal(&refused) || in_slots, "{what} of {} bytes: {refused:#?}", sound.len());
         }

@@ -1,12 +1,11 @@
-//! Tests sources in use that only a second look finds: mounts of another namespace, and processes that write to mapped
-//! pages.
+//! Tests sources whose use is hard to detect: mounts of another namespace, and processes that write to mapped pages.
 
 use crate::support::{MIB, Need, Running, TestDir, need, noise, program, run, text};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Stdio};
 
-/// A process that said that it is ready, ended with its test.
+/// A helper process that has reported to be ready; ended on drop.
 struct HelperProcess(Child);
 
 impl HelperProcess {
@@ -22,7 +21,7 @@ impl HelperProcess {
 
 impl Drop for HelperProcess {
     fn drop(&mut self) {
-        // Its input ends; it ends with that, and is waited for: its mounts are gone then.
+        // The process ends with its input; its mounts are gone once it has ended.
         drop(self.0.stdin.take());
         let _ = self.0.wait();
     }
@@ -73,13 +72,13 @@ fn a_partition_that_is_mounted_in_another_namespace_makes_its_disk_live() {
     need!(test, &[Need::Root, Need::LoopDevices, Need::Filesystem("ext4"), Need::Program("partx")]);
     let dir = TestDir::new();
     let image = dir.file("disk.img", &partitioned());
-    // Detached with the room, as its backing file lies there.
+    // Detached with the test directory, which has its backing file.
     let device = run("losetup", &["--find", "--show", "--partscan", text(&image)]);
-    // The kernel may have been built without the format of the table: then partx reads it.
+    // The kernel may lack the format of the partition table: then partx reads it.
     run("partx", &["--update", device.trim()]);
     let part = |number: u8| format!("{}p{number}", device.trim());
     if !Path::new(&part(2)).exists() {
-        // Neither udev nor devtmpfs makes the nodes of partitions here: a container.
+        // In a container neither udev nor devtmpfs creates the nodes of partitions.
         return blockhaul_testkit::unmet(test, "the nodes of partitions");
     }
     run("mkfs.ext4", &["-q", "-F", &part(1)]);
@@ -89,7 +88,7 @@ fn a_partition_that_is_mounted_in_another_namespace_makes_its_disk_live() {
     for source in [device.trim().to_owned(), part(1)] {
         dir.blockhaul(&["copy", &source, "copy"]).assert_failed(1, "EBusy");
     }
-    // Its neighbour is nobody's.
+    // The other partition is not in use.
     dir.blockhaul(&["copy", &part(2), "copy"]).assert_done();
     drop(mounted);
     dir.blockhaul(&["copy", &part(1), "copy", "--overwrite"]).assert_done();
@@ -108,7 +107,7 @@ fn a_source_that_is_mounted_read_only_is_copied() {
     dir.unmount(&point);
 }
 
-/// Dirties every page of a mapped file, says so, and goes on until its input ends.
+/// Script that writes to every page of a mapped file, reports it, and repeats until its input ends.
 const REWRITER: &str = "
 import mmap, os, select, sys
 file = os.open(sys.argv[1], os.O_RDWR)
@@ -138,7 +137,7 @@ fn a_source_whose_mapped_pages_are_rewritten_has_changed() {
     assert_eq!((outcome.code, outcome.error_code()), (Some(1), &"ESourceChanged".into()), "{outcome:#?}");
 }
 
-/// Maps a file, touches every page, and keeps it until its input ends.
+/// Script that maps a file, reads every page, and keeps the mapping until its input ends.
 const HOLDER: &str = "
 import mmap, os, sys
 file = os.open(sys.argv[1], os.O_RDONLY)
@@ -160,6 +159,6 @@ fn a_verification_of_mapped_pages_is_reported_as_from_memory() {
     let holder = HelperProcess::start(&dir, "python3", &["-c", HOLDER, text(&dir.path("b"))]);
     let outcome = verify();
     outcome.assert_done();
-    assert_eq!(outcome.report()["verified_from"], "memory", "mapped pages stay: {outcome:#?}");
+    assert_eq!(outcome.report()["verified_from"], "memory", "mapped pages stay cached: {outcome:#?}");
     drop(holder);
 }

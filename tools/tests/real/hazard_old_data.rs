@@ -1,4 +1,4 @@
-//! Tests old data where the source has zeros: the copy zeroes it.
+//! Tests destinations that hold old data where the source has zeros: the copy zeroes it.
 
 use crate::support::{MIB, Need, TestDir, assert_same, mixed, need, noise, recorded, text, write_sparse};
 use std::fs::File;
@@ -16,10 +16,10 @@ const FLAGS: [&[&str]; 8] = [
     &["--sparse", "never", "--path", "threads", "--block-size", "16KiB"],
 ];
 
-/// Sources whose zeros lie at every awkward place; the length and the data in it.
+/// Returns sources with zeros at awkward offsets: length, and ranges of data.
 fn sources() -> Vec<(usize, Vec<(usize, usize)>)> {
     vec![
-        // Nothing but a hole; a hole that ends in a part of a sector; data at both ends of one.
+        // One hole; a hole that ends within a sector; a hole between data.
         (4 * MIB, vec![]),
         (4 * MIB + 100, vec![]),
         (4 * MIB + 100, vec![(0, 1)]),
@@ -74,7 +74,7 @@ fn old_data_under_zeros_is_overwritten_when_a_file_is_resumed() {
         copying.until(recorded);
         copying.crash();
         let checkpoint = dir.checkpoint().expect("it was recorded");
-        // What a crash may leave anywhere outside of the recorded ranges: something else.
+        // A crash may leave any data outside of the recorded ranges.
         let file = File::options().write(true).open(dir.path("b")).expect("it was created");
         let mut at = 0;
         for range in checkpoint["durable"].as_array().expect("it is a list") {
@@ -109,7 +109,7 @@ fn more_zeros_than_an_interval_and_the_window_hold_do_not_stop_a_copy() {
     let dir = TestDir::new();
     let mut source = vec![0; 8 * MIB + 5];
     source[MIB..MIB + 9].fill(1);
-    // Written zeros, not holes: they are found block by block.
+    // Written zeros, not holes, are detected block by block.
     dir.file("a", &source);
     let tight = ["--block-size", "64KiB", "--depth", "1", "--cores", "1", "--checkpoint-every", "64KiB"];
     for flags in [&["--direct", "auto"][..], &["--direct", "no"], &["--path", "threads"], &["--sparse", "never"]] {

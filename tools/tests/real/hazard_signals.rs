@@ -34,14 +34,17 @@ fn a_second_signal_ends_the_copy_at_once_and_it_can_be_resumed() {
     let source = source_in(&dir);
     let mut copying = dir.start(&ARGS);
     copying.until(recorded);
-    // Both wait for the process when it goes on; two of one kind would be one.
+    // Both are pending when the process continues; two of one kind would be merged.
     copying.signal(Signal::SIGSTOP);
     copying.signal(Signal::SIGTERM);
     copying.signal(Signal::SIGINT);
     copying.signal(Signal::SIGCONT);
     let (ended, status) = copying.end_with_status();
     let at_once = matches!(status.signal(), Some(2 | 6 | 15));
-    assert!(at_once || status.code() == Some(75), "it drains before the second signal, or ends by it: {ended:#?}");
+    assert!(
+        at_once || status.code() == Some(75),
+        "the copy drains before the second signal, or the signal ends it: {ended:#?}"
+    );
     let resumed = dir.blockhaul(&["copy", "a", "b", "--resume"]);
     resumed.assert_done();
     assert!(resumed.bytes("resumed") > 0, "{resumed:#?}");
@@ -66,7 +69,7 @@ fn a_signal_while_waiting_for_the_lock_touches_nothing() {
 #[test]
 fn the_printed_command_resumes_after_each_of_two_interrupts() {
     let dir = TestDir::new();
-    // No zeros: they would need no time.
+    // No zeros, which take no time.
     let source = noise(16 * MIB + 1, 143);
     dir.file("a", &source);
     let mut copying = dir.start(&[&ARGS[..9], &["--limit", "8MiB/s"]].concat());
@@ -82,7 +85,7 @@ fn the_printed_command_resumes_after_each_of_two_interrupts() {
         let mut shell = dir.command(Path::new("sh"), &["-c", &format!("exec {}", line.trim())]);
         copying = crate::support::Running::spawn(&mut shell);
         let first = copying.until(|line| line["planned"].as_u64() > Some(0));
-        assert!(first["durable"].as_u64() >= Some(before), "what was durable stays so: {first}");
+        assert!(first["durable"].as_u64() >= Some(before), "durable bytes stay durable: {first}");
     }
     copying.end().assert_done();
     assert_same(&dir.read("b"), &source, "the copy");
@@ -115,7 +118,7 @@ fn a_destination_replaced_between_open_and_lock_is_looked_up_again() {
     let old = File::options().read(true).write(true).create_new(true).open(dir.path("b")).expect("it is new");
     let held = Flock::lock(old, FlockArg::LockExclusive).expect("no other process holds it");
     let mut waiting = dir.start(&["copy", "a", "b", "--lock-wait", "60s", "--reflink", "never"]);
-    // It has the old file open once it waits for its lock.
+    // The copy has opened the old file once it waits for the lock.
     let open = format!("/proc/{}/fd", waiting.id());
     let has_opened = || {
         let open = std::fs::read_dir(&open).into_iter().flatten().flatten();
@@ -126,10 +129,10 @@ fn a_destination_replaced_between_open_and_lock_is_looked_up_again() {
     std::fs::rename(dir.path("new"), dir.path("b")).expect("both are there");
     let mut old = held.unlock().expect("it is ours");
     waiting.end().assert_done();
-    assert_same(&dir.read("b"), &source, "the copy is where the name leads");
+    assert_same(&dir.read("b"), &source, "the copy is in the file of that name");
     let mut left = Vec::new();
     std::io::Read::read_to_end(&mut old, &mut left).expect("it is still open");
-    assert!(left.is_empty(), "the file that lost its name was not written");
+    assert!(left.is_empty(), "the unlinked file was not written");
 }
 
 #[test]

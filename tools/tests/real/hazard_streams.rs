@@ -1,10 +1,10 @@
-//! Tests a standard output that leads to a volume through a loop device, or is one.
+//! Tests a standard output that is a volume, or is one behind a loop device.
 
 use crate::support::{MIB, Need, TestDir, need, noise, program, text};
 use std::fs::File;
 use std::path::Path;
 
-/// `blockhaul ARGS` with its standard output at the start of `file`; gives the exit code.
+/// `blockhaul ARGS` with its standard output at the start of `file`; returns the exit code.
 fn printing_to(dir: &TestDir, args: &[&str], file: &Path) -> Option<i32> {
     let held = File::options().read(true).write(true).open(file).expect("it is there");
     let status = dir.command(&program(), args).stdout(held).status();
@@ -30,7 +30,7 @@ fn output_into_a_volume_behind_a_loop_device_is_refused() {
         assert_eq!(printing_to(&dir, args, stream), Some(2), "{args:?} > {}", stream.display());
         assert!(dir.read("shown") == bytes && !dir.path("new").exists(), "{args:?} > {}", stream.display());
     }
-    // The device below a file system that the summary lies on is something else than the summary.
+    // The device below the file system of the output is not the output itself.
     assert_eq!(printing_to(&dir, &["copy", text(&device), "new"], &other), Some(0));
     assert!(dir.read("new") == bytes);
 }

@@ -1,14 +1,14 @@
-//! Tests sources whose file system is wrong about them: maps that hide data, maps that make no progress, sizes that are
-//! too small. The copy contains what can be read, or it fails.
+//! Tests sources whose file system reports wrong facts: maps that hide data, maps without progress, sizes that are too
+//! small. The copy contains all readable data, or it fails.
 
 use crate::support::{MIB, Need, TestDir, assert_same, need, noise};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-/// Every question about data is answered by "there is none".
+/// `strace` injection: `SEEK_DATA` finds no data.
 const ALL_HOLE: &str = "lseek:error=ENXIO:when=1+";
 
-/// A file of noise but for a hole in the middle, so that less is allocated than it is long.
+/// Creates a file of noise with a hole in the middle, so that it is not fully allocated.
 fn partly_allocated(dir: &TestDir, name: &str) -> Vec<u8> {
     let mut bytes = noise(2 * MIB, 7);
     bytes[MIB..MIB + MIB / 2].fill(0);
@@ -40,12 +40,12 @@ fn sparse_read_ignores_the_map() {
     let dir = TestDir::new();
     let bytes = partly_allocated(&dir, "a");
     let args = ["copy", "a", "b", "--reflink", "never", "--sparse", "read", "--verify"];
-    let (outcome, lied) = dir.injected(ALL_HOLE, &args);
-    assert!(lied, "the map was not asked: {outcome:#?}");
+    let (outcome, was_made) = dir.injected(ALL_HOLE, &args);
+    assert!(was_made, "the map was not read: {outcome:#?}");
     outcome.assert_done();
     assert_same(&dir.read("b"), &bytes, "the copy");
     assert_eq!(outcome.bytes("read"), bytes.len() as u64, "{outcome:#?}");
-    // What was read as zeros may still become a hole.
+    // Zeros that were read may still become a hole.
     let allocated = fs::metadata(dir.path("b")).expect("it was copied").blocks() * 512;
     assert!(allocated < bytes.len() as u64, "{allocated} bytes are allocated");
 }
@@ -67,9 +67,9 @@ fn a_comparison_does_not_depend_on_which_side_is_named_first() {
     ] {
         for pair in [["wrong", other], [other, "wrong"]] {
             let args = [&["verify"], &pair[..], flags].concat();
-            let (outcome, lied) = dir.injected(ALL_HOLE, &args);
+            let (outcome, was_made) = dir.injected(ALL_HOLE, &args);
             assert_eq!(outcome.code, Some(exit), "{args:?}: {outcome:#?}");
-            assert!(lied || pair[1] == "wrong", "{args:?}: the map was not asked");
+            assert!(was_made || pair[1] == "wrong", "{args:?}: the map was not read");
         }
     }
 }
@@ -77,16 +77,16 @@ fn a_comparison_does_not_depend_on_which_side_is_named_first() {
 #[test]
 fn a_map_without_progress_is_data() {
     need!("a_map_without_progress_is_data", &[Need::Program("strace")]);
-    // Its own offset at first, less than that later; one more at first.
+    // Offset 0 is no progress at first and goes back later; offset 1 is an advance of one byte, once.
     for answer in ["lseek:retval=0:when=1+", "lseek:retval=1:when=1+"] {
         let dir = TestDir::new();
         let bytes = partly_allocated(&dir, "a");
-        let (outcome, lied) = dir.injected(answer, &["copy", "a", "b", "--reflink", "never"]);
-        assert!(lied, "{answer}: the map was not asked");
+        let (outcome, was_made) = dir.injected(answer, &["copy", "a", "b", "--reflink", "never"]);
+        assert!(was_made, "{answer}: the map was not read");
         outcome.assert_done();
         assert_same(&dir.read("b"), &bytes, answer);
         let questions = fs::read_to_string(dir.path("trace")).expect("strace wrote it").lines().count();
-        assert!(questions < 100, "{answer}: {questions} questions to a map that makes no progress");
+        assert!(questions < 100, "{answer}: {questions} reads of a map that makes no progress");
     }
 }
 

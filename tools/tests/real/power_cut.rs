@@ -1,17 +1,17 @@
-//! Tests a power cut: only the disk as it is at one moment remains.
+//! Tests power cuts: only the content of the disk at one moment remains.
 //!
 //! The destination lies on a file system in an image, and the image on a file system that can clone a file at one point
-//! in time. The clone is what the disk held then; pages that no flush had sent to it are lost. The clone is mounted
-//! after the first mount is gone, so that nothing but the clone answers.
+//! in time. The clone has the content of the disk at that moment; pages that were not flushed are lost. The clone is
+//! mounted after the first file system was unmounted, so that only the clone is read.
 
 use crate::support::{MIB, Need, TestDir, assert_same, mixed, moving, need, recorded, run, text, write_sparse};
 use std::path::{Path, PathBuf};
 
 const SIZE: usize = 20 * MIB + 4321;
-/// The smallest that xfs takes is 300 MiB.
+/// Size of the image in bytes; xfs needs at least 300 MiB.
 const DISK: u64 = 320 << 20;
 
-/// A disk with a file system, mounted at `disk` in a room.
+/// A disk with a file system, mounted at `disk` in a test directory.
 struct Disk {
     dir: TestDir,
     image: PathBuf,
@@ -29,14 +29,14 @@ impl Disk {
         Self { dir, image, mounted }
     }
 
-    /// What the disk holds at this moment.
+    /// Clones the disk at this moment.
     fn cut(&self) -> PathBuf {
         let left = self.image.with_extension("left");
         run("cp", &["--reflink=always", text(&self.image), text(&left)]);
         left
     }
 
-    /// Starts again with what was left.
+    /// Mounts the clone `left` instead.
     fn restart(&self, left: &Path) -> PathBuf {
         self.dir.unmount(&self.mounted);
         self.dir.mount(left, "after")

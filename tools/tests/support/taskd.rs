@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// Where it lies, once it is built.
+/// Returns the path of `taskd` in the build directory.
 pub(crate) fn beside() -> PathBuf {
     assert_cmd::cargo::cargo_bin!("blockhaul").with_file_name("taskd")
 }
 
-/// Set by who has built all programs of the workspace with the tests: nothing is left to build.
+/// Environment variable that says that all programs of the workspace were built with the tests.
 const IS_BUILT: &str = "BLOCKHAUL_PROGRAMS_ARE_BUILT";
 
-/// Builds it, once, unless that was done.
+/// Builds `taskd` once, unless it was built before, and returns its path.
 pub(crate) fn built() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
@@ -30,7 +30,7 @@ pub(crate) fn built() -> &'static Path {
         }
         let folder = beside.parent().and_then(Path::parent).expect("programs lie in a folder of the target");
         build.arg("--target-dir").arg(folder).current_dir(env!("CARGO_MANIFEST_DIR"));
-        // What cargo has told this test about itself: build scripts would take it for a change and run again.
+        // Cargo's variables for this test would make build scripts run again.
         let is_told = |name: &str| ["CARGO_MANIFEST_", "CARGO_PKG_"].iter().any(|start| name.starts_with(start));
         for (name, _) in std::env::vars().filter(|(name, _)| is_told(name)) {
             build.env_remove(name);

@@ -1,7 +1,7 @@
 //! Tests peers that break the protocol, one way at a time.
 //!
-//! Each ends the copy with a named error and closed connections, and nothing of its data counts as durable. Odd but
-//! allowed behaviour is tested beside it.
+//! Each violation ends the copy with a named error and closed connections, and nothing of its data counts as durable.
+//! Unusual but allowed behaviour is tested as well.
 
 mod negotiation;
 mod replies;
@@ -14,16 +14,16 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 const SIZE: usize = MIB;
 const BLOCK: &str = "64KiB";
-/// So that what is taken for an outage does not last.
+/// Short timeouts, so that what looks like an outage ends soon.
 const SHORT_TIMEOUTS: [&str; 4] = ["--retry-for", "1s", "--request-timeout", "2s"];
 
 const STRUCTURED: Offer = Offer { structured: true, multi_conn: true, blocks: None, further_flags: 0 };
 const SIMPLE: Offer = Offer { structured: false, ..STRUCTURED };
 
-/// A reply that is wrong.
+/// Builds a wrong reply.
 type WrongReply = fn(&Request) -> Vec<u8>;
 
-/// Copies from a peer of these manners.
+/// Copies from a peer that follows `script`.
 fn copy_from(offer: Offer, script: PeerScript) -> (TestDirs, Peer, Outcome) {
     let dirs = TestDirs::new();
     let peer = Peer::start(&dirs, "peer", noise(SIZE, 1), offer, script);
@@ -32,7 +32,7 @@ fn copy_from(offer: Offer, script: PeerScript) -> (TestDirs, Peer, Outcome) {
     (dirs, peer, outcome)
 }
 
-/// Copies to a peer of these manners.
+/// Copies to a peer that follows `script`.
 fn copy_to(offer: Offer, script: PeerScript) -> (TestDirs, Peer, Outcome) {
     let dirs = TestDirs::new();
     dirs.file("a", &noise(SIZE, 2));
@@ -42,13 +42,13 @@ fn copy_to(offer: Offer, script: PeerScript) -> (TestDirs, Peer, Outcome) {
     (dirs, peer, outcome)
 }
 
-/// It failed with one of `codes` on `side`, closed its connections and called nothing durable.
+/// Checks that the copy failed with one of `codes` on `side`, closed its connections and reported nothing as durable.
 fn assert_ended(what: &str, side: &str, codes: &[&str], run: (TestDirs, Peer, Outcome)) {
     assert_eq!(run.2.bytes("durable"), 0, "{what}: {:#?}", run.2);
     assert_ended_early(what, side, codes, run);
 }
 
-/// As [`assert_ended`], where some of it went well: that may count, the whole may not.
+/// As [`assert_ended`], but a part of the copy may be durable.
 fn assert_ended_early(what: &str, side: &str, codes: &[&str], (_site, peer, outcome): (TestDirs, Peer, Outcome)) {
     assert_eq!(outcome.code, Some(1), "{what}: {outcome:#?}");
     let code = outcome.error_code().as_str().unwrap_or_default();
@@ -56,11 +56,11 @@ fn assert_ended_early(what: &str, side: &str, codes: &[&str], (_site, peer, outc
     assert_eq!(outcome.report()["status"], "failed", "{what}: {outcome:#?}");
     assert_eq!(outcome.report()["error"]["side"], side, "{what}: {outcome:#?}");
     assert!(outcome.bytes("durable") < SIZE as u64, "{what}: {outcome:#?}");
-    assert!(!peer.disconnects().is_empty(), "{what}: it never came");
+    assert!(!peer.disconnects().is_empty(), "{what}: the client never connected");
     peer.assert_no_violations();
 }
 
-/// Answers reads with what `wrong` makes of them, and all else honestly.
+/// Answers reads with `wrong`, and everything else correctly.
 fn reads(wrong: impl Fn(&Request) -> Vec<u8> + Send + Sync + 'static) -> PeerScript {
     PeerScript::on_request(move |request| match request.command {
         Command::Read => Reaction::Replace(wrong(request)),
@@ -68,7 +68,7 @@ fn reads(wrong: impl Fn(&Request) -> Vec<u8> + Send + Sync + 'static) -> PeerScr
     })
 }
 
-/// Answers questions for block status with what `wrong` makes of them, and all else honestly.
+/// Answers requests for block status with `wrong`, and everything else correctly.
 fn statuses(wrong: impl Fn(&Request) -> Vec<u8> + Send + Sync + 'static) -> PeerScript {
     PeerScript::on_request(move |request| match request.command {
         Command::Status => Reaction::Replace(wrong(request)),
@@ -76,7 +76,7 @@ fn statuses(wrong: impl Fn(&Request) -> Vec<u8> + Send + Sync + 'static) -> Peer
     })
 }
 
-/// Does this with the first request of a kind, and is honest ever after.
+/// Reacts to the first request of a kind with `reaction`, and correctly to all others.
 fn on_first_request(command: Command, reaction: impl Fn(&Request) -> Reaction + Send + Sync + 'static) -> PeerScript {
     let is_done = AtomicBool::new(false);
     PeerScript::on_request(move |request| {
@@ -92,12 +92,12 @@ fn whole(request: &Request) -> Vec<u8> {
 fn a_correct_peer_is_copied_from_and_to() {
     for offer in [STRUCTURED, SIMPLE, Offer { multi_conn: false, ..STRUCTURED }] {
         let (dirs, peer, outcome) = copy_from(offer, PeerScript::default());
-        assert_whole(&outcome, SIZE, "from an honest peer");
-        assert_same(&dirs.read("b"), peer.store().durable(), "from an honest peer");
+        assert_whole(&outcome, SIZE, "from a correct peer");
+        assert_same(&dirs.read("b"), peer.store().durable(), "from a correct peer");
         peer.assert_no_violations();
         let (dirs, peer, outcome) = copy_to(offer, PeerScript::default());
-        assert_whole(&outcome, SIZE, "to an honest peer");
-        assert_same(peer.store().durable(), &dirs.read("a"), "to an honest peer");
+        assert_whole(&outcome, SIZE, "to a correct peer");
+        assert_same(peer.store().durable(), &dirs.read("a"), "to a correct peer");
         peer.assert_no_violations();
     }
 }

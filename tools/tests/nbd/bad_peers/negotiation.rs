@@ -1,4 +1,4 @@
-//! Tests the negotiation: greetings, options and facts that are wrong or never come.
+//! Tests the negotiation: wrong and missing greetings, option replies and export facts.
 
 use super::{SIZE, STRUCTURED, assert_ended, copy_from, copy_to};
 use crate::support::wire::{self, answer, can, option};
@@ -43,13 +43,13 @@ fn a_wrong_option_reply_ends_the_copy() {
     let reply = |magic: u64, chosen: u32, kind: u32| option_reply_with(magic, chosen, kind, &[]);
     let cases: [(&str, u32, Vec<u8>); 6] = [
         ("magic", option::GO, reply(wire::OPTION_REPLY ^ 1, option::GO, answer::ACK)),
-        ("for another option", option::GO, reply(wire::OPTION_REPLY, option::ABORT, answer::ACK)),
+        ("reply to another option", option::GO, reply(wire::OPTION_REPLY, option::ABORT, answer::ACK)),
         ("without facts", option::GO, reply(wire::OPTION_REPLY, option::GO, answer::ACK)),
-        ("of no known kind", option::GO, reply(wire::OPTION_REPLY, option::GO, 99)),
-        ("with more than it should say", option::STRUCTURED_REPLY, {
+        ("reply of an unknown kind", option::GO, reply(wire::OPTION_REPLY, option::GO, 99)),
+        ("reply with extra payload", option::STRUCTURED_REPLY, {
             option_reply(option::STRUCTURED_REPLY, answer::ACK, &[0; 100])
         }),
-        ("of another kind", option::STRUCTURED_REPLY, {
+        ("reply of a wrong kind", option::STRUCTURED_REPLY, {
             reply(wire::OPTION_REPLY, option::STRUCTURED_REPLY, answer::META_CONTEXT)
         }),
     ];
@@ -67,7 +67,7 @@ fn an_endless_or_oversized_option_reply_ends_the_copy() {
     let huge = [&option_reply(option::GO, answer::INFO, &[])[..16], &u32::MAX.to_be_bytes()].concat();
     let facts = [&[0; 2][..], &(SIZE as u64).to_be_bytes(), &can::USUAL.to_be_bytes()].concat();
     let endless = option_reply(option::GO, answer::INFO, &facts).repeat(200_000);
-    for (what, bytes) in [("4 GiB", huge), ("always more of it", endless)] {
+    for (what, bytes) in [("4 GiB", huge), ("an endless reply", endless)] {
         let script = PeerScript::on_option(move |chosen, _| {
             if chosen == option::GO { Reaction::Replace(bytes.clone()) } else { Reaction::Correct }
         });
@@ -80,11 +80,11 @@ fn impossible_export_facts_end_the_copy() {
     let size = |bytes: u64| [&[0; 2][..], &bytes.to_be_bytes(), &can::USUAL.to_be_bytes()].concat();
     let blocks = |sizes: [u32; 3]| [vec![0, 3], sizes.map(u32::to_be_bytes).concat()].concat();
     let cases = [
-        ("a size beyond what offsets can say", vec![size(1 << 63)]),
-        ("facts that are short", vec![size(SIZE as u64)[..8].to_vec()]),
-        ("no power of two", vec![size(SIZE as u64), blocks([3, 4096, 1 << 20])]),
-        ("nothing as a block", vec![size(SIZE as u64), blocks([0, 4096, 1 << 20])]),
-        ("a most that is less than the least", vec![size(SIZE as u64), blocks([4096, 4096, 512])]),
+        ("a size beyond the largest offset", vec![size(1 << 63)]),
+        ("truncated facts", vec![size(SIZE as u64)[..8].to_vec()]),
+        ("a block size that is no power of two", vec![size(SIZE as u64), blocks([3, 4096, 1 << 20])]),
+        ("a block size of 0", vec![size(SIZE as u64), blocks([0, 4096, 1 << 20])]),
+        ("a maximum below the minimum", vec![size(SIZE as u64), blocks([4096, 4096, 512])]),
     ];
     for (what, infos) in cases {
         let script = PeerScript::on_option(move |chosen, _| {

@@ -1,4 +1,4 @@
-//! Tests replies to reads, writes and flushes: wrong, missing, too long, or errors of the server.
+//! Tests replies to reads, writes and flushes: wrong, missing and oversized ones, and errors of the server.
 
 use super::{
     SIMPLE, SIZE, STRUCTURED, WrongReply, assert_ended, assert_ended_early, copy_from, copy_to, on_first_request,
@@ -85,7 +85,7 @@ fn chunks_outside_of_the_request_end_the_copy() {
         ("far away", |r| reply::data(r.cookie, chunk::DONE, u64::MAX - 5, &whole(r))),
         ("one byte too long", |r| reply::data(r.cookie, chunk::DONE, r.offset, &[whole(r), vec![1]].concat())),
         ("a hole that is too long", |r| reply::hole(r.cookie, chunk::DONE, r.offset, u32::MAX)),
-        ("a hole behind it", |r| reply::hole(r.cookie, chunk::DONE, r.offset + u64::from(r.length), 512)),
+        ("a hole behind the request", |r| reply::hole(r.cookie, chunk::DONE, r.offset + u64::from(r.length), 512)),
     ];
     for (what, wrong) in cases {
         assert_ended(what, "source", &["EProtocol"], copy_from(STRUCTURED, reads(wrong)));
@@ -111,8 +111,8 @@ fn chunks_that_overlap_or_leave_a_gap_end_the_copy() {
     let nothing = |r: &Request| reply::done(r.cookie);
     assert_ended("overlapping data", "source", &["EProtocol"], copy_from(STRUCTURED, reads(overlap)));
     assert_ended("a hole over data", "source", &["EProtocol"], copy_from(STRUCTURED, reads(twice)));
-    assert_ended("half of it", "source", &["EProtocol"], copy_from(STRUCTURED, reads(gap)));
-    assert_ended("nothing of it", "source", &["EProtocol"], copy_from(STRUCTURED, reads(nothing)));
+    assert_ended("half of the data", "source", &["EProtocol"], copy_from(STRUCTURED, reads(gap)));
+    assert_ended("no data", "source", &["EProtocol"], copy_from(STRUCTURED, reads(nothing)));
 }
 
 #[test]
@@ -141,9 +141,9 @@ fn chunks_of_an_invalid_length_or_kind_end_the_copy() {
         ("4 GiB", |r| reply::chunk_claiming(r.cookie, chunk::DONE, chunk::DATA, u32::MAX, &r.offset.to_be_bytes())),
         ("no offset", |r| reply::chunk(r.cookie, chunk::DONE, chunk::DATA, &[0; 4])),
         ("no data", |r| reply::data(r.cookie, 0, r.offset, &[])),
-        ("a hole of nothing", |r| reply::hole(r.cookie, 0, r.offset, 0)),
-        ("a hole of half a length", |r| reply::chunk(r.cookie, 0, chunk::HOLE, &[0; 10])),
-        ("of no known kind", |r| reply::chunk(r.cookie, chunk::DONE, 77, &[0; 16])),
+        ("a hole of length 0", |r| reply::hole(r.cookie, 0, r.offset, 0)),
+        ("a hole with a truncated length", |r| reply::chunk(r.cookie, 0, chunk::HOLE, &[0; 10])),
+        ("a chunk of an unknown kind", |r| reply::chunk(r.cookie, chunk::DONE, 77, &[0; 16])),
     ];
     for (what, wrong) in cases {
         assert_ended(what, "source", &["EProtocol"], copy_from(STRUCTURED, reads(wrong)));
@@ -162,7 +162,7 @@ fn an_error_chunk_is_reported_as_an_error_of_the_server() {
         ("an error", |r| reply::error(r.cookie, wire::EIO, "the disk is gone"), "EIo"),
         ("an error of no space", |r| reply::error(r.cookie, wire::ENOSPC, ""), "ENoSpace"),
         (
-            "an error at a place, data elsewhere",
+            "an error at an offset, data elsewhere",
             |r| {
                 let at = reply::error_at(r.cookie, 0, wire::EIO, r.offset + u64::from(r.length / 2));
                 let data = reply::data(r.cookie, 0, r.offset, &vec![1; r.length as usize / 2]);
@@ -176,7 +176,7 @@ fn an_error_chunk_is_reported_as_an_error_of_the_server() {
             "EIo",
         ),
         (
-            "an error of no known kind",
+            "an unknown error",
             |r| {
                 let payload = [&wire::EIO.to_be_bytes()[..], &[0; 2]].concat();
                 reply::chunk(r.cookie, chunk::DONE, (1 << 15) + 99, &payload)
@@ -201,17 +201,17 @@ fn an_error_chunk_is_reported_as_an_error_of_the_server() {
 #[test]
 fn an_invalid_error_chunk_ends_the_copy() {
     let cases: [(&str, WrongReply); 4] = [
-        ("no error in it", |r| reply::error(r.cookie, 0, "fine")),
-        ("half an error", |r| reply::chunk(r.cookie, chunk::DONE, chunk::ERROR, &[0, 0, 0])),
+        ("an error chunk with error 0", |r| reply::error(r.cookie, 0, "fine")),
+        ("a truncated error", |r| reply::chunk(r.cookie, chunk::DONE, chunk::ERROR, &[0, 0, 0])),
         ("a message beyond its end", |r| {
             reply::chunk(r.cookie, chunk::DONE, chunk::ERROR, &[0, 0, 0, 5, 0xff, 0xff, b'x'])
         }),
-        ("at a place that nobody asked for", |r| {
+        ("an error at an offset outside of the request", |r| {
             [reply::error_at(r.cookie, 0, wire::EIO, u64::MAX), reply::done(r.cookie)].concat()
         }),
     ];
     for (what, wrong) in cases {
-        // The error of the server is as good a name as the breach.
+        // Reporting the error of the server is as good as reporting the violation.
         assert_ended(what, "source", &["EProtocol", "EIo"], copy_from(STRUCTURED, reads(wrong)));
     }
 }

@@ -7,11 +7,11 @@ use crate::support::{assert_same, assert_whole, reply};
 #[test]
 fn block_status_without_progress_ends_the_copy() {
     let cases: [(&str, WrongReply); 6] = [
-        ("a length of nothing", |r| reply::status(r.cookie, reply::ALLOCATION, &[(0, 0)])),
-        ("nothing after something", |r| reply::status(r.cookie, reply::ALLOCATION, &[(4096, 0), (0, 3)])),
+        ("a length of 0", |r| reply::status(r.cookie, reply::ALLOCATION, &[(0, 0)])),
+        ("a length of 0 after another one", |r| reply::status(r.cookie, reply::ALLOCATION, &[(4096, 0), (0, 3)])),
         ("no descriptors", |r| reply::status(r.cookie, reply::ALLOCATION, &[])),
         ("no chunk at all", |r| reply::done(r.cookie)),
-        ("half a descriptor", |r| {
+        ("a truncated descriptor", |r| {
             reply::chunk(
                 r.cookie,
                 chunk::DONE,
@@ -19,7 +19,7 @@ fn block_status_without_progress_ends_the_copy() {
                 &[&reply::ALLOCATION.to_be_bytes()[..], &[0; 4]].concat(),
             )
         }),
-        ("nothing but a context", |r| reply::chunk(r.cookie, chunk::DONE, chunk::STATUS, &[0; 2])),
+        ("a context without descriptors", |r| reply::chunk(r.cookie, chunk::DONE, chunk::STATUS, &[0; 2])),
     ];
     for (what, wrong) in cases {
         assert_ended(what, "source", &["EProtocol"], copy_from(STRUCTURED, statuses(wrong)));
@@ -41,7 +41,8 @@ fn block_status_of_a_wrong_or_repeated_context_ends_the_copy() {
 
 #[test]
 fn block_status_shorter_or_longer_than_the_request_is_allowed() {
-    for (what, length) in [("a little at a time", 4096_u32), ("far past the end", u32::MAX - 4095)] {
+    for (what, length) in [("shorter than the request", 4096_u32), ("far past the end of the request", u32::MAX - 4095)]
+    {
         let script = statuses(move |r| {
             reply::status(
                 r.cookie,

@@ -6,18 +6,18 @@ use super::server::Server;
 use super::site::TestDirs;
 use std::path::PathBuf;
 
-/// Multiples of 4 KiB up to 64 KiB, and nothing else.
+/// Accept only multiples of 4 KiB up to 64 KiB.
 const STRICT_BLOCKS: [&str; 4] =
     ["blocksize-minimum=4096", "blocksize-preferred=65536", "blocksize-maximum=65536", "blocksize-error-policy=error"];
 
-/// The servers of the matrix.
+/// Kinds of servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     NbdkitFile,
-    /// One that does not promise consistency between connections.
+    /// nbdkit without consistency between connections.
     NbdkitFileOneConnection,
     NbdkitMemory,
-    /// Takes multiples of 4 KiB up to 64 KiB and refuses everything else.
+    /// nbdkit that accepts only requests of multiples of 4 KiB up to 64 KiB.
     NbdkitBlocks,
     QemuRaw,
     QemuQcow2,
@@ -35,7 +35,7 @@ impl Kind {
         Self::NbdServer,
     ];
 
-    /// Sizes are multiples of this many bytes.
+    /// Returns the unit of export sizes in bytes.
     pub(crate) fn granule(self) -> usize {
         match self {
             Self::NbdkitBlocks => 4096,
@@ -49,12 +49,12 @@ impl Kind {
 #[derive(Debug)]
 pub(crate) struct Export {
     pub(crate) server: Server,
-    /// What it keeps its bytes in, where that is a file with the same bytes.
+    /// Backing file, if it holds the same bytes as the export.
     pub(crate) backing: Option<PathBuf>,
 }
 
 impl Export {
-    /// An export that holds `bytes`; every other run of zeros is a hole.
+    /// Serves `bytes`; every other run of zeros is a hole.
     pub(crate) fn with(dirs: &TestDirs, name: &str, kind: Kind, bytes: &[u8]) -> Self {
         let image = dirs.path(&format!("{name}.img"));
         write_sparse(&image, bytes);
@@ -65,18 +65,18 @@ impl Export {
         export
     }
 
-    /// An export of `size` bytes that hold something else already.
+    /// Serves `size` bytes of other data.
     pub(crate) fn full_of_old_data(dirs: &TestDirs, name: &str, kind: Kind, size: usize) -> Self {
         Self::with(dirs, name, kind, &noise(size, 99))
     }
 
-    /// An export of `size` bytes, all of them hole.
+    /// Serves a hole of `size` bytes.
     pub(crate) fn empty(dirs: &TestDirs, name: &str, kind: Kind, size: usize) -> Self {
         let image = dirs.sparse(&format!("{name}.img"), size as u64);
         Self::over(dirs, name, kind, image, size)
     }
 
-    /// Serves the file `image`; or only its size, from memory.
+    /// Serves the file `image`, or memory of its size.
     fn over(dirs: &TestDirs, name: &str, kind: Kind, image: PathBuf, size: usize) -> Self {
         let file = format!("file={}", text(&image));
         let server = match kind {
@@ -105,7 +105,7 @@ impl Export {
         self.server.uri()
     }
 
-    /// All its bytes, through its server.
+    /// Returns the content, read through the server.
     pub(crate) fn content(&self) -> Vec<u8> {
         content(&self.uri())
     }

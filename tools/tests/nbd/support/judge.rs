@@ -1,11 +1,11 @@
-//! Verifies the content of an export with another client, and that a report is that of a complete copy.
+//! Verifies exports with another client, and reports of complete copies.
 
 use super::real::{Outcome, run};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
-/// All bytes of an export, as `nbdcopy` reads them: in requests that every server of these tests takes.
+/// Returns the content of an export, read by `nbdcopy` in requests that every server of these tests accepts.
 pub(crate) fn content(uri: &str) -> Vec<u8> {
     let output =
         Command::new("nbdcopy").args(["--request-size=65536", uri, "-"]).output().expect("its need was checked");
@@ -13,19 +13,18 @@ pub(crate) fn content(uri: &str) -> Vec<u8> {
     output.stdout
 }
 
-/// Writes `file` into an export, as `nbdcopy` does.
+/// Writes `file` into an export with `nbdcopy`.
 pub(crate) fn fill(file: &str, uri: &str) {
     run("nbdcopy", &["--request-size=65536", file, uri]);
 }
 
-/// A copy of `planned` bytes that is all there, through a connection to a server, and that has ended for good.
+/// Checks that a copy of `planned` bytes over NBD is complete and quiesced.
 pub(crate) fn assert_whole(copied: &Outcome, planned: usize, what: &str) {
     assert_eq!(copied.report()["quiesced"], true, "{what}: {copied:#?}");
     assert_all_there(copied, planned, what);
 }
 
-/// As [`assert_whole`], where a peer may hold requests back that were given up and sent again: they can land late, and
-/// only the report can say so.
+/// As [`assert_whole`], but need not be quiesced: a peer may hold back requests that were abandoned and sent again.
 pub(crate) fn assert_all_there(copied: &Outcome, planned: usize, what: &str) {
     assert_eq!(copied.code, Some(0), "{what}: {copied:#?}");
     let report = copied.report();
@@ -33,10 +32,10 @@ pub(crate) fn assert_all_there(copied: &Outcome, planned: usize, what: &str) {
     assert_eq!(copied.bytes("planned"), planned as u64, "{what}: {copied:#?}");
     assert_eq!(copied.bytes("durable"), planned as u64, "{what}: {copied:#?}");
     let path = report["path"].as_str().unwrap_or_default().to_lowercase();
-    assert!(path.contains("nbd"), "{what}: the path does not say that it is one of NBD: {copied:#?}");
+    assert!(path.contains("nbd"), "{what}: the path does not name nbd: {copied:#?}");
 }
 
-/// Bytes that the file system has given to a file.
+/// Returns the bytes allocated to a file.
 pub(crate) fn allocated(path: &Path) -> u64 {
     std::fs::metadata(path).expect("it is there").blocks() * 512
 }

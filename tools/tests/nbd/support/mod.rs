@@ -1,4 +1,4 @@
-//! Provides what tests against servers share: real servers, a proxy that can stall, and a scripted server.
+//! Provides the support code of the tests against servers: real servers, a proxy that can stall, and a scripted server.
 
 mod export;
 mod judge;

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Between two looks at what was asked for.
+/// Time between two checks of a connection's state.
 const POLL_INTERVAL: Duration = Duration::from_millis(3);
 
 /// A connection to the server.
@@ -23,7 +23,7 @@ enum Upstream {
     Tcp(TcpStream),
 }
 
-/// One client's way to the server.
+/// A proxied connection.
 #[derive(Debug)]
 struct ProxiedConnection {
     client: TcpStream,
@@ -36,12 +36,12 @@ struct Shared {
     server: Address,
     port: u16,
     proxied: Mutex<Vec<Arc<ProxiedConnection>>>,
-    /// Whether connections that come stall from their first byte on.
+    /// Whether new connections stall from their first byte on.
     stalls_new: AtomicBool,
     over: AtomicBool,
 }
 
-/// Listens on a port of 127.0.0.1, and leads to a server of this host.
+/// A proxy on a port of 127.0.0.1 to a server of this host.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     shared: Arc<Shared>,
@@ -49,7 +49,7 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// Leads to the server at `address`.
+    /// Starts a proxy to the server at `address`.
     pub(crate) fn to(address: &Address) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("there are free ports");
         listener.set_nonblocking(true).expect("it is a socket");
@@ -68,35 +68,35 @@ impl Proxy {
         Address::Tcp(self.shared.port)
     }
 
-    /// The export of this name, through the proxy.
+    /// Returns the URI of an export through the proxy.
     pub(crate) fn uri(&self, export: &str) -> String {
         self.address().uri(export)
     }
 
-    /// Stops forwarding on the connections that are there; they stay open, and new ones pass.
+    /// Stalls the open connections; new ones pass.
     pub(crate) fn stall_open(&self) {
         self.shared.each(|connection| connection.stalls.store(true, SeqCst));
     }
 
-    /// Stops forwarding altogether: connections are accepted and lead nowhere.
+    /// Stalls open and new connections.
     pub(crate) fn stall(&self) {
         self.shared.stalls_new.store(true, SeqCst);
         self.stall_open();
     }
 
-    /// Forwards again, what was held back first.
+    /// Forwards again, starting with the bytes that were held back.
     pub(crate) fn resume(&self) {
         self.shared.stalls_new.store(false, SeqCst);
         self.shared.each(|connection| connection.stalls.store(false, SeqCst));
     }
 
-    /// Closes every connection, and forgets what was held back.
+    /// Closes all connections and drops the bytes that were held back.
     pub(crate) fn cut(&self) {
         self.shared.each(ProxiedConnection::close);
         self.shared.proxied.lock().expect("no thread panics while it holds the lock").clear();
     }
 
-    /// Connections that have come so far and were not cut.
+    /// Returns the number of connections so far that were not cut.
     pub(crate) fn connections(&self) -> usize {
         self.shared.proxied.lock().expect("no thread panics while it holds the lock").len()
     }
@@ -131,7 +131,7 @@ impl Shared {
         }
     }
 
-    /// A client without a server meets a closed connection.
+    /// Connects a client to the server; if the server cannot be reached, closes the connection.
     fn open(self: &Arc<Self>, client: TcpStream) {
         let Ok(server) = Upstream::connect(&self.server) else { return };
         let _ = client.set_nodelay(true);
@@ -139,7 +139,7 @@ impl Shared {
             .set_nonblocking(false)
             .and_then(|()| client.set_read_timeout(Some(POLL_INTERVAL)))
             .and_then(|()| server.set_read_timeout(Some(POLL_INTERVAL)));
-        limited.unwrap_or_else(|error| panic!("a way to {:?}: {error}", self.server));
+        limited.unwrap_or_else(|error| panic!("connect to {:?}: {error}", self.server));
         let stalls = AtomicBool::new(self.stalls_new.load(SeqCst));
         let connection = Arc::new(ProxiedConnection { client, server, stalls });
         self.proxied.lock().expect("no thread panics while it holds the lock").push(Arc::clone(&connection));
@@ -216,7 +216,7 @@ impl ProxiedConnection {
         loop {
             if self.stalls.load(SeqCst) {
                 std::thread::sleep(POLL_INTERVAL);
-                // Somebody may have cut it; a stalled way does not look at what comes.
+                // The connection may have been cut: a stalled one does not read and would not notice.
                 if self.is_closed() {
                     return;
                 }
@@ -236,14 +236,14 @@ impl ProxiedConnection {
         }
     }
 
-    /// What was read before the stall waits for its end.
+    /// Waits until the connection is not stalled.
     fn hold(&self) {
         while self.stalls.load(SeqCst) && !self.is_closed() {
             std::thread::sleep(POLL_INTERVAL);
         }
     }
 
-    /// Whether the client, the server or the proxy has closed it.
+    /// Tells whether the client, the server or the proxy has closed the connection.
     fn is_closed(&self) -> bool {
         let ended = |result: std::io::Result<usize>| match result {
             Ok(length) => length == 0,

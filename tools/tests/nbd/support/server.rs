@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// No server needs a tenth of this to listen, or to go once it is told to.
+/// Longest wait for a server to listen or to exit; ten times as long as either takes.
 const WAIT_MAX: Duration = Duration::from_secs(30);
-/// Between two looks.
+/// Time between two checks.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Where a server listens.
@@ -25,13 +25,13 @@ pub(crate) enum Address {
 }
 
 impl Address {
-    /// A port that nobody listens on right now.
+    /// Returns a port without a listener.
     pub(crate) fn free_port() -> Self {
         let probe = TcpListener::bind(("127.0.0.1", 0)).expect("there are free ports");
         Self::Tcp(probe.local_addr().expect("it is bound").port())
     }
 
-    /// The export of this name there.
+    /// Returns the URI of an export.
     pub(crate) fn uri(&self, export: &str) -> String {
         match self {
             Self::Unix(path) => format!("nbd+unix:///{export}?socket={}", text(path)),
@@ -39,14 +39,14 @@ impl Address {
         }
     }
 
-    /// Looked up and not tried: a connection would be a client's.
+    /// Tells whether a server listens, without connecting: a connection would count as a client.
     fn is_listened_on(&self) -> bool {
         let has = |table: &str, what: &dyn Fn(&[&str]) -> bool| {
             let table = fs::read_to_string(table).unwrap_or_default();
             table.lines().any(|line| what(&line.split_whitespace().collect::<Vec<_>>()))
         };
         match self {
-            // The flag says that it accepts connections.
+            // The flag of a listening socket.
             Self::Unix(path) => {
                 has("/proc/net/unix", &|line| line.get(3) == Some(&"00010000") && line.last() == Some(&text(path)))
             }
@@ -59,7 +59,7 @@ impl Address {
     }
 }
 
-/// A server.
+/// A server process.
 #[derive(Debug)]
 pub(crate) struct Server {
     args: Vec<String>,
@@ -70,7 +70,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts `args`, which must stay in the foreground and listen at `address`, and waits until it does.
+    /// Starts the command `args`, which must stay in the foreground, and waits until it listens at `address`.
     pub(crate) fn start(dirs: &TestDirs, name: &str, address: Address, args: &[&str]) -> Self {
         let mut server = Self {
             args: args.iter().map(|&word| word.to_owned()).collect(),
@@ -83,7 +83,7 @@ impl Server {
         server
     }
 
-    /// `nbdkit ARGS` on a unix socket.
+    /// Starts `nbdkit ARGS` on a unix socket.
     pub(crate) fn nbdkit(dirs: &TestDirs, name: &str, args: &[&str]) -> Self {
         Self::nbdkit_at(dirs, name, Address::Unix(dirs.socket(name)), args)
     }
@@ -98,7 +98,7 @@ impl Server {
         Self::start(dirs, name, address, &[&start[..], &place, args].concat())
     }
 
-    /// An export of a MiB that does everything but flush. The error filter has no errors for flushes, a script has.
+    /// Serves 1 MiB whose flushes fail. Uses a script, as the error filter cannot fail flushes.
     pub(crate) fn without_flush(dirs: &TestDirs, name: &str, address: Address) -> Self {
         let image = dirs.file(&format!("{name}.image"), &vec![0; 1 << 20]);
         let image = text(&image);
@@ -114,7 +114,7 @@ impl Server {
         Self::nbdkit_at(dirs, name, address, &args)
     }
 
-    /// `qemu-nbd ARGS` on a unix socket, for as many clients at a time as anybody wants.
+    /// Starts `qemu-nbd ARGS` on a unix socket, for any number of clients.
     pub(crate) fn qemu_nbd(dirs: &TestDirs, name: &str, args: &[&str]) -> Self {
         let socket = dirs.socket(name);
         let start = ["qemu-nbd", "--persistent", "--shared=16", "--socket", text(&socket)];
@@ -146,15 +146,15 @@ impl Server {
         &self.address
     }
 
-    /// What it has printed.
+    /// Returns what the server has printed.
     pub(crate) fn output(&self) -> String {
         fs::read_to_string(&self.output).unwrap_or_default()
     }
 
-    /// Starts it again where it was.
+    /// Starts the server again at the same address.
     ///
     /// # Panics
-    /// If it ends instead of listening.
+    /// If the server exits instead of listening.
     pub(crate) fn restart(&mut self) {
         self.kill();
         if let Address::Unix(path) = &self.address {
@@ -179,7 +179,7 @@ impl Server {
         }
     }
 
-    /// Ends it as a crash would, and waits until it is gone.
+    /// Kills the server and waits until it does not listen.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
@@ -188,7 +188,7 @@ impl Server {
         }
     }
 
-    /// What it has started ends a little later than itself.
+    /// Child processes of the server end a little later than the server.
     fn wait_until_it_does_not_listen(&self) {
         let until = Instant::now() + WAIT_MAX;
         while self.address.is_listened_on() && Instant::now() < until {
@@ -196,7 +196,7 @@ impl Server {
         }
     }
 
-    /// Asks it to end, and waits until it has: what it holds is written then.
+    /// Sends SIGTERM and waits for the exit, so that the server writes its data.
     pub(crate) fn end(&mut self) {
         let Some(mut child) = self.child.take() else { return };
         let id = Pid::from_raw(i32::try_from(child.id()).expect("ids are small"));

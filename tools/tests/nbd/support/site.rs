@@ -5,7 +5,8 @@ use super::real::TestDir;
 use std::ops::Deref;
 use std::path::PathBuf;
 
-/// A room next to the build, with a place for sockets in the usual temporary directory. Both go away with it.
+/// A directory in the build directory, and one for sockets in the system's temporary directory. Both are removed on
+/// drop.
 #[derive(Debug)]
 pub(crate) struct TestDirs {
     files: TestDir,
@@ -17,7 +18,7 @@ impl TestDirs {
         Self { files: TestDir::new(), sockets: TestDir::public() }
     }
 
-    /// Where the socket of this name is, or will be.
+    /// Returns the path for a socket of this name.
     pub(crate) fn socket(&self, name: &str) -> PathBuf {
         self.sockets.path(name)
     }

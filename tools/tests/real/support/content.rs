@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// Data, zeros that are written and zeros that are not, in pieces that respect no alignment; the same for one seed.
+/// Returns data, and zeros that become holes or not, in unaligned pieces; the same for one seed.
 pub(crate) fn mixed(length: usize, seed: u64) -> Vec<u8> {
     let mut bytes = noise(length, seed);
     let mut random = SeededRandom::new(seed);
@@ -44,14 +44,14 @@ pub(crate) fn assert_same(found: &[u8], wanted: &[u8], what: &str) {
 }
 
 impl Outcome {
-    /// A field of the report's `bytes`.
+    /// Returns a field of the report's `bytes`.
     pub(crate) fn bytes(&self, field: &str) -> u64 {
         let value = &self.report()["bytes"][field];
         value.as_u64().unwrap_or_else(|| panic!("bytes.{field} is {value}"))
     }
 }
 
-/// Random numbers that a seed repeats.
+/// Random numbers from a seed.
 #[derive(Clone, Debug)]
 pub(crate) struct SeededRandom(u64);
 
@@ -60,7 +60,7 @@ impl SeededRandom {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    /// From 0 to less than `bound`.
+    /// Returns a number from 0 to `bound` - 1.
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -69,7 +69,7 @@ impl SeededRandom {
     }
 }
 
-/// A count of iterations: what `variable` says, else `default`.
+/// Returns the number of iterations: the environment variable `variable`, else `default`.
 pub(crate) fn iterations(variable: &str, default: u64) -> u64 {
     match std::env::var(variable) {
         Ok(text) => text.parse().unwrap_or_else(|_| panic!("{variable}={text} is not a number")),

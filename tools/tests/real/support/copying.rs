@@ -11,16 +11,16 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-/// No command here needs a tenth of this: one that does hangs, and is killed so that the test can say so.
+/// Time after which a command counts as hung and is killed; ten times as long as any command takes.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// The program, as it was built for this test.
+/// Returns the path of the program.
 pub(crate) fn program() -> PathBuf {
     assert_cmd::cargo::cargo_bin!("blockhaul").to_path_buf()
 }
 
 impl TestDir {
-    /// `program` with nothing of the caller's environment, in the room, with checkpoints in `state`.
+    /// Returns a command in the test directory, without the caller's environment, with checkpoints in `state`.
     pub(crate) fn command(&self, program: &Path, args: &[&str]) -> Command {
         let mut command = Command::new(program);
         command.current_dir(self.root()).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
@@ -28,7 +28,7 @@ impl TestDir {
         command
     }
 
-    /// `blockhaul ARGS --json`, to its end.
+    /// Runs `blockhaul ARGS --json` to its end.
     pub(crate) fn blockhaul(&self, args: &[&str]) -> Outcome {
         let mut command = self.command(&program(), args);
         command.arg("--json");
@@ -36,7 +36,7 @@ impl TestDir {
         outcome(&limited.expect("the program was built"))
     }
 
-    /// `WRAPPER blockhaul ARGS --json`, to its end.
+    /// Runs `WRAPPER blockhaul ARGS --json` to its end.
     pub(crate) fn wrapped(&self, wrapper: &[&str], args: &[&str]) -> Outcome {
         let (first, rest) = wrapper.split_first().expect("a wrapper is a program");
         let mut command = self.command(Path::new(first), rest);
@@ -45,12 +45,12 @@ impl TestDir {
         outcome(&limited.expect("its need was checked"))
     }
 
-    /// As [`TestDir::wrapped`], while `strace` lets a system call fail: `inject` is what follows `--inject=`. Says
+    /// As [`TestDir::wrapped`], while `strace` fails a system call: `inject` is its `--inject` argument. Also returns
     /// whether the call was made.
     pub(crate) fn injected(&self, inject: &str, args: &[&str]) -> (Outcome, bool) {
         let call = inject.split(':').next().expect("there is always a first");
         let (trace, inject) = (format!("--trace={call}"), format!("--inject={inject}"));
-        // A program that hangs must not outlive its tracer.
+        // A hung program must not outlive its tracer.
         let watched = ["timeout", "--signal=KILL", "60"];
         let outcome =
             self.wrapped(&[&["strace", "-f", "-qqq", "-o", "trace", &trace, &inject], &watched[..]].concat(), args);
@@ -58,12 +58,12 @@ impl TestDir {
         (outcome, was_made)
     }
 
-    /// A running `blockhaul ARGS --json`.
+    /// Starts `blockhaul ARGS --json`.
     pub(crate) fn start(&self, args: &[&str]) -> Running {
         Running::spawn(self.command(&program(), args).arg("--json"))
     }
 
-    /// The checkpoint of an unfinished copy, decoded; `None` where there is none.
+    /// Returns the decoded checkpoint; `None` if there is none.
     pub(crate) fn checkpoint(&self) -> Option<Value> {
         let path = self.checkpoint_path()?;
         let output = self.command(&program(), &["inspect", "--json", text(&path)]).output().expect("it was built");
@@ -71,7 +71,7 @@ impl TestDir {
         Some(serde_json::from_slice(&output.stdout).expect("inspect prints JSON"))
     }
 
-    /// Where the one checkpoint of this room is.
+    /// Returns the path of the only checkpoint; `None` if there is none.
     pub(crate) fn checkpoint_path(&self) -> Option<PathBuf> {
         let entries = std::fs::read_dir(self.path("state")).into_iter().flatten().flatten();
         let mut journals =
@@ -82,11 +82,11 @@ impl TestDir {
     }
 }
 
-/// A process of the test's own. Killed if the test forgets it.
+/// A running process. Killed on drop.
 #[derive(Debug)]
 pub(crate) struct Running {
     child: Child,
-    /// What it prints, line by line: a thread waits for them, so that nobody waits for ever.
+    /// Lines of stdout, read by a thread so that waiting for them can time out.
     lines: Receiver<Vec<u8>>,
     seen: Vec<u8>,
     until: Instant,
@@ -97,7 +97,7 @@ impl Running {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program was built");
         let stdout = BufReader::new(child.stdout.take().expect("it was asked for"));
         let (print, lines) = channel();
-        // Ends with the process, or with the test that no longer listens.
+        // Ends with the process or with the receiver.
         std::thread::spawn(move || {
             let mut stdout = stdout;
             let mut line = Vec::new();
@@ -110,10 +110,10 @@ impl Running {
         Self { child, lines, seen: Vec::new(), until: Instant::now() + COMMAND_TIMEOUT }
     }
 
-    /// The next line; `None` at its end.
+    /// Returns the next line of stdout; `None` at its end.
     ///
     /// # Panics
-    /// If it hangs.
+    /// If the process hangs.
     fn line(&mut self) -> Option<Vec<u8>> {
         match self.lines.recv_timeout(self.until.saturating_duration_since(Instant::now())) {
             Ok(line) => Some(line),
@@ -121,12 +121,12 @@ impl Running {
             Err(RecvTimeoutError::Timeout) => {
                 let _ = self.child.kill();
                 let stderr = self.stderr();
-                panic!("it hangs: {} {stderr}", String::from_utf8_lossy(&self.seen));
+                panic!("the process hangs: {} {stderr}", String::from_utf8_lossy(&self.seen));
             }
         }
     }
 
-    /// What it has said on its way, once it is gone.
+    /// Returns stderr, after the process has ended.
     fn stderr(&mut self) -> String {
         let mut stderr = String::new();
         let _ = self.child.stderr.take().expect("it was asked for").read_to_string(&mut stderr);
@@ -141,15 +141,15 @@ impl Running {
         kill(self.id(), signal).expect("the process was not waited for");
     }
 
-    /// The next line of progress that satisfies `when`.
+    /// Returns the next progress line that satisfies `when`.
     ///
     /// # Panics
-    /// If the program ends before.
+    /// If the process ends before.
     pub(crate) fn until(&mut self, when: impl Fn(&Value) -> bool) -> Value {
         loop {
             let Some(line) = self.line() else {
                 let stderr = self.stderr();
-                panic!("it ended before the test had its chance: {} {stderr}", String::from_utf8_lossy(&self.seen));
+                panic!("the process ended too soon: {} {stderr}", String::from_utf8_lossy(&self.seen));
             };
             self.seen.extend_from_slice(&line);
             let value: Value = serde_json::from_slice(&line).expect("every line is an object");
@@ -159,12 +159,12 @@ impl Running {
         }
     }
 
-    /// Waits for its end.
+    /// Waits until the process has ended.
     pub(crate) fn end(self) -> Outcome {
         self.end_with_status().0
     }
 
-    /// As [`Running::end`], for processes that end by a signal.
+    /// As [`Running::end`], also returns the exit status, for processes that end by a signal.
     pub(crate) fn end_with_status(mut self) -> (Outcome, ExitStatus) {
         while let Some(line) = self.line() {
             self.seen.extend_from_slice(&line);
@@ -173,13 +173,13 @@ impl Running {
         let mut stderr = Vec::new();
         self.child.stderr.take().expect("it was asked for").read_to_end(&mut stderr).expect("the pipe is ours");
         let status = self.child.wait().expect("it is our child");
-        // A killed process may leave half a line.
+        // A killed process may leave an incomplete line.
         let whole = stdout.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
         stdout.truncate(whole);
         (outcome(&Output { status, stdout, stderr }), status)
     }
 
-    /// Ends it at once, as a crash would.
+    /// Kills the process.
     pub(crate) fn crash(self) -> Outcome {
         self.signal(Signal::SIGKILL);
         self.end()
@@ -193,12 +193,12 @@ impl Drop for Running {
     }
 }
 
-/// Has written something.
+/// Tells whether some bytes are written.
 pub(crate) fn moving(progress: &Value) -> bool {
     progress["written"].as_u64() > Some(0)
 }
 
-/// Has recorded something.
+/// Tells whether some bytes are durable.
 pub(crate) fn recorded(progress: &Value) -> bool {
     progress["durable"].as_u64() > Some(0)
 }

@@ -1,4 +1,4 @@
-//! Provides what tests on a real system share.
+//! Provides the support code of the tests on a real system.
 
 mod content;
 mod copying;

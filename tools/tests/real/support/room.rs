@@ -2,8 +2,8 @@
 //!
 //! Everything below the directory is removed at the end of the test, also of a failed one; after a test that was
 //! killed, the next run removes it. Ownership is proved, not remembered: mounts whose mount point, and loop devices
-//! whose backing file, lie below the directory belong to it. A directory in use is known by the lock that its test
-//! holds; the kernel drops the lock with the process. What cannot be proved to be abandoned is left alone.
+//! whose backing file, lie below the directory belong to it. A directory is in use while its test holds its lock, which
+//! the kernel releases with the process. A directory that is not certainly abandoned is left alone.
 
 use nix::fcntl::{Flock, FlockArg};
 use std::ffi::OsStr;
@@ -15,20 +15,20 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
-/// Rooms lie next to the build: the usual temporary directory is often memory, with little of it.
+/// Test directories are in the build directory: the system's temporary directory is often small and in memory.
 const TEST_DIRS: &str = env!("CARGO_TARGET_TMPDIR");
-/// How the names of rooms begin.
-const PREFIX: &str = "blockhaul-room-";
-/// Held by the test that uses the room.
+/// Prefix of the names of test directories.
+const PREFIX: &str = "blockhaul-test-";
+/// Lock file, held by the test that uses the directory.
 const LOCK: &str = "in-use";
-/// Of a room's name within one process.
+/// Number of the next test directory of this process.
 static NEXT: AtomicU32 = AtomicU32::new(0);
-/// Tries to unmount, 20 ms apart.
+/// Attempts to unmount, 20 ms apart.
 const UNMOUNT_TRIES: u32 = 250;
-/// Abandoned rooms are looked for once in a process.
+/// Abandoned directories are removed once in each process.
 static LEFTOVERS: Once = Once::new();
 
-/// One test's directory.
+/// The directory of one test.
 #[derive(Debug)]
 pub(crate) struct TestDir {
     path: PathBuf,
@@ -36,12 +36,12 @@ pub(crate) struct TestDir {
 }
 
 impl TestDir {
-    /// An empty room.
+    /// Creates an empty directory.
     pub(crate) fn new() -> Self {
         Self::within(Path::new(TEST_DIRS))
     }
 
-    /// An empty room that every user can reach, which cannot be said of the build.
+    /// Creates an empty directory that every user can reach, unlike the build directory.
     pub(crate) fn public() -> Self {
         Self::within(&std::env::temp_dir())
     }
@@ -54,7 +54,7 @@ impl TestDir {
         let number = NEXT.fetch_add(1, Relaxed);
         let path = place.join(format!("{PREFIX}{}-{number}", std::process::id()));
         fs::create_dir(&path).unwrap_or_else(|error| panic!("create {}: {error}", path.display()));
-        let lock = lock(&path).expect("nobody else knows the room yet");
+        let lock = lock(&path).expect("no other process knows the directory yet");
         Self { path, _in_use: lock }
     }
 
@@ -66,7 +66,7 @@ impl TestDir {
         self.path.join(name)
     }
 
-    /// A file with these bytes.
+    /// Writes a file; returns its path.
     pub(crate) fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
         let path = self.path(name);
         fs::write(&path, bytes).unwrap_or_else(|error| panic!("write {}: {error}", path.display()));
@@ -77,14 +77,14 @@ impl TestDir {
         fs::read(self.path(name)).unwrap_or_else(|error| panic!("read {name}: {error}"))
     }
 
-    /// A directory in memory, for images whose flushes should cost nothing.
+    /// Mounts a tmpfs, for images whose flushes should cost nothing.
     pub(crate) fn memory(&self, name: &str) -> PathBuf {
         let at = self.mount_point(name);
         run("mount", &["-t", "tmpfs", "tmpfs", text(&at)]);
         at
     }
 
-    /// An image of a new file system, not mounted.
+    /// Creates an image with a new file system, without mounting it.
     pub(crate) fn image(&self, name: &str, filesystem: &str, bytes: u64) -> PathBuf {
         let image = self.sparse(name, bytes);
         let quiet: &[&str] = match filesystem {
@@ -98,13 +98,13 @@ impl TestDir {
         image
     }
 
-    /// A new file system, mounted below the room at `name`. Its image lies beside it, as `name.img`.
+    /// Mounts a new file system at `name`, with its image in `name.img`.
     pub(crate) fn filesystem(&self, name: &str, filesystem: &str, bytes: u64) -> PathBuf {
         let image = self.image(&format!("{name}.img"), filesystem, bytes);
         self.mount(&image, name)
     }
 
-    /// Mounts an image. The loop device in between goes away with the mount.
+    /// Mounts an image. Its loop device is detached with the mount.
     pub(crate) fn mount(&self, image: &Path, name: &str) -> PathBuf {
         let at = self.mount_point(name);
         run("mount", &["-o", "loop", text(image), text(&at)]);
@@ -117,14 +117,18 @@ impl TestDir {
         assert!(!mounts_below(at).iter().any(|point| Path::new(point) == at), "{} is still in use", at.display());
     }
 
-    /// A loop device over `backing`, a file of the room, with sectors of `sector` bytes.
+    /// Attaches a loop device to `backing`, a file of this directory, with sectors of `sector` bytes.
     pub(crate) fn loop_device(&self, backing: &Path, sector: u32) -> PathBuf {
-        assert!(backing.starts_with(&self.path), "{} is not ours: it would not be detached", backing.display());
+        assert!(
+            backing.starts_with(&self.path),
+            "{} is not below the test directory: it would not be detached",
+            backing.display()
+        );
         let sector = sector.to_string();
         PathBuf::from(run("losetup", &["--find", "--show", "--sector-size", &sector, text(backing)]).trim())
     }
 
-    /// A file of `bytes`, all of them hole.
+    /// Creates a file that is a hole of `bytes` bytes.
     pub(crate) fn sparse(&self, name: &str, bytes: u64) -> PathBuf {
         let path = self.path(name);
         File::create(&path)
@@ -133,7 +137,7 @@ impl TestDir {
         path
     }
 
-    /// A new directory, to mount something at.
+    /// Creates a directory as a mount point.
     pub(crate) fn mount_point(&self, name: &str) -> PathBuf {
         let at = self.path(name);
         fs::create_dir_all(&at).unwrap_or_else(|error| panic!("create {}: {error}", at.display()));
@@ -152,20 +156,20 @@ fn lock(dir: &Path) -> Option<Flock<File>> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()
 }
 
-/// Sweeps the rooms of tests that are gone.
+/// Removes the directories of tests that have ended.
 fn sweep_leftovers(place: &Path) {
     for entry in fs::read_dir(place).into_iter().flatten().flatten() {
         let path = entry.path();
         let ours = entry.file_name().to_string_lossy().starts_with(PREFIX);
-        // Without the lock's file the room is younger than its lock: somebody is just moving in.
+        // Without a lock file the directory is just being created.
         if ours && path.join(LOCK).is_file() && lock(&path).is_some() {
             sweep(&path);
         }
     }
 }
 
-/// Unmounts as soon as the kernel lets go of the files of processes that are gone: a killed ring is taken apart behind
-/// its process's back.
+/// Unmounts as soon as the kernel has closed the files of ended processes: the ring of a killed process is closed
+/// asynchronously.
 fn unmount(at: &str) {
     for _ in 0..UNMOUNT_TRIES {
         let output = command("umount", &[at]).output();
@@ -176,7 +180,7 @@ fn unmount(at: &str) {
     }
 }
 
-/// Takes down what lies below `dir`, then the room. What is still in use stays for a later run.
+/// Unmounts and detaches everything below `dir`, then removes it. What is still in use is left for a later run.
 fn sweep(dir: &Path) {
     // The innermost mount was made last.
     mounts_below(dir).iter().rev().for_each(|mount| {
@@ -189,7 +193,7 @@ fn sweep(dir: &Path) {
     }
 }
 
-/// Detaches the loop devices over files below `place`; those of mounts go away with them.
+/// Detaches the loop devices of files below `place`; those of mounts are detached with the mounts.
 fn detach(place: &Path) {
     for device in loop_devices_below(place) {
         let _ = command("losetup", &["--detach", &device]).output();
@@ -197,7 +201,7 @@ fn detach(place: &Path) {
 }
 
 fn mounts_below(dir: &Path) -> Vec<String> {
-    // Others have mount points and files with names that are no text.
+    // Mount points of other programs may have names that are not UTF-8.
     let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
     let table = String::from_utf8_lossy(&table);
     let points = table.lines().filter_map(|line| line.split(' ').nth(4));
@@ -215,12 +219,12 @@ fn loop_devices_below(dir: &Path) -> Vec<String> {
     found
 }
 
-/// A path as an argument; rooms have names in ASCII.
+/// Returns a path as text; test directories have ASCII names.
 pub(crate) fn text(path: &Path) -> &str {
-    path.to_str().expect("rooms have plain names")
+    path.to_str().expect("paths of tests are ASCII")
 }
 
-/// Runs a program of the system, which must succeed; gives what it printed.
+/// Runs a program that must succeed; returns its stdout.
 pub(crate) fn run(program: &str, args: &[&str]) -> String {
     let output = command(program, args).output().unwrap_or_else(|error| panic!("run {program}: {error}"));
     let stderr = String::from_utf8_lossy(&output.stderr);

@@ -6,19 +6,19 @@ use super::wire::{self, answer, can, option};
 use super::{Offer, PeerScript, Reaction, take};
 use std::io::{self, Read, Write};
 
-/// What came of it.
+/// Result of a negotiation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Agreed {
     /// Transmission begins.
     Yes { structured: bool },
-    /// The client wants no more, or the manners say so.
+    /// The client or the script has ended the connection.
     No,
 }
 
 /// Negotiates on a fresh connection.
 ///
 /// # Errors
-/// The client has gone.
+/// The client has closed the connection.
 pub(super) fn negotiate(
     stream: &mut (impl Read + Write),
     offer: &Offer,
@@ -40,7 +40,7 @@ pub(super) fn negotiate(
         let mut details = vec![0; length as usize];
         stream.read_exact(&mut details)?;
         if chosen == option::EXPORT_NAME {
-            stream.write_all(&old_fashioned(offer, size, client_flags))?;
+            stream.write_all(&export_name_reply(offer, size, client_flags))?;
             return Ok(Agreed::Yes { structured });
         }
         let (correct, begins) = correct_answer(chosen, &details, offer, size);
@@ -69,7 +69,7 @@ pub(super) fn negotiate(
     }
 }
 
-/// The answer to an option, and whether transmission begins after it.
+/// Returns the correct reply to an option, and whether transmission begins after it.
 fn correct_answer(chosen: u32, details: &[u8], offer: &Offer, size: u64) -> (Vec<u8>, bool) {
     let ack = option_reply(chosen, answer::ACK, &[]);
     match chosen {
@@ -99,7 +99,7 @@ fn correct_answer(chosen: u32, details: &[u8], offer: &Offer, size: u64) -> (Vec
     }
 }
 
-/// A reply to an option.
+/// Builds a reply to an option.
 pub(crate) fn option_reply(chosen: u32, kind: u32, payload: &[u8]) -> Vec<u8> {
     option_reply_with(wire::OPTION_REPLY, chosen, kind, payload)
 }
@@ -110,7 +110,7 @@ pub(crate) fn option_reply_with(magic: u64, chosen: u32, kind: u32, payload: &[u
     [&magic.to_be_bytes()[..], &chosen.to_be_bytes(), &kind.to_be_bytes(), &length.to_be_bytes(), payload].concat()
 }
 
-fn old_fashioned(offer: &Offer, size: u64, client_flags: u32) -> Vec<u8> {
+fn export_name_reply(offer: &Offer, size: u64, client_flags: u32) -> Vec<u8> {
     let mut reply = [&size.to_be_bytes()[..], &offer.flags().to_be_bytes()].concat();
     if client_flags & wire::NO_ZEROES == 0 {
         reply.extend([0; 124]);
@@ -119,7 +119,7 @@ fn old_fashioned(offer: &Offer, size: u64, client_flags: u32) -> Vec<u8> {
 }
 
 impl Offer {
-    /// Transmission flags, as they are sent.
+    /// Returns the transmission flags.
     pub(crate) fn flags(&self) -> u16 {
         let multi_conn = if self.multi_conn { can::MULTI_CONN } else { 0 };
         can::USUAL | multi_conn | self.further_flags

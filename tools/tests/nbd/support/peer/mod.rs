@@ -25,14 +25,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Nothing that a test waits for needs a tenth of this.
+/// Longest wait; ten times as long as any wait of a test takes.
 const WAIT_MAX: Duration = Duration::from_secs(60);
-/// Between two looks for a client.
+/// Time between two checks for a new client.
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
-/// Bytes of a request's payload that the peer takes.
+/// Largest payload of a request, in bytes.
 const PAYLOAD_MAX: u32 = 64 << 20;
 
-/// What a client may ask for.
+/// Command of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
     Read,
@@ -45,7 +45,7 @@ pub(crate) enum Command {
     Other(u16),
 }
 
-/// A request as it came.
+/// A request as it was received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Request {
     pub(crate) connection: u64,
@@ -58,61 +58,61 @@ pub(crate) struct Request {
     pub(crate) structured: bool,
 }
 
-/// What happened, in order.
+/// An event at the peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
     Connected(u64),
     Requested(Request),
-    /// The client has closed: an end of file or a reset.
+    /// The connection has ended, by an end of file or a reset.
     Closed(u64),
     /// The client broke the protocol.
     ProtocolViolation(u64, String),
 }
 
-/// What a peer does in a place where it may misbehave.
+/// Reaction to an option or a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Reaction {
-    /// The right thing.
+    /// The correct reply.
     Correct,
-    /// The right thing, two times.
+    /// The correct reply, twice.
     CorrectTwice,
-    /// These bytes, and not the right thing. What the right thing would have changed is not changed.
+    /// These bytes instead of a reply; the request is not executed.
     Replace(Vec<u8>),
-    /// These bytes, and then it closes the connection.
+    /// These bytes; then the peer closes the connection.
     ReplaceAndClose(Vec<u8>),
-    /// Nothing: it goes on reading.
+    /// No reply; the peer keeps reading.
     NoReply,
-    /// It closes the connection.
+    /// The peer closes the connection.
     Close,
 }
 
 type OptionScript = Box<dyn Fn(u32, &[u8]) -> Reaction + Send + Sync>;
 type RequestScript = Box<dyn Fn(&Request) -> Reaction + Send + Sync>;
 
-/// Where and how a peer misbehaves. The default is nowhere.
+/// Reactions of a peer. The default is correct everywhere.
 #[derive(Default)]
 pub(crate) struct PeerScript {
-    /// Instead of the right greeting.
+    /// Greeting instead of the correct one.
     pub(crate) greeting: Option<Vec<u8>>,
-    /// Decides on every option, by its number and the right answer.
+    /// Reacts to every option, given its number and the correct reply.
     pub(crate) on_option: Option<OptionScript>,
-    /// Decides on every request.
+    /// Reacts to every request.
     pub(crate) on_request: Option<RequestScript>,
 }
 
 impl PeerScript {
-    /// Misbehaves where a request is concerned.
+    /// Creates a script that reacts to requests.
     pub(crate) fn on_request(script: impl Fn(&Request) -> Reaction + Send + Sync + 'static) -> Self {
         Self { on_request: Some(Box::new(script)), ..Self::default() }
     }
 
-    /// Misbehaves where an option is concerned.
+    /// Creates a script that reacts to options.
     pub(crate) fn on_option(script: impl Fn(u32, &[u8]) -> Reaction + Send + Sync + 'static) -> Self {
         Self { on_option: Some(Box::new(script)), ..Self::default() }
     }
 }
 
-/// What the export says of itself.
+/// Properties of the export.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Offer {
     pub(crate) structured: bool,
@@ -130,7 +130,7 @@ impl Default for Offer {
     }
 }
 
-/// A peer. Ends when it is dropped, with all its connections.
+/// A scripted server. Stopped on drop, with all its connections.
 pub(crate) struct Peer {
     shared: Arc<Shared>,
     path: PathBuf,
@@ -150,7 +150,7 @@ struct Shared {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A connection's thread that found the client at fault may have panicked; the test says so itself.
+    // The thread of a connection may have panicked; the test reports that itself.
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
@@ -160,13 +160,13 @@ fn take<const N: usize>(stream: &mut impl Read) -> io::Result<[u8; N]> {
 }
 
 impl Peer {
-    /// A peer over `bytes`, at the socket `name`.
+    /// Starts a peer that serves `bytes` at the socket `name`.
     pub(crate) fn start(dirs: &TestDirs, name: &str, bytes: Vec<u8>, offer: Offer, script: PeerScript) -> Self {
         let seed = bytes.len() as u64;
         Self::over(dirs, name, Store::new(bytes, offer.multi_conn, seed), offer, script)
     }
 
-    /// As [`Peer::start`], with a store of the test's own.
+    /// As [`Peer::start`], with the test's own store.
     pub(crate) fn over(dirs: &TestDirs, name: &str, store: Store, offer: Offer, script: PeerScript) -> Self {
         let shared = Arc::new(Shared {
             store: Mutex::new(store),
@@ -191,7 +191,7 @@ impl Peer {
         self.address().uri("")
     }
 
-    /// Listens again at the same place, with what the crash has left.
+    /// Listens again at the same socket, with the content that the crash has left.
     pub(crate) fn restart(&mut self) {
         self.kill();
         let _ = std::fs::remove_file(&self.path);
@@ -202,13 +202,13 @@ impl Peer {
         self.accepting = Some(std::thread::spawn(move || shared.accept(&listener)));
     }
 
-    /// Crashes: nobody listens, all connections are gone, and so is what was not flushed.
+    /// Crashes: closes the socket and all connections, and loses unflushed writes.
     pub(crate) fn kill(&mut self) {
         self.shared.is_up.store(false, SeqCst);
         if let Some(accepting) = self.accepting.take() {
             accepting.join().expect("accepting does not panic");
         }
-        // With the store in hand no connection writes on between the crash and its own end.
+        // The lock of the store keeps connections from writing between the crash and their end.
         let mut store = lock(&self.shared.store);
         let open = std::mem::take(&mut *lock(&self.shared.open));
         store.crash();
@@ -222,31 +222,30 @@ impl Peer {
         lock(&self.shared.store)
     }
 
-    /// Changes what the next connections are told.
+    /// Changes the properties that the next connections negotiate.
     pub(crate) fn offer(&self, offer: Offer) {
         *lock(&self.shared.offer) = offer;
     }
 
-    /// All that it has seen.
+    /// Returns all events so far.
     pub(crate) fn seen(&self) -> Vec<Seen> {
         lock(&self.shared.seen).clone()
     }
 
-    /// Waits until what it has seen satisfies `when`.
+    /// Waits until the events satisfy `when`.
     pub(crate) fn wait_until(&self, what: &str, when: impl Fn(&[Seen]) -> bool) {
         let until = Instant::now() + WAIT_MAX;
         let mut seen = lock(&self.shared.seen);
         while !when(&seen) {
             let left = until.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "the peer waited for nothing: {what}: it saw {:?}", last_of(&seen));
+            assert!(!left.is_zero(), "timed out waiting for: {what}: the last events are {:?}", last_of(&seen));
             seen = self.shared.happened.wait_timeout(seen, left).expect("no thread panics while it holds the lock").0;
         }
     }
 
-    /// Waits until every client has closed, and says whether each has said goodbye before: it sent a request to
-    /// disconnect, and nothing after it.
+    /// Waits until all connections have ended; tells for each whether its last request was a disconnect.
     pub(crate) fn disconnects(&self) -> BTreeMap<u64, bool> {
-        self.wait_until("that every client closes", |seen| {
+        self.wait_until("all clients to close", |seen| {
             let count = |matches: fn(&Seen) -> bool| seen.iter().filter(|&seen| matches(seen)).count();
             count(|seen| matches!(seen, Seen::Connected(_))) == count(|seen| matches!(seen, Seen::Closed(_)))
         });
@@ -310,7 +309,7 @@ impl Shared {
         let ended =
             self.negotiate(&mut client).and_then(|goes_on| if goes_on { self.transmit(&mut client) } else { Ok(()) });
         match ended {
-            // The peer's own end of it: the client is still to close.
+            // The peer has ended the connection; wait until the client closes it.
             Ok(()) => {
                 let _ = client.stream().shutdown(Shutdown::Write);
                 let _ = io::copy(&mut client.reader, &mut io::sink());
@@ -334,7 +333,7 @@ impl Shared {
         Ok(agreed != Agreed::No)
     }
 
-    /// Answers until the client says goodbye or the manners end it.
+    /// Replies to requests until the client disconnects or the script ends the connection.
     fn transmit(&self, client: &mut PeerConnection) -> io::Result<()> {
         loop {
             let (request, payload) = client.request()?;
@@ -358,7 +357,7 @@ impl Shared {
         }
     }
 
-    /// Does what was asked for, and gives the reply. Nothing is done for a connection that a crash has ended.
+    /// Executes a request and returns the reply. Requests of a connection that a crash has ended are not executed.
     fn answer(&self, request: &Request, payload: &[u8]) -> io::Result<Vec<u8>> {
         let mut store = lock(&self.store);
         if !lock(&self.open).contains_key(&request.connection) {
@@ -393,7 +392,7 @@ fn refusal(request: &Request) -> Vec<u8> {
 
 impl Request {
     /// # Errors
-    /// Past the end, where no client may ask for anything.
+    /// The range lies past the end of the export, which violates the protocol.
     fn range(&self, size: usize) -> io::Result<std::ops::Range<usize>> {
         let start = usize::try_from(self.offset).unwrap_or(usize::MAX);
         let end = start.saturating_add(self.length as usize);
@@ -417,7 +416,7 @@ impl PeerConnection {
         self.reader.get_ref()
     }
 
-    /// The next request with its payload.
+    /// Reads the next request with its payload.
     fn request(&mut self) -> io::Result<(Request, Vec<u8>)> {
         let magic = u32::from_be_bytes(take(self)?);
         if magic != wire::REQUEST {

@@ -12,7 +12,7 @@ use std::ops::Range;
 pub(crate) struct Store {
     now: Vec<u8>,
     durable: Vec<u8>,
-    /// Written and not flushed, with the connection that it came on, oldest first.
+    /// Unflushed writes with their connections, oldest first.
     unflushed: Vec<(u64, Range<usize>)>,
     multi_conn: bool,
     random: SeededRandom,
@@ -55,7 +55,7 @@ impl Store {
         self.unflushed.retain(|(from, _)| !multi_conn && *from != connection);
     }
 
-    /// Power fails.
+    /// Loses unflushed writes at random, as a power cut does.
     pub(crate) fn crash(&mut self) {
         for (_, range) in std::mem::take(&mut self.unflushed) {
             if self.random.below(3) == 0 {
@@ -67,24 +67,24 @@ impl Store {
         self.now.copy_from_slice(&self.durable);
     }
 
-    /// Bytes that were acknowledged and lost.
+    /// Returns how many acknowledged bytes were lost.
     pub(crate) fn lost(&self) -> u64 {
         self.lost
     }
 
-    /// What a crash would leave.
+    /// Returns the flushed content.
     pub(crate) fn durable(&self) -> &[u8] {
         &self.durable
     }
 
-    /// Another export under the same name.
+    /// Changes the size of the export.
     pub(crate) fn resize(&mut self, size: usize) {
         self.crash();
         self.now.resize(size, 0);
         self.durable.resize(size, 0);
     }
 
-    /// Runs of data and of zeros in `range`, told in units of 64 KiB: length and flags of `base:allocation`.
+    /// Returns the runs of data and zeros in `range`, in units of 64 KiB: length and flags of `base:allocation`.
     pub(crate) fn status(&self, range: Range<usize>) -> Vec<(u32, u32)> {
         const UNIT: usize = 64 << 10;
         let mut runs: Vec<(u32, u32)> = Vec::new();

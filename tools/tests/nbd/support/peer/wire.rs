@@ -1,6 +1,6 @@
-//! Defines the numbers of the protocol, as its specification has them.
+//! Defines the numbers of the NBD protocol, from its specification.
 //!
-//! They are not shared with the program, so that a mistake in one of them is not made twice.
+//! The program has its own definitions, so that a mistake in one of them shows.
 
 pub(crate) const GREETING: u64 = 0x4e42_444d_4147_4943;
 pub(crate) const OPTION: u64 = 0x4948_4156_454f_5054;
@@ -11,7 +11,7 @@ pub(crate) const CHUNK: u32 = 0x668e_33ef;
 
 /// Fixed newstyle, and no 124 zeros after an old-fashioned choice.
 pub(crate) const HANDSHAKE_FLAGS: u16 = 3;
-/// Bit of the client's flags: spare me the zeros.
+/// Client flag NO_ZEROES.
 pub(crate) const NO_ZEROES: u32 = 2;
 
 pub(crate) mod option {
@@ -38,7 +38,7 @@ pub(crate) mod can {
     pub(crate) const FUA: u16 = 1 << 3;
     pub(crate) const ZERO: u16 = 1 << 6;
     pub(crate) const MULTI_CONN: u16 = 1 << 8;
-    /// What most servers offer, but for consistency between connections.
+    /// Flags that most servers offer, without consistency between connections.
     pub(crate) const USUAL: u16 = HAS_FLAGS | FLUSH | FUA | ZERO;
 }
 
