@@ -1,7 +1,5 @@
-//! Carries out one operation on the calling thread.
-//!
-//! The threads of the pool use it. So do inline channels, where the kernel would only hand the operation to a worker thread
-//! of its own, and the medium is memory.
+//! Carries out one operation on the calling thread. Used by the threads of the pool, and by inline channels: there the
+//! medium is memory, and the kernel would only pass the operation to a thread of its own.
 
 use super::{Op, Transfer, ZeroMode};
 use nix::errno::Errno;
@@ -12,7 +10,7 @@ use nix::unistd::fdatasync;
 use std::ops::Range;
 
 impl Transfer {
-    /// The bytes of the block that are moved.
+    /// Returns the range of bytes of the block that the operation moves.
     pub(super) fn range(&self) -> Range<usize> {
         let start = self.start as usize;
         start..start + self.len as usize
@@ -20,7 +18,7 @@ impl Transfer {
 }
 
 impl ZeroMode {
-    /// The flags of `fallocate` for it. The size of the file never changes.
+    /// Returns the flags of `fallocate` for this mode. The size of the file never changes.
     pub(super) fn flags(self) -> FallocateFlags {
         FallocateFlags::FALLOC_FL_KEEP_SIZE
             | match self {
@@ -34,7 +32,7 @@ impl ZeroMode {
 /// is; an interrupted call is made again.
 ///
 /// # Errors
-/// What the system call said.
+/// The error of the system call.
 pub(crate) fn execute(op: &mut Op) -> Result<u32, Errno> {
     match op {
         Op::Read { file, offset, into } => {
@@ -54,7 +52,7 @@ pub(crate) fn execute(op: &mut Op) -> Result<u32, Errno> {
             let file = file.descriptor()?;
             uninterrupted(|| fdatasync(file)).map(|()| 0)
         }
-        // A peer may take for ever: nothing waits for it here.
+        // A peer may take any time: socket operations do not wait here.
         Op::Send { .. } | Op::Receive { .. } | Op::Writable { .. } => Err(Errno::EOPNOTSUPP),
     }
 }

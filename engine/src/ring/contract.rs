@@ -1,8 +1,6 @@
-//! Tests what every face of the ring promises, on each of them.
-//!
-//! Goal: pipeline and journal can rely on the words of [`Ring`] whatever is behind it. Method: every test is a function
-//! of a ring, and runs on io_uring, on io_uring with queues of one entry (so that they overflow all the time), and on
-//! threads.
+//! Tests the contract of [`Ring`] on every face. Goal: pipeline and journal can rely on the documentation of [`Ring`]
+//! with every face. Method: every test is a function of a ring, and runs on io_uring, on io_uring with queues of one
+//! entry (so that they overflow all the time), and on threads.
 
 use super::setup::{Queues, SetupError};
 use super::threads::ThreadRing;
@@ -18,7 +16,7 @@ use std::sync::Arc;
 
 /// Operations in flight in every test.
 const SLOTS: usize = 64;
-/// Long enough for anything that does happen.
+/// Longest wait; far longer than any operation of these tests takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs each function on each face, as a test of its own.
@@ -31,19 +29,19 @@ macro_rules! on_every_face {
 }
 
 on_every_face! {
-    an_idle_ring_has_nothing_and_waits_for_nothing
+    an_idle_ring_has_no_completion_and_does_not_wait
     every_operation_completes_once_and_keeps_its_block
-    bytes_arrive_where_they_were_sent
+    writes_and_reads_use_the_given_offsets
     a_part_of_a_block_leaves_the_rest_alone
     reads_end_at_the_end_of_the_file
     nothing_starts_before_submission
     a_wait_for_too_much_is_clamped
     a_wait_ends_at_its_limit_or_with_a_completion
-    errors_come_back_with_the_block
+    a_failed_operation_returns_its_block
     misaligned_direct_io_is_an_error_of_its_operation_only
     zeroing_keeps_the_size_and_allocates_or_punches
-    a_flush_completes_with_nothing
-    slots_are_used_again_and_again
+    a_flush_completes_with_0
+    slots_are_reused
     a_ring_can_end_before_it_submits
 }
 
@@ -89,14 +87,14 @@ fn block_of(byte: u8) -> Block {
     block
 }
 
-/// A file of so many bytes, on a disk rather than in memory, that is gone with its handle.
+/// Creates an unnamed file with this content, on a disk rather than in memory.
 fn file_of(content: &[u8]) -> File {
     let mut file = tempfile::tempfile_in("/var/tmp").unwrap();
     file.write_all(content).unwrap();
     file
 }
 
-/// Submits, and reaps until nothing is in flight.
+/// Submits, and reaps until no operation is in flight.
 fn drain(ring: &mut dyn Ring) -> Vec<Completion> {
     let mut completions = Vec::new();
     while ring.in_flight() > 0 {
@@ -106,7 +104,7 @@ fn drain(ring: &mut dyn Ring) -> Vec<Completion> {
     completions
 }
 
-/// Carries out one operation.
+/// Submits one operation and returns its completion.
 fn complete(ring: &mut dyn Ring, op: Op) -> Completion {
     ring.push(Token(99), op);
     let mut completions = drain(ring);
@@ -114,13 +112,13 @@ fn complete(ring: &mut dyn Ring, op: Op) -> Completion {
     completions.pop().unwrap()
 }
 
-fn an_idle_ring_has_nothing_and_waits_for_nothing(ring: &mut dyn Ring) {
+fn an_idle_ring_has_no_completion_and_does_not_wait(ring: &mut dyn Ring) {
     let before = ring.now();
     ring.submit_and_wait(5, PATIENCE).unwrap();
     assert!(ring.reap().is_none());
     assert_eq!(ring.in_flight(), 0);
     assert!(ring.now() >= before);
-    assert_eq!(ring.syscalls(), 0, "nothing to do is done without asking the kernel");
+    assert_eq!(ring.syscalls(), 0, "an idle ring makes no system call");
 }
 
 fn every_operation_completes_once_and_keeps_its_block(ring: &mut dyn Ring) {
@@ -144,7 +142,7 @@ fn every_operation_completes_once_and_keeps_its_block(ring: &mut dyn Ring) {
     assert!(ring.syscalls() > 0);
 }
 
-fn bytes_arrive_where_they_were_sent(ring: &mut dyn Ring) {
+fn writes_and_reads_use_the_given_offsets(ring: &mut dyn Ring) {
     let file = file_of(&[]);
     for index in (0..SLOTS as u64).rev() {
         ring.push(Token(index), write(id(&file), index * 4096, block_of(index as u8)));
@@ -218,7 +216,7 @@ fn a_wait_ends_at_its_limit_or_with_a_completion(ring: &mut dyn Ring) {
     }
 }
 
-fn errors_come_back_with_the_block(ring: &mut dyn Ring) {
+fn a_failed_operation_returns_its_block(ring: &mut dyn Ring) {
     let full = OpenOptions::new().read(true).write(true).open("/dev/full").unwrap();
     let read_only = File::open("/proc/self/exe").unwrap();
     let cases = [
@@ -275,14 +273,14 @@ fn zeroing_keeps_the_size_and_allocates_or_punches(ring: &mut dyn Ring) {
     }
 }
 
-fn a_flush_completes_with_nothing(ring: &mut dyn Ring) {
+fn a_flush_completes_with_0(ring: &mut dyn Ring) {
     let file = file_of(&[7; 4096]);
     let completion = complete(ring, Op::Flush { file: id(&file) });
     assert_eq!(completion.result, Ok(0));
     assert!(completion.block.is_none());
 }
 
-fn slots_are_used_again_and_again(ring: &mut dyn Ring) {
+fn slots_are_reused(ring: &mut dyn Ring) {
     let file = file_of(&[7; 4096]);
     let mut blocks = Arc::new(Arena::new(SLOTS * 4096).unwrap()).split(4096, SLOTS);
     let (mut pushed, mut reaped) = (0, 0);

@@ -1,28 +1,28 @@
 //! Owns the operations that the kernel has not answered yet, and with them their memory.
 //!
 //! The table is made once with a slot for every operation; nothing is allocated afterwards. An operation is named to
-//! the kernel by its index (low half) and the generation of its slot (high half), which changes with every use. An
-//! answer that comes twice, or for an operation that is already over, is a defect and stops the process before it hands
-//! out a block that somebody else owns.
+//! the kernel by its index (low half) and the generation of its slot (high half), which changes with every use. A
+//! second answer, or an answer to an operation that has completed, is a defect and stops the process before a block
+//! gets two owners.
 
 use super::{Op, Token};
 use nix::errno::Errno;
 
-/// Message for one operation too many.
+/// Panic message for one operation too many.
 const FULL: &str = "no more operations in flight than the ring has slots";
-/// Message for an answer to no operation.
+/// Panic message for an answer without an operation.
 const OVER: &str = "an answer to an operation that is over";
 
-/// An operation until it is answered.
+/// An operation that is not answered yet.
 #[derive(Debug)]
 pub(super) struct InFlightOperation {
     /// As pushed.
     pub(super) token: Token,
-    /// With the memory that the kernel may touch meanwhile.
+    /// The operation, with the memory that the kernel may touch meanwhile.
     pub(super) op: Op,
     /// Result of a send without a copy, until the kernel releases the memory as well.
     pub(super) sent: Option<Result<u32, Errno>>,
-    /// A send without a copy was refused, and is made again with one.
+    /// Whether a zero-copy send was refused, and is sent again with a copy.
     pub(super) copied: bool,
 }
 
@@ -47,7 +47,7 @@ pub(super) struct InFlight {
 }
 
 impl InFlight {
-    /// Room for `slots` operations at a time.
+    /// Creates a table for `slots` operations.
     pub(super) fn new(slots: usize) -> Self {
         let count = u32::try_from(slots).expect("fewer slots than 2^32");
         Self {
@@ -56,7 +56,7 @@ impl InFlight {
         }
     }
 
-    /// The slot that the next operation takes: less than the slots, and its own until it is given up.
+    /// Returns the slot that the next operation takes: an index below the number of slots, its own until it is removed.
     ///
     /// # Panics
     /// If every slot is taken: the ring's owner counts its slots.
@@ -64,7 +64,7 @@ impl InFlight {
         *self.free.last().expect(FULL) as usize
     }
 
-    /// Takes an operation in and returns its name.
+    /// Inserts an operation and returns its name.
     ///
     /// # Panics
     /// As [`InFlight::next`].
@@ -76,7 +76,7 @@ impl InFlight {
         u64::from(slot.generation) << 32 | u64::from(index)
     }
 
-    /// The operation of that name.
+    /// Returns the operation of that name.
     ///
     /// # Panics
     /// If there is none, as [`InFlight::remove`].
@@ -86,10 +86,10 @@ impl InFlight {
         slot.owned.as_mut().expect("an answer to an operation that is in flight")
     }
 
-    /// Gives up the operation of that name.
+    /// Removes the operation of that name.
     ///
     /// # Panics
-    /// If there is none: it was answered twice, or never asked.
+    /// If there is none: it was answered twice, or never pushed.
     pub(super) fn remove(&mut self, name: u64) -> InFlightOperation {
         let index = name as u32;
         let slot = &mut self.slots[index as usize];
@@ -100,13 +100,12 @@ impl InFlight {
         owned
     }
 
-    /// Operations in the table.
+    /// Returns the number of operations in the table.
     pub(super) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
-    /// Gives up all operations without giving back their memory, for ever: the kernel may still touch it. Returns how
-    /// many there were.
+    /// Leaks all operations and their memory, as the kernel may still touch it. Returns their number.
     pub(super) fn leak(&mut self) -> usize {
         let taken = self.slots.iter_mut().filter_map(|slot| slot.owned.take());
         taken.map(std::mem::forget).count()
@@ -123,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn every_operation_comes_back_under_its_own_name() {
+    fn every_operation_is_removed_by_its_own_name() {
         let mut table = InFlight::new(3);
         let names: Vec<_> = (0..3).map(|number| table.insert(operation(number))).collect();
         assert_eq!(table.len(), 3);
@@ -146,7 +145,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "no more operations in flight")]
-    fn a_full_table_takes_nothing() {
+    fn a_full_table_refuses_an_operation() {
         let mut table = InFlight::new(1);
         table.insert(operation(1));
         table.insert(operation(2));

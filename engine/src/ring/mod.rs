@@ -1,11 +1,11 @@
-//! Defines the seam between the engine and whatever carries out its operations.
+//! Defines the seam between the engine and the code that carries out its operations.
 //!
 //! A [`Ring`] belongs to one worker. Operations are queued with [`Ring::push`], started and waited for with
 //! [`Ring::submit_and_wait`], and come back through [`Ring::reap`], each exactly once. Three faces: `uring` (io_uring),
 //! `threads` (a small pool of pread/pwrite threads, when io_uring is denied) and `sim` (seeded faults, in tests).
 //!
-//! **Ownership is the protocol.** An operation owns its [`Block`] from `push` until its [`Completion`] hands it back.
-//! No code can read, write, re-use or free a buffer that the kernel may still touch, because no code has it. A ring that
+//! **Ownership is the protocol.** An operation owns its [`Block`] from `push` until its [`Completion`] returns it. No
+//! code can read, write, re-use or free a buffer that the kernel may still touch, because no code has it. A ring that
 //! is dropped with operations in flight leaks their blocks, and with them the arena, instead of freeing them.
 
 pub(crate) mod blocking;
@@ -23,8 +23,8 @@ use nix::errno::Errno;
 use std::io;
 use std::time::Duration;
 
-/// The file an operation acts on: a descriptor number (or an index into the simulated world). Whoever pushes an
-/// operation keeps the volume behind it open until the completion.
+/// The file an operation acts on: a descriptor number (or an index into the simulated world). The code that pushes an
+/// operation keeps the volume open until the completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileId(pub(crate) i32);
 
@@ -46,9 +46,9 @@ pub(crate) struct Token(pub(crate) u64);
 pub(crate) struct Transfer {
     /// Owned by the operation until it completes.
     pub block: Block,
-    /// First byte within the block.
+    /// Offset of the first byte within the block.
     pub start: u32,
-    /// Bytes from there. Never 0, never past the block's end.
+    /// Length in bytes. Never 0, never past the block's end.
     pub len: u32,
 }
 
@@ -80,18 +80,19 @@ pub(crate) enum Op {
         file: FileId,
         head: Transfer,
         body: Option<Transfer>,
-        /// Let the network read the blocks themselves where it can. The blocks come back when it has let go of them,
-        /// with [`Completion::copied`] saying whether that was of use. What the network has taken and the peer has not,
-        /// `shutdown(2)` does not end: a reset does, which is `SO_LINGER` of 0 and then closing every descriptor.
+        /// Send without a copy where the network can read the blocks themselves. The blocks are returned when the
+        /// network has released them; [`Completion::copied`] tells whether a copy was made all the same. `shutdown(2)`
+        /// does not release bytes that the network has and the peer has not received: a reset does, which is
+        /// `SO_LINGER` of 0 and then closing every descriptor.
         zero_copy: bool,
-        /// Wait for room in the socket until every byte is taken. Else what it takes at once is all, and where that is
-        /// nothing the answer is `EAGAIN`: what does not go now never goes by itself. Not together with `zero_copy`.
+        /// Wait for room in the socket until every byte is sent. Otherwise only the bytes that fit now are sent, and
+        /// with no room the result is `EAGAIN`; the rest is not sent later. Not together with `zero_copy`.
         waits: bool,
     },
-    /// Wait until a stream socket takes bytes, or never will again. Completes with any number.
+    /// Wait until a stream socket accepts bytes or has failed. Completes with any number.
     Writable { file: FileId },
-    /// Receive from a stream socket into `head`, then into `body`; at least one is there. Completes with the bytes
-    /// received; 0 is the peer's end. Of two receives from one socket at a time, each gets some bytes.
+    /// Receive from a stream socket into `head`, then into `body`, of which at least one is given. Completes with the
+    /// bytes received; 0 is the peer's end. Of two receives from one socket at a time, each gets some bytes.
     Receive {
         /// As for a send.
         file: FileId,
@@ -107,22 +108,21 @@ pub(crate) enum Op {
 pub(crate) struct Completion {
     /// As pushed.
     pub token: Token,
-    /// Bytes moved (0 for zero and flush), or why not.
+    /// Bytes moved (0 for zero and flush), or the error.
     pub result: Result<u32, Errno>,
-    /// The operation's block, handed back: of a read or write, or of the body of a send or receive.
+    /// The returned block of a read or write, or of the body of a send or receive.
     pub block: Option<Block>,
-    /// The block of the head of a send or receive, handed back.
+    /// The returned block of the head of a send or receive.
     pub head: Option<Block>,
-    /// A send was to go without a copy, and the kernel made one all the same: asking for it is of no use on this
-    /// connection.
+    /// Whether the kernel made a copy in spite of `zero_copy`: then zero copy is of no use on this connection.
     pub copied: bool,
-    /// The first of two answers, to a send without a copy: every byte is with the network, which still reads the
-    /// blocks. The second one hands them back.
+    /// Whether this is the first of two completions of a zero-copy send: the network has every byte and still reads the
+    /// blocks. The second completion returns them.
     pub more: bool,
 }
 
 impl Completion {
-    /// The answer to `op`, with its memory.
+    /// Creates the completion of `op`, with its memory.
     pub(crate) fn of(token: Token, op: Op, result: Result<u32, Errno>) -> Self {
         let block = |transfer: Transfer| transfer.block;
         let (head, block) = match op {
@@ -135,7 +135,7 @@ impl Completion {
     }
 }
 
-/// A queue of operations of one worker. See the module's head for who owns what.
+/// A queue of operations of one worker. The module's head describes the ownership of blocks.
 pub(crate) trait Ring {
     /// Queues an operation. Nothing starts before [`Ring::submit_and_wait`].
     ///
@@ -150,19 +150,20 @@ pub(crate) trait Ring {
     /// The ring itself is broken; operations that were started are still counted as in flight.
     fn submit_and_wait(&mut self, want: usize, limit: Duration) -> io::Result<()>;
 
-    /// The next completion, if one has arrived.
+    /// Returns the next completion, if one has arrived.
     fn reap(&mut self) -> Option<Completion>;
 
-    /// Operations pushed and not yet reaped.
+    /// Returns the number of operations pushed and not yet reaped.
     fn in_flight(&self) -> usize;
 
-    /// Says how many of these are not answered in any usual time. Whatever carries operations out in threads adds as many:
-    /// else the few that it has would all wait for one device, and everything else for them.
+    /// Sets how many operations are late, that is not answered in the usual time. A ring that carries operations out in
+    /// threads adds as many threads: otherwise all of its few threads could wait for one device, and all other
+    /// operations for them.
     fn tolerate_late(&mut self, unanswered: usize);
 
-    /// The ring's clock.
+    /// Returns the time of the ring's clock.
     fn now(&self) -> Instant;
 
-    /// System calls made so far.
+    /// Returns the number of system calls made so far.
     fn syscalls(&self) -> u64;
 }

@@ -1,8 +1,7 @@
-//! Sets up an io_uring instance on whatever kernel, container and limits there are.
-//!
-//! The kernel's abilities are found by asking for them, best first, never by its version. What can be missing without
-//! harm (setup flags, queue length, registered memory) is given up step by step; what cannot (permission, waiting with
-//! a timeout, the four operations) is a [`SetupError`], upon which the engine falls back to threads.
+//! Sets up an io_uring instance as well as the kernel, the container and the limits allow. Features of the kernel are
+//! found by trying them, best first, never by its version. Optional features (setup flags, queue length, registered
+//! memory) are dropped step by step. A missing requirement (permission, waiting with a timeout, the four operations) is
+//! a [`SetupError`], upon which the engine falls back to threads.
 
 use crate::error::{Code, Error, Operation, Side};
 use crate::exhausted::Exhausted;
@@ -21,7 +20,7 @@ const ENTRIES_MAX: u32 = 256;
 const ENTRIES_MIN: u32 = 16;
 /// Completion entries per submission entry: so many that the completion queue never overflows.
 const COMPLETIONS_PER_ENTRY: u32 = 4;
-/// The memory of a closed ring is un-charged this much later.
+/// Delay after which the memory of a closed ring no longer counts against the limit.
 const UNCHARGE_WAIT: Duration = Duration::from_millis(5);
 /// The largest buffer that the kernel lets one register.
 const REGISTERED_BYTES_MAX: usize = 1 << 30;
@@ -30,7 +29,7 @@ const MEMLOCK_RESERVE_BYTES: usize = 256 << 10;
 /// Bit of the capability that lifts the limit on locked memory.
 const CAP_IPC_LOCK: u32 = 14;
 
-/// Why there is no ring.
+/// Reason why no ring can be set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SetupError {
     /// The host does not let this process use io_uring.
@@ -100,7 +99,7 @@ pub(super) struct Queues {
 }
 
 impl Queues {
-    /// For a worker with so many slots.
+    /// Returns the lengths for a worker with this number of slots.
     pub(super) fn for_slots(slots: usize) -> Self {
         let slots = u32::try_from(slots).unwrap_or(ENTRIES_MAX).clamp(1, ENTRIES_MAX / 2);
         Self { submission: (2 * slots).next_power_of_two(), completions_per_entry: COMPLETIONS_PER_ENTRY }
@@ -109,7 +108,7 @@ impl Queues {
 
 /// Flags, best first. SUBMIT_ALL: one bad operation does not stop a batch. DEFER_TASKRUN: completions are processed
 /// when we wait, not when they interrupt us; TASKRUN_FLAG lets us see that there are some without a system call. The
-/// length of the completion queue is asked for on every rung: a kernel without that is too old anyway.
+/// length of the completion queue is requested on every rung: a kernel without that is too old anyway.
 const LADDER: [fn(&mut Builder) -> &mut Builder; 5] = [
     |flags| defer(flags).setup_no_sqarray(),
     defer,
@@ -129,7 +128,7 @@ fn cooperate(flags: &mut Builder) -> &mut Builder {
 /// Makes the best ring that the host allows.
 ///
 /// # Errors
-/// As [`SetupError`] says.
+/// See [`SetupError`].
 pub(super) fn build(queues: Queues) -> Result<IoUring, SetupError> {
     let (mut rung, mut entries, mut waited) = (0, queues.submission, false);
     loop {
@@ -155,7 +154,7 @@ fn attempt(rung: usize, entries: u32, completions_per_entry: u32) -> std::io::Re
     builder.dontfork().setup_cqsize(entries * completions_per_entry).build(entries)
 }
 
-/// Refuses a ring that lacks what we cannot do without.
+/// Refuses a ring that lacks a requirement.
 fn able(ring: IoUring) -> Result<IoUring, SetupError> {
     if !ring.params().is_feature_ext_arg() {
         return Err(SetupError::Lacking("waiting with a timeout"));
@@ -193,7 +192,7 @@ pub(super) fn registrable_bytes(arena_bytes: usize) -> usize {
 }
 
 fn may_lock_any() -> bool {
-    // The name of the thread stands there, too, which may be no text.
+    // The file also has the name of the thread, which need not be UTF-8.
     let status = std::fs::read("/proc/thread-self/status").unwrap_or_default();
     let status = String::from_utf8_lossy(&status);
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));

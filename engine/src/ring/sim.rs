@@ -1,6 +1,6 @@
-//! Implements the ring in simulations: operations act on a simulated world, when its clock says so.
+//! Implements the ring in simulations: operations act on a simulated world, at the times of its clock.
 //!
-//! It never waits. The driver of the worker moves the clock, and asks again.
+//! The ring never waits: the driver of the worker advances the clock and calls again.
 
 use super::{Completion, Instant, Op, Ring, Token};
 use crate::sim::world::SharedWorld;
@@ -11,14 +11,14 @@ use std::time::Duration;
 #[derive(Debug)]
 pub(crate) struct SimRing {
     world: SharedWorld,
-    /// Its number in the world.
+    /// Number of the ring in the world.
     pub(crate) index: usize,
     slots: usize,
     in_flight: usize,
 }
 
 impl SimRing {
-    /// For at most `slots` operations in flight.
+    /// Creates a ring for at most `slots` operations in flight.
     pub(crate) fn new(world: &SharedWorld, slots: usize) -> Self {
         let index = world.lock().add_ring();
         Self { world: world.clone(), index, slots, in_flight: 0 }

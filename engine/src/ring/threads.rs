@@ -3,11 +3,9 @@
 //!
 //! Its owner and its threads share one queue of operations and one of completions, both made for every slot at the
 //! start, so that nothing is allocated per operation. A thread owns the operation that it carries out, block included.
-//! A ring that is dropped meanwhile therefore waits for nobody and frees nothing: the thread ends, and gives the block
-//! back, when the system call does, if ever.
-//!
-//! Sends and receives wait for a peer as long as it likes, so they are not given to that pool but to one thread that
-//! polls all their sockets ([`Poller`]), started with the first of them.
+//! So dropping a ring neither waits nor frees the memory of operations in flight: the thread ends, and returns the
+//! block, when its system call returns, if ever. Sends and receives may wait for a peer without a bound, so one
+//! separate thread polls all sockets ([`Poller`]). It is started with the first of them.
 //!
 //! Threads start with the owner's CPU affinity: a core's work stays on its core.
 
@@ -35,9 +33,9 @@ type Execute = fn(&mut Op) -> Result<u32, Errno>;
 #[derive(Debug)]
 struct SharedQueues {
     state: Mutex<QueueState>,
-    /// There is something to carry out, or the end has come.
+    /// Signalled when there is an operation to carry out, or when the ring ends.
     work: Condvar,
-    /// There are as many completions as the owner waits for.
+    /// Signalled when there are as many completions as the owner waits for.
     done: Condvar,
     syscalls: AtomicU64,
 }
@@ -46,9 +44,9 @@ struct SharedQueues {
 struct QueueState {
     todo: VecDeque<(Token, Op)>,
     done: VecDeque<Completion>,
-    /// The owner sleeps until there are so many completions.
+    /// Number of completions that the owner waits for.
     wanted: usize,
-    /// Threads that live, and that should.
+    /// Number of threads, and the intended number.
     threads: usize,
     threads_wanted: usize,
     closed: bool,
@@ -67,7 +65,7 @@ impl SharedQueues {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The life of one thread.
+    /// Runs one thread of the pool.
     fn serve(&self, execute: Execute) {
         let mut state = self.lock();
         loop {
@@ -83,7 +81,7 @@ impl SharedQueues {
         }
     }
 
-    /// Passes a completion on.
+    /// Queues a completion for the owner.
     fn complete(&self, completion: Completion) -> MutexGuard<'_, QueueState> {
         let mut state = self.lock();
         state.done.push_back(completion);
@@ -94,21 +92,21 @@ impl SharedQueues {
     }
 }
 
-/// A ring of threads. See the module's head.
+/// A ring of threads.
 #[derive(Debug)]
 pub(crate) struct ThreadRing {
     shared: Arc<SharedQueues>,
     threads: Vec<JoinHandle<()>>,
-    /// Threads that there are at least.
+    /// Least number of threads.
     threads_min: usize,
     execute: Execute,
     slots: usize,
-    /// Pushed, and not yet given to the threads.
+    /// Operations pushed and not yet submitted to the pool.
     queued: VecDeque<(Token, Op)>,
-    /// Pushed, and not yet given to the poller.
+    /// Operations pushed and not yet submitted to the poller.
     queued_sockets: Vec<(Token, Op)>,
     poller: Option<Poller>,
-    /// Taken from the threads, and not yet reaped.
+    /// Completions taken from the threads and not yet reaped.
     ready: VecDeque<Completion>,
     in_flight: usize,
     waits: u64,
@@ -166,7 +164,7 @@ impl ThreadRing {
         Ok(())
     }
 
-    /// Gives the poller its part of what is queued.
+    /// Submits the queued socket operations to the poller.
     fn submit_sockets(&mut self) -> io::Result<()> {
         if self.queued_sockets.is_empty() {
             return Ok(());
@@ -227,7 +225,7 @@ impl Ring for ThreadRing {
         self.in_flight
     }
 
-    /// Threads beyond the usual ones end when they have nothing to do and are not needed any more.
+    /// Additional threads end when they are idle and not needed any more.
     fn tolerate_late(&mut self, unanswered: usize) {
         let wanted = self.threads_min + unanswered;
         let mut state = self.shared.lock();
@@ -252,7 +250,7 @@ impl Ring for ThreadRing {
         super::clock()
     }
 
-    /// Operations carried out, and waits for them. What threads need to wake each other is not counted.
+    /// Counts operations carried out and waits for them, but not the calls by which threads wake each other.
     fn syscalls(&self) -> u64 {
         self.shared.syscalls.load(Ordering::Relaxed) + self.waits
     }
@@ -277,7 +275,7 @@ impl Drop for ThreadRing {
             return;
         }
         for thread in self.threads.drain(..) {
-            // A thread that panicked has said so on standard error.
+            // A thread that panicked has reported it on stderr.
             let _ = thread.join();
         }
     }
@@ -289,13 +287,13 @@ mod tests {
     use crate::buffer::Block;
     use crate::ring::{FileId, Transfer};
 
-    /// Long enough for anything that does happen.
+    /// Longest wait; far longer than any operation of these tests takes.
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    /// Opened by the test, once: what `blocked` waits for.
+    /// The gate that `blocked` waits for, opened once by the test.
     static GATE: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
 
-    /// A device that answers only when told.
+    /// Blocks until the test opens the gate.
     fn blocked(op: &mut Op) -> Result<u32, Errno> {
         drop(GATE.1.wait_while(GATE.0.lock().unwrap(), |open| !*open).unwrap());
         let Op::Read { into, .. } = op else { return Err(Errno::EINVAL) };
@@ -304,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_that_ends_early_waits_for_nobody_and_frees_no_memory_in_use() {
+    fn a_ring_dropped_early_does_not_wait_and_frees_no_memory_in_use() {
         let mut blocks = Arc::new(crate::buffer::Arena::new(8192).unwrap()).split(4096, 2);
         let witness = blocks.pop().unwrap();
         let block: Block = blocks.pop().unwrap();
@@ -323,11 +321,11 @@ mod tests {
         thread.join().unwrap();
         let late = shared.lock().done.pop_front().expect("the late completion");
         assert!(late.block.unwrap().iter().all(|&byte| byte == 0xD1));
-        assert_eq!(witness.arena_users(), users - 1, "given back once the system call was over");
+        assert_eq!(witness.arena_users(), users - 1, "the block is returned when the system call has returned");
     }
 
     #[test]
-    fn a_ring_that_ends_drops_what_it_never_started() {
+    fn a_dropped_ring_drops_operations_that_were_never_started() {
         let block = Block::alone(4096).unwrap();
         let mut ring = ThreadRing::new(2, 2).unwrap();
         ring.push(Token(1), Op::Read { file: FileId(-1), offset: 0, into: Transfer { block, start: 0, len: 4096 } });
@@ -335,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_that_ends_takes_its_sockets_memory_back() {
+    fn a_dropped_ring_frees_the_memory_of_socket_operations() {
         let arena = Arc::new(crate::buffer::Arena::new(4 * 4096).unwrap());
         let mut blocks = arena.split(4096, 4);
         let witness = blocks.pop().unwrap();
@@ -349,12 +347,12 @@ mod tests {
         ring.push(Token(2), Op::Receive { file, head: None, body: Some(transfer()), all: true });
         let shared = Arc::downgrade(&ring.shared);
         drop(ring);
-        assert_eq!(witness.arena_users(), 1, "pending or never started, nobody touches it");
+        assert_eq!(witness.arena_users(), 1, "memory of pending and unstarted socket operations is free");
         assert_eq!(shared.strong_count(), 0, "the poller has ended");
     }
 
     #[test]
-    fn a_pool_that_is_busy_does_not_hold_up_sockets() {
+    fn a_busy_pool_does_not_delay_sockets() {
         let (reader, mut writer) = std::io::pipe().unwrap();
         let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
         let [pipe, near, far] = [&reader as &dyn std::os::fd::AsRawFd, &near, &far].map(|end| FileId(end.as_raw_fd()));
@@ -381,12 +379,12 @@ mod tests {
         let ring = ThreadRing::new(4, 4).unwrap();
         let shared = Arc::downgrade(&ring.shared);
         drop(ring);
-        assert_eq!(shared.strong_count(), 0, "every thread has let go of the queues");
+        assert_eq!(shared.strong_count(), 0, "every thread has dropped the queues");
     }
 
-    /// Whatever waits for a device that does not answer, the next operation is carried out.
+    /// However many threads wait for a device that does not answer, the next operation is carried out.
     #[test]
-    fn threads_that_wait_for_ever_are_replaced_and_the_surplus_ends() {
+    fn threads_that_block_are_replaced_and_surplus_threads_end() {
         let (reader, writer) = std::io::pipe().unwrap();
         let pipe = FileId(std::os::fd::AsRawFd::as_raw_fd(&reader));
         let transfer = || Transfer { block: Block::alone(4096).unwrap(), start: 0, len: 4096 };
@@ -408,7 +406,7 @@ mod tests {
         ring.tolerate_late(0);
         let until = std::time::Instant::now() + PATIENCE;
         while ring.shared.lock().threads > 2 {
-            assert!(std::time::Instant::now() < until, "threads stay that nobody needs");
+            assert!(std::time::Instant::now() < until, "surplus threads do not end");
             std::thread::sleep(Duration::from_millis(1));
         }
         assert_eq!(std::iter::from_fn(|| ring.reap()).count(), 3);

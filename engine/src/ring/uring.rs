@@ -1,22 +1,20 @@
-//! Implements the ring of io_uring: the data path.
+//! Implements the ring with io_uring: the data path.
 //!
-//! # Who owns what
+//! # Ownership
 //! The table of operations in flight owns the blocks of every operation from `push` until its last completion queue
 //! entry is read: a send without a copy has two, the second when the network has let go of the memory. An operation of
-//! two parts is told to the kernel in a message ([`Messages`]) that is its own as long as its slot in the table is. A
-//! ring that is dropped before that leaks those blocks and all messages, as closing a ring waits for nothing: the kernel
-//! goes on reading and writing them. The ring itself is owned, and used, by the one thread that made it: it is not
-//! `Send`, and the kernel refuses everybody else (`EEXIST`).
+//! two parts is described to the kernel by a message ([`Messages`]), which belongs to the operation as long as its slot
+//! in the table does. A ring that is dropped with operations in flight leaks their blocks and all messages, as closing
+//! a ring does not wait: the kernel continues to read and write them. Only the thread that made the ring owns and uses
+//! it: the ring is not `Send`, and the kernel refuses other threads (`EEXIST`).
 //!
 //! # Why the `unsafe` here is sound
 //! * Addresses reach the kernel only in `push`, out of a block's slice (so they lie within it), together with ownership
-//!   of the block; those of messages lie in a table that is freed only with no operation in flight.
-//! * The registered range is used only for blocks of the very arena that was registered, which is compared by identity,
-//!   not by address: another arena that is mapped at the same place later is not mistaken for it.
-//! * Nothing but the table names operations to the kernel, and an unknown name stops the process.
-//!
-//! What the kernel says about a submission or a wait is never believed further than the queues show: an interrupted,
-//! timed-out or partial call is followed by another look at both queues.
+//! of the block; those of messages lie in a table that is freed only with no operation in flight. * The registered
+//! range is used only for blocks of the very arena that was registered, which is compared by identity, not by address:
+//! another arena that is mapped at the same place later is not mistaken for it. * Nothing but the table names
+//! operations to the kernel, and an unknown name stops the process. The result of a submission or a wait is not relied
+//! on: after an interrupted, timed-out or partial call both queues are read again.
 
 use super::inflight::{InFlight, InFlightOperation};
 use super::setup::{self, Queues, SetupError};
@@ -35,8 +33,8 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-/// Kernel threads at most for operations that would block at submission, so that a file system that always does
-/// cannot call up a crowd. Those that wait for a device which does not answer do not count.
+/// Most kernel threads for operations that would block at submission, so that a file system that always blocks does not
+/// cause many threads. Threads that wait for a device that does not answer are not counted.
 const KERNEL_WORKERS_MAX: u32 = 4;
 /// The name of an operation that does nothing, on a thread of the kernel. No slot of the table has it.
 const NUDGE: u64 = u64::MAX;
@@ -44,16 +42,16 @@ const NUDGE: u64 = u64::MAX;
 const NAP: Duration = Duration::from_millis(1);
 /// Longest wait in one call.
 const WAIT_MAX: Duration = Duration::from_secs(3600);
-/// Offsets past this one are -1 to the kernel: the file's own position, which must never be meant. It is as invalid.
+/// Largest offset. The kernel takes larger ones as -1, the file's own position, which is never used.
 const OFFSET_MAX: u64 = u64::MAX - 1;
-/// The arena's place in the table of registered buffers.
+/// Index of the arena in the table of registered buffers.
 const ARENA_INDEX: u16 = 0;
 
 /// A send neither stops at a part of the bytes nor kills the process when the peer is gone.
 const SEND_FLAGS: i32 = MSG_NOSIGNAL | MSG_WAITALL;
-/// `IORING_SEND_ZC_REPORT_USAGE`: the kernel says whether it did without a copy.
+/// `IORING_SEND_ZC_REPORT_USAGE`: the kernel reports whether it has made a copy.
 const REPORT_USAGE: u16 = 1 << 3;
-/// `IORING_NOTIF_USAGE_ZC_COPIED`: it did not.
+/// `IORING_NOTIF_USAGE_ZC_COPIED`: it has made one.
 const COPIED: u32 = 1 << 31;
 
 /// Mode of a send.
@@ -61,7 +59,7 @@ const COPIED: u32 = 1 << 31;
 enum SendMode {
     Whole,
     WithoutCopy,
-    /// The kernel neither waits nor comes back to it.
+    /// The kernel neither waits nor tries again.
     AtOnce,
 }
 
@@ -78,32 +76,32 @@ pub(crate) struct UringConfig<'a> {
 /// The part of an arena that the kernel has pinned for this ring.
 #[derive(Debug)]
 struct RegisteredArena {
-    /// Says which arena without keeping it.
+    /// Identifies the arena without keeping it alive.
     arena: Weak<Arena>,
     /// Bytes from its start.
     len: usize,
 }
 
-/// A ring of io_uring. See the module's head.
+/// A ring of io_uring.
 #[derive(Debug)]
 pub(crate) struct UringRing {
     ring: Uring,
     in_flight: InFlight,
     /// One for each slot of `in_flight`.
     messages: Messages,
-    /// Pushed, and not yet in the submission queue.
+    /// Operations pushed and not yet in the submission queue.
     queued: VecDeque<Entry>,
     registered: Option<RegisteredArena>,
     syscalls: u64,
     /// Last argument of [`Ring::tolerate_late`].
     tolerated_late: usize,
-    /// Whether the kernel is to look whether it needs more threads.
+    /// Whether a no-op must make the kernel check whether it needs more threads.
     nudges: bool,
     /// Not `Send`: the kernel knows the ring's thread.
     of_one_thread: PhantomData<*const ()>,
 }
 
-/// The crate's ring, with a name for people.
+/// The crate's ring, with a `Debug` implementation.
 struct Uring(IoUring);
 
 impl std::fmt::Debug for Uring {
@@ -228,14 +226,14 @@ impl UringRing {
         }
     }
 
-    /// Takes an operation in.
+    /// Queues an operation.
     fn queue(&mut self, mut owned: InFlightOperation) {
         let entry = self.entry(self.in_flight.next(), &mut owned.op);
         let name = self.in_flight.insert(owned);
         self.queued.push_back(entry.user_data(name));
     }
 
-    /// Returns the completion that an entry of the kernel stands for, if any.
+    /// Returns the completion for a completion queue entry, if it has one.
     fn answer(&mut self, entry: &cqueue::Entry) -> Option<Completion> {
         let name = entry.user_data();
         if name == NUDGE {
@@ -255,7 +253,7 @@ impl UringRing {
         self.finish(name, result, false)
     }
 
-    /// The kernel has let go of the operation's memory.
+    /// Completes an operation whose memory the kernel has released.
     fn finish(&mut self, name: u64, result: Result<u32, Errno>, copied: bool) -> Option<Completion> {
         let mut owned = self.in_flight.remove(name);
         if let (Op::Send { zero_copy, .. }, Err(errno)) = (&mut owned.op, result)
@@ -271,7 +269,7 @@ impl UringRing {
         Some(Completion { copied, ..Completion::of(owned.token, owned.op, result) })
     }
 
-    /// Moves what is queued into the submission queue, as far as it goes.
+    /// Moves queued operations into the submission queue, as many as fit.
     fn fill(&mut self) {
         let mut submission = self.ring.0.submission();
         if self.nudges && !submission.is_full() {
@@ -290,12 +288,12 @@ impl UringRing {
         }
     }
 
-    /// Operations pushed that the kernel has not taken over.
+    /// Returns the number of operations that the kernel has not consumed yet.
     fn unsubmitted(&mut self) -> usize {
         self.queued.len() + self.ring.0.submission().len()
     }
 
-    /// Returns whether only a system call can bring about what is asked for.
+    /// Returns whether the request needs a system call.
     fn must_enter(&mut self, want: usize) -> bool {
         let ready = self.ring.0.completion().len();
         let submission = self.ring.0.submission();
@@ -303,7 +301,7 @@ impl UringRing {
         !submission.is_empty() || ready < want || (ready == 0 && hidden)
     }
 
-    /// One system call: submits the submission queue and waits.
+    /// Makes one system call: submits the submission queue and waits.
     fn enter(&mut self, want: usize, limit: Duration) -> io::Result<()> {
         self.syscalls += 1;
         let limit = Timespec::from(limit.min(WAIT_MAX));
@@ -356,8 +354,8 @@ impl Ring for UringRing {
         self.in_flight.len()
     }
 
-    /// The kernel starts a thread when work arrives and none is left to run, not when it is allowed more of them: after a
-    /// raise it is given something to do.
+    /// The kernel starts a thread when work arrives and no thread is free, not when the limit is raised: so a raise is
+    /// followed by a no-op.
     fn tolerate_late(&mut self, unanswered: usize) {
         if unanswered == self.tolerated_late {
             return;
@@ -391,13 +389,13 @@ impl Drop for UringRing {
             self.messages.leak();
             tracing::warn!(operations = leaked, "ring closed with operations in flight: their memory is leaked");
         } else if self.registered.is_some() {
-            // Gives the locked memory back at once instead of some time after the close.
+            // Releases the locked memory at once instead of some time after the close.
             let _ = self.ring.0.submitter().unregister_buffers();
         }
     }
 }
 
-/// The bytes of a transfer, as messages name them.
+/// Returns the bytes of a transfer as a part of a message.
 fn part(transfer: &mut Transfer) -> iovec {
     let range = transfer.range();
     let bytes = &mut transfer.block[range];
@@ -410,13 +408,13 @@ fn blank() -> msghdr {
     unsafe { std::mem::zeroed() }
 }
 
-/// Returns whether a send may succeed once it is made with a copy: the socket or the kernel knows no other, or may not
-/// lock so much memory. No byte of it was sent.
+/// Returns whether a zero-copy send was refused and may succeed with a copy: the socket or the kernel does not support
+/// zero copy, or may not lock enough memory. No byte was sent.
 fn is_refusal(errno: Errno) -> bool {
     matches!(errno, Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOMEM | Errno::ENOBUFS)
 }
 
-/// Has the kernel pin as much of the arena as the limit on locked memory allows. The ring works without.
+/// Registers as much of the arena as the limit on locked memory allows. The ring works without.
 fn register(ring: &IoUring, arena: &Arc<Arena>) -> Option<RegisteredArena> {
     let (start, arena_len) = arena.range();
     let len = setup::registrable_bytes(arena_len);
@@ -445,8 +443,8 @@ impl FileId {
         if self.0 < 0 {
             return Err(Errno::EBADF);
         }
-        // SAFETY: whoever pushed the operation keeps the volume open until its completion, and the borrow ends before
-        // that; a number that is not open is answered with EBADF by the kernel.
+        // SAFETY: the code that pushed the operation keeps the volume open until its completion, and the borrow ends
+        // before that; a number that is not open is answered with EBADF by the kernel.
         Ok(unsafe { BorrowedFd::borrow_raw(self.0) })
     }
 }

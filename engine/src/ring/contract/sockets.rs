@@ -1,7 +1,5 @@
-//! Tests what every face of the ring promises of sends and receives.
-//!
-//! Method: both ends of a connection of this host, a unix one and a TCP one in every test. The ring has one end, and
-//! the test the other, or the ring has both.
+//! Tests the contract of [`Ring`] for sends and receives, on every face. Method: both ends of a local connection, a
+//! unix one and a TCP one in every test. The ring has one end and the test the other, or the ring has both.
 
 use super::*;
 use std::io::Read;
@@ -12,21 +10,21 @@ use std::os::unix::net::UnixStream;
 on_every_face! {
     head_and_body_arrive_whole_and_in_order
     one_part_alone_leaves_the_rest_of_its_block_alone
-    a_receive_of_anything_takes_what_is_there
-    a_receive_of_everything_waits_for_the_last_byte
-    the_end_of_the_peer_is_zero_bytes
-    what_arrived_before_the_end_is_not_lost
-    shutdown_ends_a_pending_receive_and_gives_the_memory_back
-    shutdown_ends_a_pending_send_and_says_how_much_was_sent
+    a_receive_without_all_takes_the_available_bytes
+    a_receive_with_all_waits_for_the_last_byte
+    a_receive_after_the_peers_end_returns_0
+    bytes_that_arrived_before_the_end_are_received
+    shutdown_ends_a_pending_receive_and_returns_its_memory
+    shutdown_ends_a_pending_send_with_the_bytes_sent
     a_send_that_does_not_wait_sends_what_fits_and_nothing_later
-    a_send_to_a_peer_that_is_gone_is_an_error
-    what_is_no_socket_is_an_error_of_its_operation
-    a_send_without_a_copy_says_that_there_was_one
-    places_are_used_again_and_again
+    a_send_to_a_closed_peer_is_an_error
+    a_send_to_a_file_is_an_error_of_that_operation
+    a_zero_copy_send_reports_that_a_copy_was_made
+    slots_of_socket_operations_are_reused
     many_sockets_and_files_at_once
 }
 
-/// More than the buffers of any connection hold.
+/// More bytes than the buffers of a connection hold.
 const LARGE_BYTES: usize = 16 << 20;
 
 /// Two ends of a connection, both kinds. A unix socket is read, written and shut down like any other.
@@ -50,7 +48,7 @@ fn receive(socket: &TcpStream, head: Option<Transfer>, body: Option<Transfer>, a
     Op::Receive { file: end(socket), head, body, all }
 }
 
-/// Bytes that tell where they belong.
+/// Bytes that differ by position and seed.
 fn pattern(len: usize, seed: usize) -> impl Iterator<Item = u8> {
     (0..len).map(move |index| ((index + seed) % 251) as u8)
 }
@@ -65,7 +63,7 @@ fn empty(len: usize) -> Transfer {
     Transfer { block: Block::alone(len).unwrap(), start: 0, len: len as u32 }
 }
 
-/// All completions of what was pushed, by token.
+/// Returns all completions, sorted by token.
 fn sorted(ring: &mut dyn Ring) -> Vec<Completion> {
     let mut completions = drain(ring);
     completions.sort_by_key(|completion| completion.token.0);
@@ -82,9 +80,9 @@ fn head_and_body_arrive_whole_and_in_order(ring: &mut dyn Ring) {
             assert_eq!((received.result, sent.result), (Ok(whole), Ok(whole)));
             assert!(received.head.unwrap().iter().copied().eq(pattern(28, 0)));
             assert!(received.block.unwrap().iter().copied().eq(pattern(body_bytes, 28)));
-            assert!(sent.head.unwrap().iter().copied().eq(pattern(28, 0)), "a send hands its own blocks back");
+            assert!(sent.head.unwrap().iter().copied().eq(pattern(28, 0)), "a send returns its blocks unchanged");
             assert_eq!(sent.block.unwrap().len(), body_bytes);
-            assert!(!sent.copied, "nobody asked");
+            assert!(!sent.copied, "zero copy was not requested");
         }
     }
 }
@@ -107,7 +105,7 @@ fn one_part_alone_leaves_the_rest_of_its_block_alone(ring: &mut dyn Ring) {
     }
 }
 
-fn a_receive_of_anything_takes_what_is_there(ring: &mut dyn Ring) {
+fn a_receive_without_all_takes_the_available_bytes(ring: &mut dyn Ring) {
     for (mut near, far) in connections() {
         near.write_all(&[7; 30]).unwrap();
         let completion = complete(ring, receive(&far, Some(empty(28)), Some(empty(100)), false));
@@ -120,7 +118,7 @@ fn a_receive_of_anything_takes_what_is_there(ring: &mut dyn Ring) {
     }
 }
 
-fn a_receive_of_everything_waits_for_the_last_byte(ring: &mut dyn Ring) {
+fn a_receive_with_all_waits_for_the_last_byte(ring: &mut dyn Ring) {
     for (mut near, far) in connections() {
         ring.push(Token(1), receive(&far, Some(empty(28)), Some(empty(100)), true));
         for part in [1, 27, 1, 98] {
@@ -135,7 +133,7 @@ fn a_receive_of_everything_waits_for_the_last_byte(ring: &mut dyn Ring) {
     }
 }
 
-fn the_end_of_the_peer_is_zero_bytes(ring: &mut dyn Ring) {
+fn a_receive_after_the_peers_end_returns_0(ring: &mut dyn Ring) {
     for all in [false, true] {
         for (near, far) in connections() {
             ring.push(Token(1), receive(&far, Some(empty(28)), None, all));
@@ -144,12 +142,16 @@ fn the_end_of_the_peer_is_zero_bytes(ring: &mut dyn Ring) {
             let completion = drain(ring).pop().unwrap();
             assert_eq!(completion.result, Ok(0));
             assert!(completion.head.is_some());
-            assert_eq!(complete(ring, receive(&far, None, Some(empty(28)), all)).result, Ok(0), "again and again");
+            assert_eq!(
+                complete(ring, receive(&far, None, Some(empty(28)), all)).result,
+                Ok(0),
+                "each further receive gets 0 as well"
+            );
         }
     }
 }
 
-fn what_arrived_before_the_end_is_not_lost(ring: &mut dyn Ring) {
+fn bytes_that_arrived_before_the_end_are_received(ring: &mut dyn Ring) {
     for (mut near, far) in connections() {
         ring.push(Token(1), receive(&far, Some(empty(28)), Some(empty(100)), true));
         ring.submit_and_wait(0, Duration::ZERO).unwrap();
@@ -159,7 +161,7 @@ fn what_arrived_before_the_end_is_not_lost(ring: &mut dyn Ring) {
     }
 }
 
-fn shutdown_ends_a_pending_receive_and_gives_the_memory_back(ring: &mut dyn Ring) {
+fn shutdown_ends_a_pending_receive_and_returns_its_memory(ring: &mut dyn Ring) {
     for (near, far) in connections() {
         ring.push(Token(1), receive(&far, Some(empty(28)), Some(empty(100)), true));
         ring.submit_and_wait(1, Duration::from_millis(1)).unwrap();
@@ -180,7 +182,7 @@ fn a_send_that_does_not_wait_sends_what_fits_and_nothing_later(ring: &mut dyn Ri
             ring.push(Token(1), Op::Send { file: end(&near), head, body: None, zero_copy: false, waits: false });
             drain(ring).pop().unwrap().result
         };
-        // The kernel may move what it holds and make room once more: until it stays full.
+        // The kernel may move queued bytes and make room again: repeat until the socket stays full.
         let mut refused = 0;
         while refused < 5 {
             match at_once(ring, sent) {
@@ -195,24 +197,24 @@ fn a_send_that_does_not_wait_sends_what_fits_and_nothing_later(ring: &mut dyn Ri
         assert!(sent > 0 && sent < whole, "{sent} of {whole} bytes fit");
         ring.push(Token(2), Op::Writable { file: end(&near) });
         ring.submit_and_wait(1, Duration::from_millis(20)).unwrap();
-        assert!(ring.reap().is_none(), "there is no room");
+        assert!(ring.reap().is_none(), "the socket has no room");
         let mut arrived = vec![0; sent];
         far.read_exact(&mut arrived).unwrap();
-        assert_eq!(drain(ring).len(), 1, "now there is");
+        assert_eq!(drain(ring).len(), 1, "the socket has room again");
         near.shutdown(Shutdown::Both).unwrap();
         far.read_to_end(&mut arrived).unwrap();
         assert!(arrived.len() == sent && arrived.into_iter().eq(pattern(sent, 0)));
         ring.push(Token(3), Op::Writable { file: end(&near) });
-        assert!(drain(ring).pop().unwrap().result.is_ok(), "nobody waits for room that never comes");
+        assert!(drain(ring).pop().unwrap().result.is_ok(), "a wait for room ends when the connection does");
     }
 }
 
-fn shutdown_ends_a_pending_send_and_says_how_much_was_sent(ring: &mut dyn Ring) {
+fn shutdown_ends_a_pending_send_with_the_bytes_sent(ring: &mut dyn Ring) {
     for zero_copy in [false, true] {
         for (near, mut far) in connections() {
             let (head, body) = (patterned(28, 0), Some(patterned(LARGE_BYTES, 28)));
             ring.push(Token(1), Op::Send { file: end(&near), head, body, zero_copy, waits: true });
-            // What the kernel holds is not enough: the send is under way, and the rest waits.
+            // The send is larger than the buffers of the kernel: a part is sent, and the rest waits.
             far.set_nonblocking(true).unwrap();
             while far.peek(&mut [0]).is_err() {
                 ring.submit_and_wait(1, Duration::from_millis(1)).unwrap();
@@ -220,7 +222,7 @@ fn shutdown_ends_a_pending_send_and_says_how_much_was_sent(ring: &mut dyn Ring) 
             }
             far.set_nonblocking(false).unwrap();
             near.shutdown(Shutdown::Both).unwrap();
-            // Of memory that is lent to the network, the last is free when the peer has taken it.
+            // Memory of a zero-copy send is released when the peer has received the bytes.
             let reader = std::thread::spawn(move || {
                 let mut arrived = Vec::new();
                 far.read_to_end(&mut arrived).unwrap();
@@ -237,7 +239,7 @@ fn shutdown_ends_a_pending_send_and_says_how_much_was_sent(ring: &mut dyn Ring) 
     }
 }
 
-fn a_send_to_a_peer_that_is_gone_is_an_error(ring: &mut dyn Ring) {
+fn a_send_to_a_closed_peer_is_an_error(ring: &mut dyn Ring) {
     for (near, far) in connections() {
         drop(far);
         near.shutdown(Shutdown::Write).unwrap();
@@ -250,7 +252,7 @@ fn a_send_to_a_peer_that_is_gone_is_an_error(ring: &mut dyn Ring) {
     }
 }
 
-fn what_is_no_socket_is_an_error_of_its_operation(ring: &mut dyn Ring) {
+fn a_send_to_a_file_is_an_error_of_that_operation(ring: &mut dyn Ring) {
     let file = file_of(&[7; 4096]);
     for (file, errno) in [(id(&file), Errno::ENOTSOCK), (FileId(-1), Errno::EBADF), (FileId(1 << 20), Errno::EBADF)] {
         for body in [false, true] {
@@ -267,14 +269,14 @@ fn what_is_no_socket_is_an_error_of_its_operation(ring: &mut dyn Ring) {
     }
 }
 
-fn a_send_without_a_copy_says_that_there_was_one(ring: &mut dyn Ring) {
+fn a_zero_copy_send_reports_that_a_copy_was_made(ring: &mut dyn Ring) {
     for (near, far) in connections() {
         for body_bytes in [0, 100, LARGE_BYTES] {
             let some = |transfer| (body_bytes > 0).then_some(transfer);
             ring.push(Token(0), receive(&far, Some(empty(28)), some(empty(body_bytes.max(1))), true));
             let (head, body) = (patterned(28, 0), some(patterned(body_bytes.max(1), 28)));
             ring.push(Token(1), Op::Send { file: end(&near), head, body, zero_copy: true, waits: true });
-            // The first of two answers, where there are two, says only that the bytes are on their way.
+            // If there are two answers, the first one only says that the network has the bytes.
             let mut answers = sorted(ring);
             answers.retain(|answer| !answer.more || answer.head.is_some() || answer.block.is_some());
             let [received, sent] = answers.try_into().unwrap();
@@ -288,7 +290,7 @@ fn a_send_without_a_copy_says_that_there_was_one(ring: &mut dyn Ring) {
     }
 }
 
-fn places_are_used_again_and_again(ring: &mut dyn Ring) {
+fn slots_of_socket_operations_are_reused(ring: &mut dyn Ring) {
     for (near, far) in connections() {
         let (mut to, mut from) = ((patterned(28, 0), empty(500)), (empty(28), empty(500)));
         for round in 0..200_u32 {

@@ -1,9 +1,8 @@
-//! Serves the sockets of a ring of threads: one thread carries out all sends and receives.
-//!
-//! A peer may take for ever, so a thread of the pool must not wait for one. The poller waits for all of them in one
-//! `poll(2)`, together with an event by which the owner says that there are more operations or that the end has come.
-//! None of its other calls blocks. It owns what is pending: a ring that ends wakes it, waits for it, and then nobody
-//! touches the memory any more.
+//! Serves the sockets of a ring of threads: one thread carries out all sends and receives. A peer may take any time, so
+//! a thread of the pool must not wait for one. The poller waits for all sockets in one `poll(2)`, together with an
+//! event by which the owner signals new operations or the end. None of its other calls blocks. The poller owns the
+//! pending operations: a ring that ends wakes the poller and waits for its end, after which no thread touches their
+//! memory.
 //!
 //! Nothing is allocated per operation: every list has room for all slots from the start.
 
@@ -22,14 +21,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Pause before another look at all sockets when the kernel is out of memory for a wait.
+/// Pause before another poll when the kernel has no memory for it.
 const NAP: Duration = Duration::from_millis(1);
 
-/// Operations that the owner hands over.
+/// Operations that the owner has submitted.
 #[derive(Debug)]
 struct PollerQueue {
     arrivals: Mutex<NewOperations>,
-    /// There is something new.
+    /// Event that signals a change.
     event: EventFd,
 }
 
@@ -46,12 +45,12 @@ impl PollerQueue {
     }
 
     fn ring(&self) {
-        // Fails only if the counter is full: then it has been rung.
+        // Fails only if the counter is full: then the event is signalled already.
         let _ = uninterrupted(|| self.event.write(1));
     }
 }
 
-/// The owner's hold on the thread.
+/// Handle of the poller's thread.
 #[derive(Debug)]
 pub(super) struct Poller {
     inbox: Arc<PollerQueue>,
@@ -73,23 +72,23 @@ impl Poller {
         Ok(Self { inbox, thread })
     }
 
-    /// Hands operations over.
+    /// Submits operations.
     pub(super) fn give(&self, operations: &mut Vec<(Token, Op)>) {
         self.inbox.lock().operations.append(operations);
         self.inbox.ring();
     }
 
-    /// Ends the thread, which waits for nothing. Returns how many operations end without a completion; their memory is
-    /// free, as nobody carries them out.
+    /// Ends the thread without waiting for peers. Returns how many operations end without a completion; their memory is
+    /// free, as they are not carried out any more.
     pub(super) fn end(self) -> usize {
         self.inbox.lock().closed = true;
         self.inbox.ring();
-        // A thread that panicked has said so on standard error, and has dropped its operations.
+        // A thread that panicked has reported it on stderr and has dropped its operations.
         self.thread.join().unwrap_or(0)
     }
 }
 
-/// The life of the thread. Returns how many operations are not over.
+/// Runs the thread. Returns how many operations have not completed.
 fn serve(inbox: &PollerQueue, shared: &SharedQueues, slots: usize) -> usize {
     let mut arrived = Vec::with_capacity(slots);
     let mut pending: Vec<PendingOperation> = Vec::with_capacity(slots);
@@ -112,7 +111,7 @@ fn serve(inbox: &PollerQueue, shared: &SharedQueues, slots: usize) -> usize {
     }
 }
 
-/// Moves what can be moved without waiting, and completes what is over.
+/// Moves bytes that can be moved without waiting, and completes operations that are done.
 fn advance(pending: &mut Vec<PendingOperation>, shared: &SharedQueues) {
     let mut index = 0;
     while let Some(operation) = pending.get_mut(index) {
@@ -127,8 +126,7 @@ fn advance(pending: &mut Vec<PendingOperation>, shared: &SharedQueues) {
     }
 }
 
-/// Waits until a socket is ready or the owner has something to say. `memory` is room for the list of descriptors, and
-/// is handed back.
+/// Waits until a socket is ready or the owner signals. `memory` is reused for the list of descriptors and returned.
 fn wait<'m>(
     inbox: &PollerQueue,
     pending: &[PendingOperation],
@@ -147,25 +145,25 @@ fn wait<'m>(
         Ok(_) | Err(Errno::EINTR) => {}
         Err(_) => std::thread::sleep(NAP),
     }
-    // Empty if nobody has rung.
+    // Empty if the owner has not signalled.
     let _ = inbox.event.read();
     emptied(sockets)
 }
 
-/// The same room for descriptors that live shorter or longer: the standard library collects in place.
+/// Reuses the memory of a list for descriptors with another lifetime: the standard library collects in place.
 fn emptied<'to>(mut list: Vec<PollFd<'_>>) -> Vec<PollFd<'to>> {
     list.clear();
     list.into_iter().map(|_| unreachable!("the list is empty")).collect()
 }
 
-/// An operation that is not over.
+/// An operation that has not completed.
 #[derive(Debug)]
 struct PendingOperation {
     token: Token,
     op: Op,
-    /// Bytes so far.
+    /// Bytes moved so far.
     moved: usize,
-    /// Another attempt is worth it.
+    /// Whether another attempt may move bytes.
     ready: Cell<bool>,
 }
 
@@ -181,8 +179,8 @@ impl PendingOperation {
         PollFd::new(file, events)
     }
 
-    /// Goes on until the operation is over, with the result, or would have to wait. What was moved before an error
-    /// counts; the error comes again.
+    /// Continues the operation until it completes, with its result, or would have to wait. If bytes were moved before
+    /// an error, they are the result; the error repeats later.
     fn advance(&mut self, shared: &SharedQueues) -> Option<Result<u32, Errno>> {
         loop {
             shared.syscalls.fetch_add(1, Ordering::Relaxed);
@@ -200,12 +198,12 @@ impl PendingOperation {
         }
     }
 
-    /// Returns whether it is worth waiting for.
+    /// Returns whether the operation waits for its socket.
     fn waits(&self) -> bool {
         !matches!(self.op, Op::Send { waits: false, .. })
     }
 
-    /// One call that does not wait.
+    /// Makes one call that does not wait.
     fn attempt(&mut self) -> Result<usize, Errno> {
         match &mut self.op {
             Op::Send { file, head, body, .. } => {
@@ -230,7 +228,7 @@ impl PendingOperation {
         }
     }
 
-    /// Bytes that make the operation complete.
+    /// Returns the number of bytes at which the operation completes.
     fn wanted(&self) -> usize {
         let len = |part: Option<&Transfer>| part.map_or(0, |part| part.len as usize);
         match &self.op {
@@ -242,7 +240,7 @@ impl PendingOperation {
     }
 }
 
-/// The bytes of a part, if there is one.
+/// Returns the bytes of a part; empty without one.
 fn slice(part: Option<&mut Transfer>) -> &mut [u8] {
     part.map_or(&mut [], |part| {
         let range = part.range();
@@ -250,7 +248,7 @@ fn slice(part: Option<&mut Transfer>) -> &mut [u8] {
     })
 }
 
-/// Why nothing here knows what to do with a file.
+/// Panic message for a file operation.
 const ONLY_SOCKETS: &str = "the ring gives files to its pool";
 
 #[cfg(test)]

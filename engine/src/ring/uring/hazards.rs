@@ -1,8 +1,8 @@
-//! Tests what can go wrong with a ring of the kernel, one test each.
+//! Tests the hazards of an io_uring ring, one test each.
 //!
-//! Goal: no memory that the kernel may touch is ever used again; denials and limits are named or worked around; the ring
-//! stays with its thread. Method: real pipes, sockets and files; a seccomp filter on a thread of its own; this very program
-//! run again as a user who may lock next to no memory.
+//! Goal: no memory that the kernel may touch is ever used again; denials and limits are reported or worked around; only
+//! one thread uses the ring. Method: real pipes, sockets and files; a seccomp filter on a thread of its own; this
+//! program run again as a user with a small limit on locked memory.
 
 use super::*;
 use crate::buffer::Block;
@@ -18,9 +18,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 
-/// Long enough for anything that does happen.
+/// Longest wait; far longer than any operation of these tests takes.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Set for the process that stands for a user who may lock next to nothing.
+/// Environment variable of the process that runs as a user with a small limit on locked memory.
 const POOR: &str = "BLOCKHAUL_TEST_MEMLOCK";
 
 const _: fn() = || {
@@ -34,7 +34,7 @@ const _: fn() = || {
     let _ = <UringRing as AmbiguousIfSend<_>>::check;
 };
 
-/// A ring; an error on a host that denies them.
+/// Creates a ring; an error on a host that denies io_uring.
 fn ring(slots: usize, arena: Option<&Arc<Arena>>) -> Result<UringRing, SetupError> {
     match UringRing::new(UringConfig { slots, arena }) {
         Err(error) if !matches!(error, SetupError::Denied(_)) => panic!("{error}"),
@@ -53,9 +53,9 @@ fn one(ring: &mut UringRing) -> Completion {
 }
 
 #[test]
-fn registered_and_other_blocks_serve_alike() {
+fn registered_and_other_blocks_can_be_used() {
     let arena = Arc::new(Arena::new(2 << 20).unwrap());
-    let mut ring = need!("registered_and_other_blocks_serve_alike", ring(2, Some(&arena)));
+    let mut ring = need!("registered_and_other_blocks_can_be_used", ring(2, Some(&arena)));
     let pinned = ring.registered_bytes();
     assert!(pinned == 0 || pinned == 2 << 20, "{pinned}");
     let mut file = tempfile::tempfile().unwrap();
@@ -78,14 +78,14 @@ fn registered_and_other_blocks_serve_alike() {
 }
 
 #[test]
-fn an_arena_in_the_place_of_the_registered_one_is_not_taken_for_it() {
+fn an_arena_at_the_address_of_the_registered_one_is_not_mistaken_for_it() {
     let arena = Arc::new(Arena::new(2 << 20).unwrap());
-    let ring = need!("an_arena_in_the_place_of_the_registered_one_is_not_taken_for_it", ring(1, Some(&arena)));
+    let ring = need!("an_arena_at_the_address_of_the_registered_one_is_not_mistaken_for_it", ring(1, Some(&arena)));
     let whole = |block| Transfer { block, start: 0, len: 4096 };
     let own = whole(arena.split(4096, 1).pop().unwrap());
     assert_eq!(ring.is_registered(&own), ring.registered_bytes() > 0);
     drop(own);
-    // Often mapped at the very address that has just become free.
+    // Often mapped at the address that was just freed.
     assert!(!ring.is_registered(&whole(Block::alone(4096).unwrap())));
 }
 
@@ -123,9 +123,9 @@ fn a_poll_without_a_wait_sees_what_arrived() {
 }
 
 #[test]
-fn a_ring_that_ends_early_never_gives_up_memory_in_use() {
+fn a_ring_dropped_early_never_frees_memory_in_use() {
     let arena = Arc::new(Arena::new(4096).unwrap());
-    let mut ring = need!("a_ring_that_ends_early_never_gives_up_memory_in_use", ring(2, Some(&arena)));
+    let mut ring = need!("a_ring_dropped_early_never_frees_memory_in_use", ring(2, Some(&arena)));
     let mut blocks = arena.split(4096, 3);
     let witness = blocks.pop().unwrap();
     let (reader, _writer) = std::io::pipe().unwrap();
@@ -133,7 +133,7 @@ fn a_ring_that_ends_early_never_gives_up_memory_in_use() {
     ring.submit_and_wait(0, PATIENCE).unwrap();
     ring.push(Token(2), read(&reader, blocks.pop().unwrap()));
     drop(ring);
-    assert_eq!(witness.arena_users(), 2, "the one in flight is kept for ever, the one never started is not");
+    assert_eq!(witness.arena_users(), 2, "the block in flight is leaked, the block of the unstarted operation is free");
     let place = witness.as_ptr() as usize;
     drop(witness);
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
@@ -218,16 +218,16 @@ fn a_denial_by_seccomp_is_named() {
 }
 
 #[test]
-fn little_locked_memory_means_unregistered_buffers_and_nothing_else() {
+fn little_locked_memory_only_leaves_buffers_unregistered() {
     if std::env::var_os(POOR).is_some() {
-        return copies_with_next_to_no_locked_memory();
+        return copies_work_with_almost_no_locked_memory();
     }
     let directory = tempfile::tempdir().unwrap();
     let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(directory.path(), everybody).unwrap();
     let program = directory.path().join("tests");
     std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
-    let name = "ring::uring::hazards::little_locked_memory_means_unregistered_buffers_and_nothing_else";
+    let name = "ring::uring::hazards::little_locked_memory_only_leaves_buffers_unregistered";
     let mut child = std::process::Command::new("sh");
     child.args(["-c", "ulimit -l 64 && exec \"$@\"", "sh"]).arg(&program).args([name, "--exact", "--nocapture"]);
     child.env(POOR, "1").current_dir("/");
@@ -240,9 +240,9 @@ fn little_locked_memory_means_unregistered_buffers_and_nothing_else() {
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
-fn copies_with_next_to_no_locked_memory() {
+fn copies_work_with_almost_no_locked_memory() {
     let arena = Arc::new(Arena::new(2 << 20).unwrap());
-    let mut ring = need!("copies_with_next_to_no_locked_memory", ring(256, Some(&arena)));
+    let mut ring = need!("copies_work_with_almost_no_locked_memory", ring(256, Some(&arena)));
     assert_eq!(ring.registered_bytes(), 0);
     let mut others = Vec::new();
     let refused = loop {
@@ -272,10 +272,10 @@ fn transfer(block: Block) -> Transfer {
 }
 
 #[test]
-fn a_ring_that_ends_before_its_receive_keeps_blocks_and_message_for_ever() {
+fn a_ring_dropped_before_its_receive_completes_leaks_blocks_and_messages() {
     let arena = Arc::new(Arena::new(3 * 4096).unwrap());
     let mut ring =
-        need!("a_ring_that_ends_before_its_receive_keeps_blocks_and_message_for_ever", ring(2, Some(&arena)));
+        need!("a_ring_dropped_before_its_receive_completes_leaks_blocks_and_messages", ring(2, Some(&arena)));
     let mut blocks = arena.split(4096, 3);
     let witness = blocks.pop().unwrap();
     let (file, _near, _far) = connection();
@@ -289,8 +289,8 @@ fn a_ring_that_ends_before_its_receive_keeps_blocks_and_message_for_ever() {
 }
 
 #[test]
-fn a_ring_that_ends_after_its_receive_keeps_nothing() {
-    let mut ring = need!("a_ring_that_ends_after_its_receive_keeps_nothing", ring(2, None));
+fn a_ring_dropped_after_its_receive_leaks_nothing() {
+    let mut ring = need!("a_ring_dropped_after_its_receive_leaks_nothing", ring(2, None));
     let (file, near, far) = connection();
     let block = || transfer(Block::alone(4096).unwrap());
     ring.push(Token(1), Op::Receive { file, head: Some(block()), body: Some(block()), all: true });
@@ -304,11 +304,11 @@ fn a_ring_that_ends_after_its_receive_keeps_nothing() {
     assert_eq!(messages.strong_count(), 0, "one was answered, the other never started");
 }
 
-/// Bytes of a send that the kernel takes over whole although the peer takes next to nothing.
+/// Bytes of a send that the kernel accepts entirely although the peer receives almost nothing.
 const LENT_BYTES: usize = 256 << 10;
 
-/// Sends without a copy until the memory is only lent to the network, and the peer's end has not taken it. An error
-/// if the kernel always makes a copy.
+/// Makes a zero-copy send whose memory the network still uses, as the peer has not received it. An error if the kernel
+/// always makes a copy.
 fn lend(ring: &mut UringRing, near: &TcpStream) -> Result<(), &'static str> {
     let mut body = Block::alone(LENT_BYTES).unwrap();
     body.fill(7);
@@ -317,18 +317,18 @@ fn lend(ring: &mut UringRing, near: &TcpStream) -> Result<(), &'static str> {
     ring.push(Token(1), Op::Send { file, head, body: Some(transfer(body)), zero_copy: true, waits: true });
     let first = at_last(ring);
     if !first.more {
-        assert!(first.copied, "handed out while the network reads it");
+        assert!(first.copied, "returned while the network reads it");
         return Err("the kernel cannot send without a copy");
     }
     assert_eq!(first.result, Ok(28 + LENT_BYTES as u32));
-    assert!(first.head.is_none() && first.block.is_none(), "handed out while the network reads it");
+    assert!(first.head.is_none() && first.block.is_none(), "returned while the network reads it");
     is_still_lent(ring);
     Ok(())
 }
 
 fn is_still_lent(ring: &mut UringRing) {
     ring.submit_and_wait(1, Duration::from_millis(20)).unwrap();
-    assert!(ring.reap().is_none(), "handed out while the network reads it");
+    assert!(ring.reap().is_none(), "returned while the network reads it");
     assert_eq!(ring.in_flight(), 1);
 }
 
@@ -343,10 +343,10 @@ fn at_last(ring: &mut UringRing) -> Completion {
 }
 
 #[test]
-fn memory_sent_without_a_copy_comes_back_when_the_network_lets_go_of_it() {
-    let mut ring = need!("memory_sent_without_a_copy_comes_back_when_the_network_lets_go_of_it", ring(1, None));
+fn memory_of_a_zero_copy_send_is_returned_when_the_network_releases_it() {
+    let mut ring = need!("memory_of_a_zero_copy_send_is_returned_when_the_network_releases_it", ring(1, None));
     let (near, mut far) = narrow_connection();
-    need!("memory_sent_without_a_copy_comes_back_when_the_network_lets_go_of_it", lend(&mut ring, &near));
+    need!("memory_of_a_zero_copy_send_is_returned_when_the_network_releases_it", lend(&mut ring, &near));
     let mut arrived = vec![0; 28 + LENT_BYTES];
     far.read_exact(&mut arrived).unwrap();
     assert!(arrived[28..].iter().all(|&byte| byte == 7));
@@ -356,10 +356,10 @@ fn memory_sent_without_a_copy_comes_back_when_the_network_lets_go_of_it() {
 }
 
 #[test]
-fn only_a_reset_takes_back_what_a_peer_never_takes() {
-    let mut ring = need!("only_a_reset_takes_back_what_a_peer_never_takes", ring(1, None));
+fn only_a_reset_releases_memory_that_the_peer_never_receives() {
+    let mut ring = need!("only_a_reset_releases_memory_that_the_peer_never_receives", ring(1, None));
     let (near, _far) = narrow_connection();
-    need!("only_a_reset_takes_back_what_a_peer_never_takes", lend(&mut ring, &near));
+    need!("only_a_reset_releases_memory_that_the_peer_never_receives", lend(&mut ring, &near));
     near.shutdown(std::net::Shutdown::Both).unwrap();
     is_still_lent(&mut ring);
     setsockopt(&near, Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).unwrap();
@@ -369,16 +369,16 @@ fn only_a_reset_takes_back_what_a_peer_never_takes() {
 }
 
 #[test]
-fn a_ring_that_ends_while_memory_is_lent_never_gives_it_up() {
-    let mut ring = need!("a_ring_that_ends_while_memory_is_lent_never_gives_it_up", ring(1, None));
+fn a_ring_dropped_during_a_zero_copy_send_never_frees_its_memory() {
+    let mut ring = need!("a_ring_dropped_during_a_zero_copy_send_never_frees_its_memory", ring(1, None));
     let (near, _far) = narrow_connection();
-    need!("a_ring_that_ends_while_memory_is_lent_never_gives_it_up", lend(&mut ring, &near));
+    need!("a_ring_dropped_during_a_zero_copy_send_never_frees_its_memory", lend(&mut ring, &near));
     let messages = ring.messages.witness();
     drop(ring);
     assert_eq!(messages.strong_count(), 1);
 }
 
-/// A TCP connection whose first end holds a megabyte for a peer that holds next to nothing.
+/// A TCP connection with a send buffer of a megabyte and a tiny receive buffer.
 fn narrow_connection() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     setsockopt(&listener, RcvBuf, &(32 << 10)).unwrap();
@@ -388,8 +388,8 @@ fn narrow_connection() -> (TcpStream, TcpStream) {
 }
 
 #[test]
-fn a_send_that_may_not_go_without_a_copy_goes_with_one() {
-    let mut ring = need!("a_send_that_may_not_go_without_a_copy_goes_with_one", ring(1, None));
+fn a_refused_zero_copy_send_is_sent_with_a_copy() {
+    let mut ring = need!("a_refused_zero_copy_send_is_sent_with_a_copy", ring(1, None));
     let (file, _near, mut far) = connection();
     for round in 0..3 {
         let mut head = Block::alone(4096).unwrap();
@@ -409,18 +409,18 @@ fn a_send_that_may_not_go_without_a_copy_goes_with_one() {
 }
 
 #[test]
-fn a_ring_that_ends_with_a_refused_send_keeps_no_memory() {
+fn a_ring_dropped_with_a_refused_send_leaks_no_memory() {
     let arena = Arc::new(Arena::new(3 * 4096).unwrap());
-    let mut ring = need!("a_ring_that_ends_with_a_refused_send_keeps_no_memory", ring(1, None));
+    let mut ring = need!("a_ring_dropped_with_a_refused_send_leaks_no_memory", ring(1, None));
     let mut blocks = arena.split(4096, 3);
     let witness = blocks.pop().unwrap();
     let (file, _near, _far) = connection();
     let (head, body) = (transfer(blocks.pop().unwrap()), blocks.pop().map(transfer));
     ring.push(Token(1), Op::Send { file, head, body, zero_copy: true, waits: true });
-    // Refused at once on unix sockets; to be made again at the next submission, which never comes.
+    // Refused at once on unix sockets; it would be sent again at the next submission, which never comes.
     loop {
         ring.submit_and_wait(1, PATIENCE).unwrap();
-        assert!(ring.reap().is_none(), "it was not sent");
+        assert!(ring.reap().is_none(), "the send was refused");
         if !ring.queued.is_empty() {
             break;
         }

@@ -1,10 +1,8 @@
-//! Describes to the kernel the two parts of a send or a receive.
-//!
-//! There is one entry for every operation that can be in flight, made once, at an address that never changes. The
-//! kernel reads an entry when an operation starts, and writes to it when it ends (what `recvmsg` says of a message). So
-//! an entry is as much lent to the kernel as a block is. Its slot in the table of operations is free again only after
-//! the answer, and a ring that ends before that leaks all entries with its blocks. As the kernel may write, the entries
-//! are cells: nothing here takes their content for constant.
+//! Describes to the kernel the two parts of a send or a receive. There is one entry for every operation that can be in
+//! flight, allocated once, at an address that never changes. The kernel reads an entry when an operation starts, and
+//! writes to it when the operation ends (the results of `recvmsg`). So the kernel may use an entry as long as a block.
+//! The slot in the table of operations is free again only after the answer, and a ring that ends before that leaks all
+//! entries with its blocks. As the kernel may write to them, the entries are cells.
 
 use nix::libc::{iovec, msghdr};
 use std::cell::Cell;
@@ -25,14 +23,14 @@ pub(super) struct Messages {
 }
 
 impl Messages {
-    /// One for each of `slots` operations. `blank` has no name, no parts and no control data.
+    /// Creates a message for each of `slots` operations. `blank` has no name, no parts and no control data.
     pub(super) fn new(slots: usize, blank: msghdr) -> Self {
         let nothing = iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
         let message = || Message { header: Cell::new(blank), parts: Cell::new([nothing; 2]) };
         Self { blank, places: (0..slots).map(|_| message()).collect() }
     }
 
-    /// The message of operation `index`, now with these parts.
+    /// Sets the parts of the message of operation `index` and returns its address.
     pub(super) fn write(&self, index: usize, parts: [iovec; 2]) -> *mut msghdr {
         let message = &self.places[index];
         message.parts.set(parts);
@@ -41,12 +39,12 @@ impl Messages {
         message.header.as_ptr()
     }
 
-    /// Never frees them: the kernel may still write to one.
+    /// Leaks all messages, as the kernel may still write to them.
     pub(super) fn leak(&self) {
         std::mem::forget(Rc::clone(&self.places));
     }
 
-    /// Returns whether they are still there, by its strong count.
+    /// Returns a weak handle whose strong count shows whether the messages are still allocated.
     #[cfg(test)]
     pub(super) fn witness(&self) -> std::rc::Weak<impl ?Sized + use<>> {
         Rc::downgrade(&self.places)
