@@ -42,7 +42,7 @@ const NUDGE: u64 = u64::MAX;
 const NAP: Duration = Duration::from_millis(1);
 /// Longest wait in one call.
 const WAIT_MAX: Duration = Duration::from_secs(3600);
-/// Largest offset. The kernel takes larger ones as -1, the file's own position, which is never used.
+/// Largest offset passed to the kernel: the next one is -1, the file's own position. Both are invalid for the caller.
 const OFFSET_MAX: u64 = u64::MAX - 1;
 /// Index of the arena in the table of registered buffers.
 const ARENA_INDEX: u16 = 0;

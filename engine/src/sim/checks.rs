@@ -11,12 +11,12 @@ use crate::volume::VolumeKind;
 use std::sync::atomic::Ordering::Relaxed;
 use twox_hash::XxHash3_128;
 
-/// Runs that are about to be recorded: their bytes are stable, right, and as the digests say.
+/// Checks runs that are about to be recorded: their bytes are stable and correct, and match their digests.
 pub(crate) fn record(site: &TaskWorld, runs: &[Run], world: &World) {
     let destination = &site.disks[1];
     let is_stable = site.checkpoints || (site.flushes && destination.server.is_some());
     if !is_stable && destination.server.is_some() && site.audit.restarts > 0 {
-        // Nobody asked for stable bytes: a server that has started again may have forgotten any, as is said of such copies.
+        // The copy is not flushed, so a restarted server may have lost any of its bytes.
         return;
     }
     let image = if is_stable { &destination.stable } else { &destination.cached };
@@ -27,7 +27,7 @@ pub(crate) fn record(site: &TaskWorld, runs: &[Run], world: &World) {
     }
 }
 
-/// Everything that a journal calls durable is, and is right.
+/// Checks that every range that a journal has as durable is stable and correct.
 pub(crate) fn durable(site: &TaskWorld, reader: &JournalReader) {
     let leaf = u64::from(reader.header().leaf_bytes);
     for run in reader.runs(ByteRange::new(0, reader.header().size_bytes)) {
@@ -45,7 +45,7 @@ fn content(run: &Run, image: &Image, leaf: u64) {
             Content::Undigested => return,
             Content::Zeros => assert!(bytes.iter().all(|&byte| byte == 0), "leaf {piece:?} is not stable zeros"),
             Content::Leaves(leaves) => {
-                assert_eq!(leaves[index], XxHash3_128::oneshot(&bytes), "leaf {piece:?} is not what its digest says");
+                assert_eq!(leaves[index], XxHash3_128::oneshot(&bytes), "leaf {piece:?} does not match its digest");
             }
         }
     }
@@ -58,7 +58,7 @@ fn expected(site: &TaskWorld, image: &Image, range: ByteRange) {
     }
 }
 
-/// What lies behind the end of the copy is as it was.
+/// Checks that the bytes behind the end of the copy are unchanged.
 pub(crate) fn beyond(site: &TaskWorld, size: u64) {
     let destination = &site.disks[1];
     if destination.kind == VolumeKind::Device {
@@ -72,10 +72,10 @@ pub(crate) fn beyond(site: &TaskWorld, size: u64) {
     }
 }
 
-/// A copy that is said to be complete.
+/// Checks a copy that has succeeded.
 pub(crate) fn success(site: &TaskWorld, spec: &CopySpec, control: &JobControl, size: u64, root: Option<[u8; 32]>) {
     let destination = &site.disks[1];
-    assert!(site.is_source_unchanged(), "success, though the source was changed before it was looked at again");
+    assert!(site.is_source_unchanged(), "success, though the source was changed before its last check");
     assert_eq!(destination.cached.difference(&site.expected, 0, size), None, "success with a wrong byte");
     let is_file = destination.kind == VolumeKind::File;
     assert!(!is_file || destination.size == size, "a file of {} bytes instead of {size}", destination.size);
@@ -109,7 +109,7 @@ pub(crate) fn success(site: &TaskWorld, spec: &CopySpec, control: &JobControl, s
     }
 }
 
-/// `docs/format.md`'s root digest, written down a second time.
+/// Computes the root digest of `docs/format.md` independently of the engine.
 pub(crate) fn root(image: &Image, size: u64, leaf: u64) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     hasher.update(b"blockhaul root 1").update(&size.to_le_bytes()).update(&(leaf as u32).to_le_bytes());
@@ -133,15 +133,15 @@ pub(crate) fn root(image: &Image, size: u64, leaf: u64) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
-/// `issued >= written >= durable`, and none of them falls.
+/// Checks `issued >= written >= durable`, and that none of them falls.
 pub(crate) fn progress(before: &Progress, now: &Progress) {
     assert!(now.planned >= now.issued && now.issued >= now.written && now.written >= now.durable, "{now:?}");
     let grows = now.issued >= before.issued && now.written >= before.written && now.durable >= before.durable;
     assert!(grows && now.verified >= before.verified, "{before:?}, then {now:?}");
 }
 
-/// After a crash: what was read and is not durable has to be copied again. What a server has lost comes on top, and was
-/// to be copied again anyway.
+/// Checks after a crash that the bytes that were read and are not durable, which must be copied again, are within the
+/// bound. Bytes that a server has lost are not counted.
 pub(crate) fn redo(site: &TaskWorld, spec: &CopySpec, reader: &JournalReader, window: u64) {
     let leaf = site.audit.leaf;
     let again = site.audit.touched.iter().filter(|&&index| {

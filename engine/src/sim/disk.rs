@@ -1,8 +1,7 @@
-//! Simulates a volume: what readers see, what a power cut leaves, and what it can do.
-//!
-//! A write changes what is _cached_; a flush makes what was cached when it was pushed _stable_. A flush that fails
-//! forgets, as kernels do: what it did not write stays readable until it is evicted, but no later flush writes it. A
-//! power cut keeps, sector by sector, either of the two.
+//! Simulates a volume: its cached content, the content that survives a power cut, and its capabilities. A write changes
+//! the _cached_ content; a flush makes the content that was cached when it was pushed _stable_. A failed flush drops
+//! dirty pages, as kernels do: the pages that it did not write stay readable until they are evicted, but no later flush
+//! writes them. A power cut keeps, for each sector, either the cached or the stable bytes.
 
 use super::image::{Image, PAGE, Page, SECTOR, pages};
 use super::server::SimServer;
@@ -11,7 +10,7 @@ use crate::volume::VolumeKind;
 use fastrand::Rng;
 use std::collections::BTreeMap;
 
-/// Pages that a flush has taken when it was pushed.
+/// Dirty pages at the time when a flush was pushed.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
     pages: Vec<(usize, u64, Page)>,
@@ -21,7 +20,7 @@ pub(crate) struct Snapshot {
 /// Capabilities of the volume.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Abilities {
-    /// Requests start and end at multiples of this.
+    /// Alignment of requests in bytes.
     pub align: u32,
     pub zero_hole: bool,
     pub zero_allocated: bool,
@@ -29,7 +28,7 @@ pub(crate) struct Abilities {
     pub clones: bool,
 }
 
-/// See the module's head.
+/// A simulated volume.
 #[derive(Debug)]
 pub(crate) struct Disk {
     pub kind: VolumeKind,
@@ -38,21 +37,21 @@ pub(crate) struct Disk {
     pub stable: Image,
     pub size: u64,
     pub stable_size: u64,
-    /// Of a source: its map, finer than pages.
+    /// Map of a source, finer than pages.
     pub extents: Option<Vec<Extent>>,
     /// Server in front of it.
     pub server: Option<SimServer>,
     /// Number of changes of its content from outside.
     pub changes: i64,
-    /// Cached and not stable, with the time of the last change.
+    /// Dirty pages, with the time of the last change.
     dirty: BTreeMap<usize, u64>,
-    /// What is allocated, page by page.
+    /// Allocation of each page.
     kinds: Vec<ExtentKind>,
     clock: u64,
 }
 
 impl Disk {
-    /// An empty volume with room for `capacity` bytes.
+    /// Creates an empty volume with a capacity of `capacity` bytes.
     pub(crate) fn new(kind: VolumeKind, capacity: u64, size: u64, abilities: Abilities) -> Self {
         let image = Image::new(capacity);
         Self {
@@ -71,7 +70,7 @@ impl Disk {
         }
     }
 
-    /// Puts content there that has been there for ever.
+    /// Sets content that is cached and stable.
     pub(crate) fn preload(&mut self, offset: u64, bytes: &[u8]) {
         self.cached.write(offset, bytes);
         self.stable.write(offset, bytes);
@@ -94,7 +93,7 @@ impl Disk {
         let end = end.min(self.size);
         if start < end {
             self.cached.zero(start, end);
-            // Pages that are touched in part stay what they are.
+            // Pages that are zeroed in part keep their allocation.
             let (first, last) = (start.next_multiple_of(PAGE), if end == self.size { end } else { end / PAGE * PAGE });
             self.mark(start, end, ExtentKind::Data);
             self.mark(first, last.max(first), kind);
@@ -111,19 +110,19 @@ impl Disk {
         self.size = size;
     }
 
-    /// Reserves a range; what it reads stays.
+    /// Allocates a range without changing its content.
     pub(crate) fn allocate(&mut self, range: ByteRange) {
         let kinds = &mut self.kinds[(range.start() / PAGE) as usize..pages(range.end())];
         kinds.iter_mut().filter(|kind| **kind == ExtentKind::Hole).for_each(|kind| *kind = ExtentKind::Zero);
         self.size = self.size.max(range.end());
     }
 
-    /// The first byte before `end` that is not allocated.
+    /// Returns the first byte before `end` that is not allocated.
     pub(crate) fn first_hole(&self, end: u64) -> Option<u64> {
         self.kinds[..pages(end)].iter().position(|&kind| kind == ExtentKind::Hole).map(|page| page as u64 * PAGE)
     }
 
-    /// Returns its content within a range, in runs no longer than pages allow.
+    /// Returns the extents of a range, with the resolution of a page.
     pub(crate) fn map(&self, within: ByteRange) -> Vec<Extent> {
         match &self.extents {
             Some(extents) => {
@@ -147,7 +146,7 @@ impl Disk {
         }
     }
 
-    /// Returns what a flush that is pushed now promises to make stable.
+    /// Returns the content that a flush pushed now must make stable.
     pub(crate) fn snapshot(&self) -> Snapshot {
         let pages = self.dirty.iter().map(|(&page, &time)| (page, time, self.cached.page(page).clone())).collect();
         Snapshot { pages, size: self.size }
@@ -163,7 +162,7 @@ impl Disk {
         self.stable_size = snapshot.size;
     }
 
-    /// Some of it was written; the rest is lost, and no longer dirty.
+    /// Fails a flush: some pages become stable, the rest is lost and no longer dirty.
     pub(crate) fn flush_failed(&mut self, snapshot: Snapshot, rng: &mut Rng) {
         for (page, time, content) in snapshot.pages {
             if self.dirty.get(&page) == Some(&time) {
@@ -172,20 +171,20 @@ impl Disk {
             if rng.bool() {
                 self.stable.set(page, content);
             } else if self.server.is_some() {
-                // A server's map is that of its storage, which has lost the page.
+                // The map of a server is that of its storage, which has lost the page.
                 self.kinds[page] = ExtentKind::Data;
             }
         }
     }
 
-    /// Later reads come from what is stable, except where writes are still to be flushed.
+    /// Drops the cache: later reads return stable content, except for dirty pages.
     pub(crate) fn evict(&mut self) {
         for page in (0..self.kinds.len()).filter(|page| !self.dirty.contains_key(page)) {
             self.cached.set(page, self.stable.page(page).clone());
         }
     }
 
-    /// Changes a byte where nobody is looking.
+    /// Corrupts a byte, cached and stable, without a trace.
     pub(crate) fn corrupt(&mut self, offset: u64) {
         let flipped = [self.cached.copy(offset, offset + 1)[0] ^ 0x5a];
         let page = (offset / PAGE) as usize;
@@ -194,7 +193,7 @@ impl Disk {
         self.kinds[page] = ExtentKind::Data;
     }
 
-    /// Somebody else writes to it.
+    /// Changes a byte as another program does, with a trace.
     pub(crate) fn change(&mut self, offset: u64, size: u64) {
         let flipped = [self.cached.copy(offset, offset + 1)[0] ^ 0xa5];
         self.preload(offset, &flipped);
@@ -202,12 +201,12 @@ impl Disk {
         self.changes += 1;
     }
 
-    /// Returns whether there is data in the page of this byte, as far as the map knows.
+    /// Returns whether the map has data at this byte.
     pub(crate) fn is_data(&self, offset: u64) -> bool {
         self.kinds[(offset / PAGE) as usize] == ExtentKind::Data
     }
 
-    /// Loses power: of every dirty sector either version survives, in this proportion.
+    /// Loses power: the cached bytes of each dirty sector survive with probability `survives`.
     pub(crate) fn power_cut(&mut self, survives: f64, rng: &mut Rng) {
         for page in std::mem::take(&mut self.dirty).into_keys() {
             let mut torn = *self.stable.bytes(page);

@@ -6,14 +6,14 @@ use fastrand::Rng;
 use nix::errno::Errno;
 use std::time::Duration;
 
-/// Chances by operation, from 0 to 1. The first three are healed by the engine; the rest end an attempt.
+/// Probabilities of faults, from 0 to 1. The engine heals the first three; the others end an attempt.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Faults {
-    /// A transfer that moves only a part.
+    /// A short transfer.
     pub short: f64,
     /// EAGAIN and EINTR.
     pub again: f64,
-    /// A flush that takes longer than any patience.
+    /// A flush that takes longer than the drain limit.
     pub slow_flush: f64,
     /// EIO of a read or write.
     pub io: f64,
@@ -32,7 +32,7 @@ pub(crate) struct Faults {
 }
 
 impl Faults {
-    /// Returns whether and how this operation fails, before it has moved a byte.
+    /// Draws the error with which this operation fails before it moves a byte, if it does.
     pub(crate) fn strike(&self, op: &Op, rng: &mut Rng) -> Option<Errno> {
         let hit = |chance: f64, rng: &mut Rng| rng.f64() < chance;
         let flush = matches!(op, Op::Flush { .. });
@@ -49,7 +49,7 @@ impl Faults {
         if hit(io, rng) { Some(Errno::EIO) } else { hit(space, rng).then_some(Errno::ENOSPC) }
     }
 
-    /// When an operation that is submitted now is answered; `None`: never.
+    /// Draws the latency of an operation; `None`: it is never answered.
     pub(crate) fn latency(&self, op: &Op, rng: &mut Rng) -> Option<Duration> {
         if rng.f64() < self.hang {
             return None;
@@ -57,7 +57,7 @@ impl Faults {
         let us = match op {
             Op::Flush { .. } if rng.f64() < self.slow_flush => rng.u64(9_000_000..40_000_000),
             Op::Flush { .. } => rng.u64(100..20_000),
-            // Most answers come soon, a few are overtaken by many.
+            // Most latencies are short; a few operations are overtaken by many others.
             _ if rng.u8(..) < 8 => rng.u64(1_000..50_000),
             _ => rng.u64(10..400),
         };

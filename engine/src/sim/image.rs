@@ -1,13 +1,12 @@
 //! Holds the bytes of a simulated volume: pages that are shared until they are written, and nothing for pages of zeros.
-//!
-//! Copies of an image cost a pointer per page, so that a disk can hold what is cached, what is stable, and what a
-//! flush under way has taken.
+//! Copies of an image cost a pointer per page, so that a disk can hold its cached and its stable content and the
+//! snapshot of a flush.
 
 use std::sync::Arc;
 
 /// Bytes of a page.
 pub(crate) const PAGE: u64 = 4096;
-/// Sectors are the unit that a power cut keeps or loses whole.
+/// Bytes of a sector, which a power cut keeps or loses as a whole.
 pub(crate) const SECTOR: usize = 512;
 
 /// `None` is a page of zeros.
@@ -15,14 +14,14 @@ pub(crate) type Page = Option<Arc<[u8; PAGE as usize]>>;
 
 const ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
 
-/// Zeros up to its capacity, where nothing else was written.
+/// The content of a volume; bytes that were not written are zeros.
 #[derive(Clone, Debug)]
 pub(crate) struct Image {
     pages: Vec<Page>,
 }
 
 impl Image {
-    /// Room for `bytes`, all zero.
+    /// Creates an image of `bytes` zeros.
     pub(crate) fn new(bytes: u64) -> Self {
         Self { pages: vec![None; pages(bytes)] }
     }
@@ -43,7 +42,7 @@ impl Image {
         self.pages[index] = page;
     }
 
-    /// Fills `into` from `offset` on.
+    /// Reads from `offset` on into `into`.
     pub(crate) fn read(&self, offset: u64, into: &mut [u8]) {
         let mut done = 0;
         while done < into.len() {
@@ -54,7 +53,7 @@ impl Image {
         }
     }
 
-    /// A part as one vector.
+    /// Returns a range of bytes.
     pub(crate) fn copy(&self, start: u64, end: u64) -> Vec<u8> {
         let mut bytes = vec![0; (end - start) as usize];
         self.read(start, &mut bytes);
@@ -86,7 +85,7 @@ impl Image {
         }
     }
 
-    /// The first byte of `start..end` in which the two differ.
+    /// Returns the first byte of `start..end` in which two images differ.
     pub(crate) fn difference(&self, other: &Self, start: u64, end: u64) -> Option<u64> {
         let mut at = start;
         while at < end {
@@ -110,7 +109,7 @@ impl Image {
     }
 }
 
-/// Pages that hold `bytes`.
+/// Returns the number of pages for `bytes`.
 pub(crate) fn pages(bytes: u64) -> usize {
     bytes.div_ceil(PAGE) as usize
 }

@@ -1,7 +1,7 @@
 //! Simulates the file of a journal, and the recorder that writes it as the journal thread does.
 //!
-//! The plans are those of the production appender, carried out step by step: write the record, sync, write the slot. A
-//! power cut loses sectors of what was not synced; a kill tears the write in flight at any byte.
+//! The production appender makes the plans, which are carried out step by step: write the record, sync, write the slot.
+//! A power cut loses sectors of what was not synced; a kill tears the write in flight at any byte.
 
 use super::checks;
 use super::image::SECTOR;
@@ -23,7 +23,7 @@ enum Step {
     Sync { end: u64 },
 }
 
-/// See the module's head. Empty: there is none.
+/// The file of a journal. Empty: there is none.
 #[derive(Debug, Default)]
 pub(crate) struct SimJournalFile {
     cached: Vec<u8>,
@@ -31,7 +31,7 @@ pub(crate) struct SimJournalFile {
     unsynced: Vec<FileWrite>,
     steps: VecDeque<Step>,
     due: Instant,
-    /// Bytes that count.
+    /// Committed length in bytes.
     end: u64,
 }
 
@@ -40,18 +40,18 @@ impl SimJournalFile {
         !self.cached.is_empty()
     }
 
-    /// Returns what a reader sees, with all that is written.
+    /// Returns the content that a reader sees, including unsynced writes.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         self.cached.clone()
     }
 
-    /// Synced with its header.
+    /// Creates the file with its header, synced.
     fn create(&mut self, start: FileWrite) {
         *self =
             Self { cached: start.bytes.clone(), end: start.bytes.len() as u64, stable: start.bytes, ..Self::default() };
     }
 
-    /// As [`crate::journal::JournalService::reopen`]: cut to what counts, and synced.
+    /// As [`crate::journal::JournalService::reopen`]: cut to the committed length, and synced.
     fn reopen(&mut self, end: u64) {
         self.cached.truncate(end as usize);
         self.end = end;
@@ -68,7 +68,7 @@ impl SimJournalFile {
         self.unsynced.clear();
     }
 
-    /// Of what was not synced, sectors are lost.
+    /// Loses power: sectors that were not synced may be lost.
     pub(crate) fn power_cut(&mut self, survives: f64, rng: &mut Rng) {
         self.begin_next();
         for FileWrite { offset, bytes } in std::mem::take(&mut self.unsynced) {
@@ -90,7 +90,7 @@ impl SimJournalFile {
         self.steps.clear();
     }
 
-    /// The write under way ends at any byte.
+    /// Kills the process: the write in flight is torn at any byte.
     pub(crate) fn kill(&mut self, rng: &mut Rng) {
         if let Some(Step::Write(FileWrite { offset, mut bytes })) = self.steps.pop_front() {
             bytes.truncate(rng.usize(0..=bytes.len()));
@@ -99,7 +99,7 @@ impl SimJournalFile {
         self.steps.clear();
     }
 
-    /// A write that was due may have begun.
+    /// Begins the next write, if there is one.
     fn begin_next(&mut self) {
         if let Some(Step::Write(write)) = self.steps.pop_front() {
             self.unsynced.push(write);
@@ -112,7 +112,7 @@ impl SimJournalFile {
         }
     }
 
-    /// Carries out everything.
+    /// Carries out all steps.
     fn carry_out(&mut self) {
         while let Some(step) = self.steps.pop_front() {
             self.take(step);
@@ -129,7 +129,7 @@ impl SimJournalFile {
         }
     }
 
-    /// Carries out what is due; the outcome when everything is.
+    /// Carries out the steps that are due; returns the outcome after the last one.
     fn proceed(&mut self, now: Instant, broken: f64, rng: &mut Rng) -> Option<Result<()>> {
         while now >= self.due {
             let Some(step) = self.steps.pop_front() else { return Some(Ok(())) };
@@ -162,19 +162,19 @@ pub(crate) struct SimRecorder {
 enum SimJournalLocation {
     /// This task's journal.
     Task(usize),
-    /// Never seen again.
+    /// The journal of a comparison, not kept.
     Scratch(Box<SimJournalFile>),
 }
 
 impl SimRecorder {
-    /// A new journal of a task.
+    /// Creates the journal of a task.
     pub(crate) fn create(world: &SharedWorld, task: usize, header: &Header) -> Self {
         let (appender, start) = Appender::create(header).expect("simulated headers can be recorded");
         world.lock().sites[task].journal.create(start);
         Self { world: world.clone(), place: SimJournalLocation::Task(task), appender, refused: None }
     }
 
-    /// A task's journal, gone on with.
+    /// Reopens the journal of a task.
     pub(crate) fn resume(world: &SharedWorld, task: usize, reader: &JournalReader) -> Self {
         world.lock().sites[task].journal.reopen(reader.end());
         Self {
@@ -185,7 +185,7 @@ impl SimRecorder {
         }
     }
 
-    /// Records at once what others say is durable.
+    /// Records claimed ranges at once.
     pub(crate) fn record_claims(&mut self, claims: &RangeSet) {
         let runs = claims.iter().map(|range| Run { range, content: Content::Undigested }).collect();
         self.append(runs);
@@ -194,7 +194,7 @@ impl SimRecorder {
         }
     }
 
-    /// A journal for one comparison.
+    /// Creates a journal for one comparison.
     pub(crate) fn scratch(world: &SharedWorld, header: &Header) -> Self {
         let (appender, start) = Appender::create(header).expect("simulated headers can be recorded");
         let mut journal = SimJournalFile::default();
@@ -260,7 +260,7 @@ impl SimRecorder {
     }
 }
 
-/// Puts bytes into a file.
+/// Applies a write to the content of a file.
 fn apply(file: &mut Vec<u8>, FileWrite { offset, bytes }: &FileWrite) {
     let (start, end) = (*offset as usize, *offset as usize + bytes.len());
     file.resize(file.len().max(end), 0);

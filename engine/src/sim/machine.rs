@@ -14,14 +14,14 @@ use fastrand::Rng;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// No run takes longer, whatever happens to it.
+/// Bound on the steps of a run.
 const STEPS_MAX: u64 = 400_000;
-/// As long a device has time to swallow all that it can.
+/// Steps in which a dead device receives as many operations as it can.
 const STEPS_ALONE: u64 = 500;
-/// How long a worker sleeps that has nothing to do and is not woken.
+/// Longest sleep of an idle worker that is not woken.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// A worker, and what it waits for.
+/// A worker and its wait.
 #[derive(Debug)]
 struct SimWorker {
     worker: Worker<SimRing>,
@@ -31,7 +31,7 @@ struct SimWorker {
     parked: bool,
 }
 
-/// See the module's head.
+/// A simulated computer.
 #[derive(Debug)]
 pub(crate) struct Machine {
     world: SharedWorld,
@@ -39,14 +39,14 @@ pub(crate) struct Machine {
     workers: WorkerInboxes,
     sim_workers: Vec<SimWorker>,
     tasks: Vec<Task>,
-    /// Of a slot.
+    /// Bytes of a slot.
     block_bytes: usize,
     step: u64,
     next_event: usize,
 }
 
 impl Machine {
-    /// The computer that `seed` stands for.
+    /// Creates the computer of a seed.
     pub(crate) fn new(seed: u64, trace: bool) -> Self {
         let mut rng = Rng::with_seed(seed);
         let (mut scenario, sites) =
@@ -84,12 +84,12 @@ impl Machine {
         }
     }
 
-    /// Nothing of what follows happens but this: the devices of the first task leave one operation in two without an
-    /// answer, and nobody stops it. Runs until every other task is done; `false` if there is no other.
+    /// Replaces all faults and events by one: the devices of the first task never answer every second operation, and
+    /// the task is not stopped. Runs until every other task is done; `false` if there is no other.
     pub(crate) fn run_beside_a_dead_device(&mut self) -> bool {
         let faults = |index| Faults { hang: if index == 0 { 0.5 } else { 0.0 }, ..Faults::default() };
         (0..).zip(&mut self.world.lock().sites).for_each(|(index, site)| site.faults = faults(index));
-        // It has all that it can have before the others begin.
+        // The dead device blocks as many operations as it can before the other tasks begin.
         while !self.tasks[0].is_done() && self.step < STEPS_ALONE {
             self.step += 1;
             self.tasks[1..].iter_mut().for_each(|task| task.wake = Duration::MAX);
@@ -120,7 +120,7 @@ impl Machine {
         self.workers = inboxes.into();
     }
 
-    /// Lets somebody who is ready do something, or lets time pass.
+    /// Runs one worker or task that is ready, or advances the clock.
     fn act(&mut self) {
         let ready = self.ready();
         let mut world = self.world.lock();
@@ -174,9 +174,9 @@ impl Machine {
                 (want, now + limit, false)
             }
             WaitMode::Park(limit) => (0, now + limit.min(LONG), true),
-            WaitMode::End => panic!("nobody asked the worker to end"),
+            WaitMode::End => panic!("the worker was not asked to end"),
         };
-        // What a worker reports wakes the pass controllers, now or soon. Without news they look when they want to.
+        // A report of a worker wakes the pass controllers, now or soon. Otherwise they run at their own times.
         for task in self.tasks.iter_mut().filter(|task| has_news && !task.is_stuck()) {
             let soon = now + Duration::from_micros(self.world.lock().rng.u64(0..100));
             task.wake = task.wake.min(soon);
@@ -189,7 +189,7 @@ impl Machine {
         self.sim_workers.iter_mut().filter(|sim_worker| sim_worker.parked).for_each(|sim_worker| sim_worker.wake = now);
     }
 
-    /// The event that is due, if one is; and what has to follow from an operation that is never answered.
+    /// Applies the next event if it is due, and stops tasks with an operation that is never answered.
     fn strike(&mut self) {
         for task in &mut self.tasks {
             if task.hangs() && self.world.lock().rng.u8(0..200) == 0 {
@@ -238,14 +238,14 @@ impl Machine {
         }
     }
 
-    /// Mostly short, now and then longer than anybody's patience.
+    /// Draws how long a gate is closed: mostly short, sometimes longer than all timeouts.
     fn shut_time(&self) -> Duration {
         let rng = &mut self.world.lock().rng;
         let most = if rng.u8(0..8) == 0 { 40_000_000 } else { 300_000 };
         Duration::from_micros(rng.u64(0..most))
     }
 
-    /// The process dies, or the whole computer.
+    /// Kills the process, or cuts the power of the computer.
     fn crash(&mut self, power: bool) {
         self.sim_workers.clear();
         {

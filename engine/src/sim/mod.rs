@@ -1,21 +1,21 @@
 //! Simulates the engine: production code under a seed, with a clock of its own.
 //!
-//! Goal: never a silent wrong copy, whatever fails and whenever it stops. Method: a seed stands for an engine of one to
-//! three workers, a few copies between simulated volumes, and what happens to them: latency, reordering, short
-//! transfers, errors, devices that never answer, cancels, pauses, limits, a source that changes, kills, power cuts, and
-//! servers that are restarted without what they had acknowledged, gates that close in the middle of everything, and
-//! runs that are taken over by others, who know what was durable and have no journal. Workers, worker passes, slots,
-//! pass controllers, segment sources, planners and journals are the real ones; only ring, volumes and the journal's
-//! file are simulated, and one thread takes turns among them. A model of bytes judges every step.
+//! Goal: never a silent wrong copy, whatever fails and whenever it stops. Method: a seed defines an engine of one to
+//! three workers, a few copies between simulated volumes, and their faults and events: latency, reordering, short
+//! transfers, errors, devices that never answer, cancels, pauses, limits, a source that changes, kills, power cuts,
+//! servers that lose acknowledged writes in a restart, gates that close at any moment, and runs that another process
+//! continues from claimed ranges, without a journal. Workers, worker passes, slots, pass controllers, segment sources,
+//! planners and journals are the real ones; only ring, volumes and the journal's file are simulated, and one thread
+//! takes turns among them. A model of bytes checks every step.
 //!
 //! ```text
 //! Scenario -> Machine -> Worker<SimRing> -> World (clock, chance, disks, operations in flight)
-//!                   `--> Task -> PassController<SimRecorder> -'        judge: what must be true
+//!                   `--> Task -> PassController<SimRecorder> -'        checks: invariants
 //! ```
-//! Seeds that leave 0, 2 or 5 over 7 have volumes behind servers; the others stand for what they stood for before there
-//! were any. So do seeds that leave 1, 5 or 8 over 11: their copies write behind gates. Rings answer out of order and
-//! threads are not simulated: what several real threads do at the very same moment is the business of other tests, and
-//! so are operations that run at submit, which act on real descriptors.
+//! Seeds with remainder 0, 2 or 5 modulo 7 have volumes behind servers, and seeds with remainder 1, 5 or 8 modulo 11
+//! have copies behind gates; all other seeds are the same as before servers and gates were simulated. Rings answer out
+//! of order. Threads are not simulated: races of real threads have other tests, and so have inline operations, which
+//! act on real descriptors.
 
 mod sim_gate;
 mod operation_audit;
@@ -38,16 +38,16 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Seeds of a plain `cargo test`.
 const SEEDS: u64 = 300;
-/// The first seed; alone, it is replayed with a trace.
+/// Environment variable of the first seed; without a count this seed is replayed with a trace.
 const FIRST: &str = "BLOCKHAUL_SIM_SEED";
-/// How many seeds.
+/// Environment variable of the number of seeds.
 const COUNT: &str = "BLOCKHAUL_SIM_SEEDS";
 
 fn number(name: &str) -> Option<u64> {
     env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }
 
-/// Runs one seed; says how to replay it if it fails.
+/// Runs one seed; prints how to replay it if it fails.
 fn run(seed: u64, trace: bool) -> bool {
     let outcome = catch_unwind(AssertUnwindSafe(|| Machine::new(seed, trace).run()));
     if let Err(cause) = &outcome {
@@ -77,7 +77,7 @@ fn seeds() {
     assert_eq!(failed.into_inner(), 0, "seeds of {count} failed; each has printed how to replay it");
 }
 
-/// The operations of one job that are never answered take nothing from the others, whatever a seed stands for otherwise.
+/// Unanswered operations of one job do not delay the other jobs.
 #[test]
 fn a_dead_device_stops_its_own_job_only() {
     let beside = |seed| Machine::new(seed, false).run_beside_a_dead_device();
@@ -85,8 +85,8 @@ fn a_dead_device_stops_its_own_job_only() {
     assert!(looked > 50, "only {looked} seeds have more than one job");
 }
 
-/// Each of these seeds failed before a defect was mended. Whoever changes what a seed stands for takes the mending
-/// back once, and looks for the first seed that notices.
+/// Seeds that failed before a defect was fixed. When a change gives seeds another meaning, revert each fix once and
+/// find the first seed that fails.
 const FOUND: [(u64, &str); 9] = [
     (3, "zeros waited for the end of their segment while they took all room for unrecorded bytes"),
     (4, "the unaligned end of zeros on a device was requested, not written"),
@@ -100,7 +100,7 @@ const FOUND: [(u64, &str); 9] = [
 ];
 
 #[test]
-fn what_was_found_stays_mended() {
+fn fixed_defects_stay_fixed() {
     for (seed, defect) in FOUND {
         assert!(run(seed, false), "again: {defect}");
     }

@@ -26,34 +26,34 @@ pub(crate) enum OutsideEvent {
     Kill,
     PowerCut,
     Restart,
-    /// As soon as an answer was given that nobody has heard yet.
+    /// As soon as a completion has arrived that is not reaped yet.
     RestartUnheard,
     /// The gate closes for a while.
     Shut,
-    /// The same in the middle of a worker's turn.
+    /// The gate closes in the middle of a worker's turn.
     ShutAmidst,
-    /// The process dies, and others go on with what they know to be durable.
+    /// The process is killed, and another run continues from claimed ranges without a journal.
     TakeOver,
 }
 
-/// One copy to be made.
+/// Plan of one copy.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub spec: CopySpec,
     pub size: u64,
     pub leaf: u32,
     pub window: Option<u64>,
-    /// Whether a byte is changed between the copy and its verification, the first time.
+    /// Whether a byte is corrupted between the copy and its first verification.
     pub corrupt: bool,
 }
 
-/// See the module's head.
+/// The scenario of a seed.
 #[derive(Debug)]
 pub(crate) struct Scenario {
     pub workers: usize,
     pub depth: usize,
     pub plans: Vec<Plan>,
-    /// At these steps.
+    /// Events by the step at which they occur.
     pub events: Vec<(u64, OutsideEvent)>,
 }
 
@@ -95,7 +95,7 @@ impl Scenario {
         (Self { workers, depth, plans, events }, sites)
     }
 
-    /// Bytes of a slot.
+    /// Returns the bytes of a slot.
     pub(crate) fn block_bytes(&self) -> usize {
         self.plans.iter().map(|plan| plan.leaf).max().unwrap_or(0) as usize
     }
@@ -115,7 +115,7 @@ impl Plan {
             _ => rng.u64(1..=256 * KIB),
         };
         if size > 4 * MIB {
-            // Few blocks, whatever has to be written.
+            // A large leaf keeps the number of blocks low.
             leaf = 64 << 10;
         }
         let path = |name: &str| PathBuf::from(format!("/simulated/{name}"));
@@ -124,7 +124,7 @@ impl Plan {
         spec.digest = if rng.u8(0..4) == 0 { DigestKind::None } else { DigestKind::Xxh3 };
         spec.sync = if rng.u8(0..8) == 0 { Sync::No } else { Sync::Yes };
         spec.verify = if rng.u8(0..3) == 0 { Verify::Yes } else { Verify::No };
-        // A copy that is not flushed records nothing that a later run could go on from.
+        // A copy without flushes records nothing to resume from.
         let is_lost = rng.u8(0..6) == 0 || spec.sync == Sync::No;
         spec.checkpoint = if is_lost { Checkpoint::None } else { Checkpoint::File(path("journal")) };
         spec.checkpoint_every = CheckpointEvery {
@@ -138,7 +138,7 @@ impl Plan {
     }
 }
 
-/// A rate at which a copy takes seconds at most.
+/// Draws a rate at which a copy takes seconds at most.
 pub(crate) fn rate(rng: &mut Rng, size: u64) -> u64 {
     (size.min(4 * MIB) / 2).max(100 * KIB) * rng.u64(1..=20)
 }
@@ -171,14 +171,14 @@ fn abilities(rng: &mut Rng) -> Abilities {
     }
 }
 
-/// Puts a device behind a server, or leaves it here.
+/// Puts a device behind a server, at random.
 fn serve(rng: &mut Rng, disk: &mut Disk) {
     if disk.kind == VolumeKind::Device && rng.u8(0..4) > 0 {
         disk.server = Some(SimServer::new(rng.bool()));
     }
 }
 
-/// Makes it a copy of what has changed since an earlier one, if there is a server to ask, sometimes.
+/// Makes the copy incremental, at random and only if a server can report the changes.
 fn begin_bitmap(rng: &mut Rng, plan: &mut Plan, site: &mut TaskWorld) {
     let [source, destination] = &mut site.disks;
     let is_small = plan.size <= 4 * MIB && destination.kind == VolumeKind::Device;
@@ -186,7 +186,7 @@ fn begin_bitmap(rng: &mut Rng, plan: &mut Plan, site: &mut TaskWorld) {
         return;
     }
     plan.spec.changed_since = Some(String::from("bitmap"));
-    // A byte that is corrupted in what has not changed no copy would mend.
+    // An incremental copy would not repair a corrupted byte in an unchanged range.
     plan.corrupt = false;
     for extent in source.extents.iter_mut().flatten().filter(|_| rng.bool()) {
         extent.kind = ExtentKind::Unchanged;
@@ -220,7 +220,7 @@ fn source(rng: &mut Rng, size: u64) -> Disk {
         at = end;
     }
     if size > 0 && size <= 4 * MIB && rng.u8(0..5) == 0 {
-        // A volume that cannot tell.
+        // A volume without a map.
         extents = vec![Extent { range: ByteRange::new(0, size), kind: ExtentKind::Data }];
     }
     disk.extents = Some(extents);
@@ -229,7 +229,7 @@ fn source(rng: &mut Rng, size: u64) -> Disk {
 
 const KINDS: [ExtentKind; 4] = [ExtentKind::Data, ExtentKind::Data, ExtentKind::Zero, ExtentKind::Hole];
 
-/// Data, in which there may be zeros.
+/// Fills a range with data that may contain zeros.
 fn fill(rng: &mut Rng, disk: &mut Disk, start: u64, end: u64) {
     let zeros = *pick(rng, &[0, 0, 4, 20]);
     let mut at = start;
@@ -250,7 +250,7 @@ fn destination(rng: &mut Rng, plan: &Plan, source: VolumeKind) -> Disk {
     let unit = u64::from(abilities.align).max(512);
     let size = match device {
         true => plan.size.next_multiple_of(unit) + rng.u64(0..4) * unit * rng.u64(0..20),
-        // What an earlier file of that name held.
+        // Content of an earlier file of that name.
         false => rng.u64(0..=3) * plan.size.min(MIB) / 2,
     };
     abilities.clones = !device && source == VolumeKind::File && plan.spec.sparse == Sparse::Auto && rng.u8(0..10) == 0;
@@ -270,7 +270,7 @@ fn destination(rng: &mut Rng, plan: &Plan, source: VolumeKind) -> Disk {
 
 fn faults(rng: &mut Rng, fault_level: FaultLevel, size: u64) -> Faults {
     let mut faults = Faults::default();
-    // About so many operations are made: a fault now and then, not all the time.
+    // The estimated number of operations: faults should be rare.
     let rare = 1.0 / (4.0 + size.min(2 * MIB) as f64 / 16_384.0);
     if fault_level >= FaultLevel::Medium {
         faults.short = *pick(rng, &[0.0, 0.1, 0.5]);

@@ -10,15 +10,15 @@ use crate::extent::ExtentKind;
 use crate::ring::{FileId, Instant, Op, Transfer, ZeroMode};
 use std::time::Duration;
 
-/// See the module's head.
+/// A server in front of a disk.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SimServer {
     generation: u64,
-    /// The generation has still to grow.
+    /// Whether the generation must still grow.
     lost: bool,
-    /// Nothing is answered before.
+    /// Time before which the server answers no operation.
     back: Instant,
-    /// Whether it says which ranges are zeros.
+    /// Whether the server reports block status.
     pub tells: bool,
 }
 
@@ -27,7 +27,7 @@ impl SimServer {
         Self { tells, ..Self::default() }
     }
 
-    /// It is there again, and answers.
+    /// Notes an answer, before which the generation grows.
     pub(crate) fn answers(&mut self) {
         self.generation += u64::from(std::mem::take(&mut self.lost));
     }
@@ -36,13 +36,13 @@ impl SimServer {
         self.generation
     }
 
-    /// When what is asked now begins to be worked on.
+    /// Returns when a request that is sent now starts.
     pub(crate) fn starts(&self, now: Instant) -> Instant {
         self.back.max(now)
     }
 
     fn is_restarted(&mut self, back: Instant, at_once: bool) {
-        // A loss that nobody has noticed yet is noticed with this one.
+        // An earlier loss that is not noticed yet is noticed with this one.
         self.answers();
         (self.lost, self.back) = (true, back);
         if at_once {
@@ -52,7 +52,7 @@ impl SimServer {
 }
 
 impl SharedWorld {
-    /// Kills the server in front of this volume, if there is one. Says whether there was.
+    /// Kills and restarts the server in front of a volume. Returns whether there is one.
     pub(crate) fn restart(&self, file: FileId) -> bool {
         let world = &mut *self.lock();
         let is_served = world.disk(file).server.is_some();
@@ -75,7 +75,7 @@ impl World {
         site.audit.restarts += 1;
         let disk = &mut site.disks[file.0 as usize % 2];
         for in_flight in in_flight.iter().filter(|in_flight| in_flight.is_on(file)) {
-            // It may have been done, and nobody will hear of that.
+            // An operation may have taken effect without an answer.
             if rng.bool() {
                 take_effect(disk, &in_flight.op);
             }

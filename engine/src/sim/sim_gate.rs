@@ -5,13 +5,13 @@ use crate::ring::Instant;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// See the module's head. It starts open.
+/// A simulated gate. Starts open.
 #[derive(Debug)]
 pub(crate) struct SimGate {
     pub gate: Arc<Gate>,
-    /// Closes for so long when a worker looks up next.
+    /// Time for which the gate closes in the middle of a worker's next turn.
     amidst: Option<Duration>,
-    /// While it is closed: when it opens.
+    /// Time at which a closed gate opens.
     pub opens_at: Option<Instant>,
 }
 
@@ -22,7 +22,7 @@ impl SimGate {
         Self { gate: Arc::new(gate), amidst: None, opens_at: None }
     }
 
-    /// Closes it now, or for whoever believes that it is still open.
+    /// Closes the gate now, or in the middle of a worker's next turn (`amidst`), after the worker has found it open.
     pub(crate) fn shut(&mut self, now: Instant, time: Duration, amidst: bool) {
         if amidst {
             self.amidst = Some(time);
@@ -32,14 +32,14 @@ impl SimGate {
         self.opens_at = Some(now + time);
     }
 
-    /// A worker is in the middle of its turn.
+    /// Notes that a worker is in the middle of its turn.
     pub(crate) fn pass_by(&mut self, now: Instant) {
         if let Some(time) = self.amidst.take() {
             self.shut(now, time, false);
         }
     }
 
-    /// Opens it when that is due; says whether it did.
+    /// Opens the gate when that is due; returns whether it did.
     pub(crate) fn look(&mut self, now: Instant) -> bool {
         let is_due = self.opens_at.is_some_and(|at| at <= now);
         if is_due {

@@ -32,10 +32,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-/// Attempts after which a task is left in peace.
+/// Attempts after which a task has no more faults.
 const ROUGH_ATTEMPTS: u32 = 3;
 
-/// A pass under way.
+/// A running pass.
 #[derive(Debug)]
 struct Running {
     controller: PassController<SimRecorder>,
@@ -47,24 +47,24 @@ struct Running {
 enum TaskPhase {
     Idle,
     Copying(Running),
-    /// With the recorder and root of the copy.
+    /// The verification, with the recorder and root of the copy.
     Checking(Running, Option<[u8; 32]>),
-    /// Operations are in flight that nobody waits for any more.
+    /// The attempt has ended with operations in flight.
     Stuck,
     Done,
 }
 
-/// A rate limit since when, and what had been read by then.
+/// A rate limit, since when it holds, and the bytes read by then.
 #[derive(Debug)]
 struct RateCheck {
     rate: u64,
     since: Instant,
     read: u64,
-    /// Admitted before.
+    /// Bytes that were admitted before.
     slack: u64,
 }
 
-/// See the module's head.
+/// One copy with all its attempts.
 #[derive(Debug)]
 pub(crate) struct Task {
     index: usize,
@@ -72,26 +72,26 @@ pub(crate) struct Task {
     world: SharedWorld,
     phase: TaskPhase,
     control: Arc<JobControl>,
-    /// Looks again then.
+    /// Time of the next turn.
     pub wake: Instant,
     /// Bytes of all slots.
     slots_bytes: u64,
     attempts: u32,
-    /// The next attempt discards the journal.
+    /// Whether the next attempt discards the journal.
     restart: bool,
     corrupted: Option<u64>,
-    /// The journal that was found had recorded nothing.
+    /// Whether the journal of the earlier attempt has no records.
     earlier_is_empty: bool,
     fresh_starts: u32,
     reason: Option<Reason>,
     seen: Option<Progress>,
     limit: Option<RateCheck>,
-    /// Leaves read when the job was paused or cancelled: no more may follow.
+    /// Number of leaves read when the job was paused or cancelled; no more may be read.
     frozen: Option<usize>,
     pub resume_at: Option<Instant>,
-    /// What the run that was killed had made durable, when its journal is gone.
+    /// Durable ranges of a killed run whose journal is gone.
     claims: RangeSet,
-    /// The same of the run under way.
+    /// Durable ranges of the current run.
     durable: RangeSet,
 }
 
@@ -132,7 +132,7 @@ impl Task {
         matches!(self.phase, TaskPhase::Copying(_) | TaskPhase::Checking(..))
     }
 
-    /// One look of the job's thread.
+    /// Runs one turn of the job's thread.
     pub(crate) fn turn(&mut self, workers: &WorkerInboxes) {
         let now = self.world.lock().now;
         if self.resume_at.is_some_and(|at| now >= at) {
@@ -195,7 +195,7 @@ impl Task {
         Running { controller: prepared_pass.into_controller(workers, recorder, now), pass, volumes }
     }
 
-    /// As `job/start.rs`, on simulated volumes.
+    /// Prepares an attempt as `job/start.rs` does, on simulated volumes.
     fn prepare(&mut self) -> Result<(CopyInputs, SimRecorder)> {
         let volumes = [0, 1].map(|side| SimVolume::open(&self.world, self.index as i32 * 2 + side));
         let [source, destination] = &volumes;
@@ -232,7 +232,7 @@ impl Task {
         Ok((CopyInputs { source, destination, route, leaf_bytes, digest, durable, known_zero, tail }, recorder))
     }
 
-    /// Returns what is resumed from without a journal, unless the source has changed since.
+    /// Returns the claimed ranges to resume from without a journal, unless the source has changed since.
     fn take_claims(&mut self) -> RangeSet {
         let claims = std::mem::take(&mut self.claims);
         let restart = self.restart || claims.is_empty();
@@ -244,13 +244,13 @@ impl Task {
         if holds { claims } else { RangeSet::new() }
     }
 
-    /// Before a crash: what the outside world knows of a run.
+    /// Notes the durable ranges before a crash, as a supervisor knows them.
     pub(crate) fn note_durable(&mut self) {
         let is_running = self.is_running() && self.site(|site| site.sim_gate.is_some());
         self.durable = if is_running { self.control.durable() } else { RangeSet::new() };
     }
 
-    /// After a crash: the journal is gone, too.
+    /// Removes the journal after a crash: the next run has only the claimed ranges.
     pub(crate) fn take_over(&mut self) {
         let durable = std::mem::take(&mut self.durable);
         if durable.is_empty() || self.is_done() {
@@ -267,7 +267,7 @@ impl Task {
         self.site(|site| site.sim_gate.iter_mut().for_each(|sim_gate| sim_gate.shut(now, time, amidst)));
     }
 
-    /// A fresh start: the model takes the source as it is now.
+    /// Starts over: the model takes the current content of the source.
     fn forget(&mut self) {
         let world = &mut *self.world.lock();
         let site = &mut world.sites[self.index];
@@ -278,7 +278,7 @@ impl Task {
         world.note(format_args!("task {} starts afresh", self.index));
     }
 
-    /// The journal of an earlier attempt, unless it is discarded.
+    /// Returns the journal of an earlier attempt, unless it is discarded.
     fn earlier(&self) -> Option<JournalReader> {
         let journal = &self.world.lock().sites[self.index].journal;
         let wanted = journal.is_there() && !self.restart && self.plan.spec.checkpoint != Checkpoint::None;
@@ -334,7 +334,7 @@ impl Task {
             assert!(!quiesced || audit.in_flight == 0, "{} operations are in flight at the end", audit.in_flight);
             assert!(quiesced || audit.hung, "not quiesced, though every operation was answered in time");
             let stopped = self.reason.is_some() || pass.failure().is_some();
-            assert!(quiesced || stopped, "not quiesced, though nobody asked for a stop");
+            assert!(quiesced || stopped, "not quiesced without a stop");
         }
         let recorder = controller.into_recorder();
         match (outcome, checked) {
@@ -351,7 +351,7 @@ impl Task {
         }
     }
 
-    /// The pass that reads back.
+    /// Starts the verification.
     fn check(
         &mut self,
         workers: &WorkerInboxes,
@@ -372,7 +372,7 @@ impl Task {
         self.phase = TaskPhase::Checking(self.lead(prepared_pass, workers, scratch, volumes), root);
     }
 
-    /// Changes a byte behind the engine's back, if that is planned.
+    /// Corrupts a byte between copy and verification, if that is planned.
     fn corrupt(&mut self) {
         if !std::mem::take(&mut self.plan.corrupt) || self.plan.size == 0 {
             return;
@@ -422,7 +422,7 @@ impl Task {
         self.phase = TaskPhase::Done;
     }
 
-    /// An attempt is over without success.
+    /// Ends an attempt without success.
     fn give_up(&mut self, outcome: Result<()>, quiesced: bool) {
         let (status, error) = verdict(outcome, quiesced, true, self.control.cancelled());
         let error = error.expect("what did not succeed has an error");
@@ -443,8 +443,8 @@ impl Task {
         self.wake = world.now + Duration::from_micros(world.rng.u64(0..10_000));
     }
 
-    /// A failure has a cause, and the first one is named; the reason of a stop wins over all of them but those
-    /// that say that the data is wrong.
+    /// Checks that a failure has a cause and reports the first one. The reason of a stop wins over all causes except
+    /// wrong data.
     fn blame(&self, status: Status, error: &Error, quiesced: bool) {
         assert_eq!(self.control.cancelled(), self.reason, "the first reason is kept");
         let is_about_data = matches!(error.code, Code::VerifyMismatch | Code::SourceChanged);
@@ -467,7 +467,7 @@ impl Task {
         let excused = match error.code {
             Code::SourceChanged => site.disks[0].changes > 0 || !site.audit.troubles.is_empty(),
             Code::VerifyMismatch => self.corrupted.is_some() || site.disks[0].changes > 0,
-            // Two fresh starts before the first flush: a power cut may bring back a size that neither has seen last.
+            // After two fresh starts before the first flush, a power cut may restore a size that neither has seen last.
             Code::CheckpointMismatch => self.earlier_is_empty && self.fresh_starts > 1,
             Code::Timeout => !quiesced,
             _ => !site.audit.troubles.is_empty(),
@@ -475,7 +475,7 @@ impl Task {
         assert!(excused, "failed without a cause: {error}");
     }
 
-    /// The process is gone. Everything on disk is what a restart finds.
+    /// Ends the process: only the content of the disks remains.
     pub(crate) fn crash(&mut self, power: bool) {
         if self.is_done() {
             return;
@@ -511,7 +511,7 @@ impl Task {
         }
     }
 
-    /// What holds after every step.
+    /// Checks the invariants after every step.
     pub(crate) fn inspect(&mut self) {
         if !self.is_running() {
             return;
@@ -535,7 +535,7 @@ impl Task {
         }
     }
 
-    /// Asks for a stop, perhaps twice.
+    /// Cancels the copy, at random twice.
     pub(crate) fn cancel(&mut self) {
         if !self.is_running() {
             return;
@@ -549,14 +549,14 @@ impl Task {
         }
     }
 
-    /// Pauses until then, or goes on.
+    /// Pauses the copy until a time, or resumes it.
     pub(crate) fn set_paused(&mut self, until: Option<Instant>) {
         self.control.set_paused(until.is_some());
         self.resume_at = until;
         self.frozen = None;
     }
 
-    /// Another limit, or none.
+    /// Changes or removes the rate limit.
     pub(crate) fn set_limit(&mut self) {
         let rate = {
             let rng = &mut self.world.lock().rng;
@@ -572,7 +572,7 @@ impl Task {
         self.limit = rate.map(|rate| RateCheck { rate, since, read, slack });
     }
 
-    /// Somebody writes to the source.
+    /// Changes a byte of the source from outside.
     pub(crate) fn change_source(&mut self) {
         let world = &mut *self.world.lock();
         if self.plan.size > 0 && !self.is_done() {
@@ -580,21 +580,21 @@ impl Task {
             world.note(format_args!("task {}: byte {offset} of the source changes", self.index));
             let site = &mut world.sites[self.index];
             site.disks[0].change(offset, self.plan.size);
-            // After the last look at the source nothing is read from it any more.
+            // After the last check of the source it is not read any more.
             site.expected_changes += i64::from(site.audit.looked_again && self.is_running());
         }
     }
 
-    /// The destination's server is killed and started again.
+    /// Kills and restarts the server of the destination.
     pub(crate) fn restart_server(&mut self) {
-        // Without a flush at the end, success says nothing about what a server loses after that.
+        // Without a flush at the end, a server may lose writes after the success.
         let is_over = self.plan.spec.sync == Sync::No && self.control.progress().written == self.plan.size;
         if self.is_running() && !is_over {
             self.world.restart(FileId(self.index as i32 * 2 + 1));
         }
     }
 
-    /// Returns whether an operation will not be answered, and nobody has asked for a stop yet.
+    /// Returns whether an operation will not be answered, and the task is not stopped yet.
     pub(crate) fn hangs(&self) -> bool {
         self.is_running() && self.reason.is_none() && self.world.lock().sites[self.index].audit.hung
     }

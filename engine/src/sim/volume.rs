@@ -1,4 +1,4 @@
-//! Implements a volume of the simulated world, as jobs see it.
+//! Implements [`Volume`] on a simulated disk.
 
 use super::world::SharedWorld;
 use crate::error::{Code, Error, Operation, Result, Side};
@@ -17,7 +17,7 @@ pub(crate) struct SimVolume {
     identity: Identity,
     align: u32,
     size: AtomicU64,
-    /// A question to a server that waits for its answer, and what that will be.
+    /// A pending request for block status and its reply.
     asked: Mutex<Option<(ByteRange, Vec<Extent>)>>,
 }
 
@@ -27,7 +27,7 @@ impl SimVolume {
         let mut guard = world.lock();
         let disk = guard.disk(FileId(file));
         if let Some(server) = &mut disk.server {
-            // Who connects for the first time has nothing to lose yet.
+            // A first connection has no writes to lose yet.
             server.answers();
         }
         let identity = Identity {
@@ -46,7 +46,7 @@ impl SimVolume {
         Arc::new(Self { world: world.clone(), file: FileId(file), identity, align, size, asked: Mutex::default() })
     }
 
-    /// A reservation or resizing that runs out of space, as unlucky as the volume's writes.
+    /// Draws an ENOSPC of a reservation or resize, with the probability of the volume's writes.
     fn run_out(&self, operation: Operation) -> Result<()> {
         let world = &mut *self.world.lock();
         let site = &mut world.sites[self.file.0 as usize / 2];
@@ -99,9 +99,9 @@ impl Volume for SimVolume {
             match asked {
                 Some((_, answer)) if !waits => return Ok(Some(answer)),
                 None if server.starts(now) > now => return Ok(None),
-                None if !waits => world.disk(self.file).server.as_mut().expect("it is there").answers(),
+                None if !waits => world.disk(self.file).server.as_mut().expect("the volume has a server").answers(),
                 asked => {
-                    // An answer is as old as its question at worst, and that may be from before a loss.
+                    // A reply may be as old as its request, which may be from before a loss.
                     let answer = asked.unwrap_or_else(|| (within, first(max, world.disk(self.file).map(within))));
                     *lock(&self.asked) = Some(answer);
                     return Ok(None);

@@ -1,6 +1,6 @@
-//! Holds everything that a simulated engine acts on: one clock, one source of chance, volumes, and operations in flight.
+//! Holds the world of a simulated engine: one clock, one source of random numbers, volumes, and operations in flight.
 //!
-//! Operations take effect at the moment they are answered. Nothing happens by itself: the machine moves the clock.
+//! Operations take effect at the moment they are answered. The machine advances the clock; nothing else does.
 
 use super::disk::{Disk, Snapshot};
 use super::faults::Faults;
@@ -20,10 +20,10 @@ use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-/// Why nothing here knows what to do with a socket.
+/// Panic message for a socket operation.
 pub(super) const NO_SOCKETS: &str = "simulated volumes are local: nothing is sent or received";
 
-/// The world as its parts share it. Only one thread uses it.
+/// Shared handle of the world. Only one thread uses it.
 #[derive(Clone, Debug)]
 pub(crate) struct SharedWorld(Arc<Mutex<World>>);
 
@@ -37,7 +37,7 @@ impl SharedWorld {
     }
 }
 
-/// An operation on its way.
+/// An operation in flight.
 #[derive(Debug)]
 pub(super) struct SimOperation {
     ring: usize,
@@ -53,50 +53,50 @@ impl SimOperation {
         file_of(&self.op) == file
     }
 
-    /// To a server that was restarted, and answers then.
+    /// Sends the operation again to a restarted server, which answers at `due`.
     pub(super) fn send_again(&mut self, disk: &Disk, due: Instant) {
         self.snapshot = self.snapshot.take().map(|_| disk.snapshot());
         self.due = self.due.map(|_| due);
     }
 }
 
-/// One task's side of the world. Its source is volume `2 * task`, its destination the next one.
+/// The part of the world that belongs to one task. Its source is volume `2 * task`, its destination the next one.
 #[derive(Debug)]
 pub(crate) struct TaskWorld {
     pub disks: [Disk; 2],
     pub faults: Faults,
     pub audit: OperationAudit,
     pub journal: SimJournalFile,
-    /// Content of the source, by the model.
+    /// Content of the source in the model.
     pub expected: Image,
-    /// [`Disk::changes`] of the source when that was so.
+    /// [`Disk::changes`] of the source at that time.
     pub expected_changes: i64,
-    /// Content of the destination beyond the end of the copy.
+    /// Content of the destination behind the end of the copy.
     pub beyond: Image,
     /// Whether a success has to be on stable storage.
     pub flushes: bool,
-    /// Whether each record has to be: a later run may go on from it.
+    /// Whether each record must be on stable storage, as a later run may resume from it.
     pub checkpoints: bool,
-    /// Before the destination, if there is one.
+    /// Gate of the destination, if there is one.
     pub sim_gate: Option<SimGate>,
-    /// Whether a part was taken over from a run whose journal is gone.
+    /// Whether a part was resumed from claimed ranges.
     pub has_claims: bool,
 }
 
 impl TaskWorld {
-    /// Nothing may change the destination while its gate is closed.
+    /// Asserts that the gate of the destination is open.
     pub(crate) fn assert_open(&self, what: &str) {
         let is_open = self.sim_gate.as_ref().is_none_or(|sim_gate| sim_gate.gate.is_open());
         assert!(is_open, "{what} while the gate is closed");
     }
 
-    /// Returns whether the model still knows what the source holds.
+    /// Returns whether the model has the current content of the source.
     pub(crate) fn is_source_unchanged(&self) -> bool {
         self.disks[0].changes == self.expected_changes
     }
 }
 
-/// See the module's head.
+/// The simulated world.
 #[derive(Debug)]
 pub(crate) struct World {
     pub rng: Rng,
@@ -112,14 +112,14 @@ impl World {
         Self { rng, now: Duration::from_secs(1), sites, trace, in_flight: Vec::new(), arrived: Vec::new() }
     }
 
-    /// Says what happens, when a single seed is replayed.
+    /// Prints an event, when a single seed is replayed.
     pub(crate) fn note(&self, what: impl Display) {
         if self.trace {
             println!("{:>12} us  {what}", self.now.as_micros());
         }
     }
 
-    /// A place for the completions of one more ring.
+    /// Adds a ring and returns its number.
     pub(crate) fn add_ring(&mut self) -> usize {
         self.arrived.push(VecDeque::new());
         self.arrived.len() - 1
@@ -161,7 +161,7 @@ impl World {
         }
     }
 
-    /// A worker does something with a volume of that task, and will do more in the same turn.
+    /// Notes that a worker uses a volume of that task in the middle of a turn.
     fn pass_by(&mut self, file: FileId) {
         let now = self.now;
         let sim_gate = &mut self.sites[file.0 as usize / 2].sim_gate;
@@ -179,12 +179,12 @@ impl World {
         Some(completion)
     }
 
-    /// When the next operation is answered.
+    /// Returns when the next operation is answered.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         self.in_flight.iter().filter_map(|in_flight| in_flight.due).min()
     }
 
-    /// Moves the clock, and answers what is due by then.
+    /// Advances the clock, and answers the operations that are due by then.
     pub(crate) fn advance(&mut self, to: Instant) {
         self.now = self.now.max(to);
         while let Some(index) = self.first_due() {
@@ -209,7 +209,8 @@ impl World {
         self.arrived[ring].push_back((site, Completion::of(token, op, result)));
     }
 
-    /// What is in flight ends without anybody to answer: done, done in part, or not at all. All rings are gone.
+    /// Ends all operations without completions: each takes effect, takes effect in part, or does not. All rings are
+    /// gone.
     pub(crate) fn abandon(&mut self) {
         for SimOperation { mut op, snapshot, due, .. } in std::mem::take(&mut self.in_flight) {
             let site = file_of(&op).0 as usize / 2;
@@ -267,7 +268,8 @@ impl World {
     }
 }
 
-/// Returns the error of an operation that the kernel would refuse. It is a defect of the engine, and excuses no failure.
+/// Returns the error of an operation that the kernel would refuse. Such an error is a defect of the engine and no
+/// excuse for a failed attempt.
 fn check(disk: &Disk, op: &Op) -> Result<(), Errno> {
     let align = u64::from(disk.abilities.align);
     let aligned = |offset: u64, len: u64, start: u64, align: u64| (offset | len | start).is_multiple_of(align);

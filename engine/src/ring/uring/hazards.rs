@@ -220,7 +220,7 @@ fn a_denial_by_seccomp_is_named() {
 #[test]
 fn little_locked_memory_only_leaves_buffers_unregistered() {
     if std::env::var_os(POOR).is_some() {
-        return copies_work_with_almost_no_locked_memory();
+        return reads_work_with_almost_no_locked_memory();
     }
     let directory = tempfile::tempdir().unwrap();
     let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -240,9 +240,9 @@ fn little_locked_memory_only_leaves_buffers_unregistered() {
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
-fn copies_work_with_almost_no_locked_memory() {
+fn reads_work_with_almost_no_locked_memory() {
     let arena = Arc::new(Arena::new(2 << 20).unwrap());
-    let mut ring = need!("copies_work_with_almost_no_locked_memory", ring(256, Some(&arena)));
+    let mut ring = need!("reads_work_with_almost_no_locked_memory", ring(256, Some(&arena)));
     assert_eq!(ring.registered_bytes(), 0);
     let mut others = Vec::new();
     let refused = loop {
