@@ -1,11 +1,10 @@
 //! Owns the memory that I/O goes through: one arena per core, cut into blocks.
 //!
-//! An [`Arena`] is one anonymous mapping: of huge pages for blocks that data goes through, of small ones for headers and
-//! other buffers that would each take a huge page. [`Arena::split`] cuts it into
-//! [`Block`]s, once. A block is the only way to its bytes: it is moved into an operation and comes back with the
-//! completion, so the borrow checker sees to it that nobody touches memory the kernel may still write. The mapping goes
-//! away with the last block; a block that is never handed back (a device that never answers) keeps it alive for ever,
-//! which is the point.
+//! An [`Arena`] is one anonymous mapping: of huge pages for blocks that data goes through, of small ones for headers
+//! and other buffers that would each take a huge page. [`Arena::split`] cuts it into [`Block`]s, once. A block is the
+//! only way to its bytes: it is moved into an operation and comes back with the completion, so the borrow checker
+//! ensures that no code touches memory the kernel may still write. The mapping goes away with the last block; a block
+//! that is never returned (a device that never answers) keeps it alive for ever, as it must.
 //!
 //! # Why the `unsafe` here is sound
 //! * The mapping is private, anonymous, readable and writable, and is unmapped only by `Arena::drop`, which runs when
@@ -145,15 +144,15 @@ impl Block {
         Ok(Arc::new(Arena::of_small_pages(len)?).split(len, 1).pop().expect("the arena holds at least one block"))
     }
 
-    /// Gives the block's memory back to the system until it is used again; then it reads as zeros, or as it was where the
-    /// system would not have it.
+    /// Gives the block's memory back to the system until it is used again; then it reads as zeros, or as it was where
+    /// the system would not have it.
     pub(crate) fn give_back(&mut self) {
-        // SAFETY: the range is this block's own part of a mapping of anonymous memory, and `&mut self` says that nobody
-        // reads it meanwhile. What the kernel drops it replaces by zeros.
+        // SAFETY: the range is this block's own part of a mapping of anonymous memory, and `&mut self` says that no
+        // code reads it meanwhile. The kernel replaces dropped pages by zeros.
         let _ = unsafe { madvise(self.start.cast(), self.len, MmapAdvise::MADV_DONTNEED) };
     }
 
-    /// Where the block lies in its arena, in bytes.
+    /// Offset of the block in its arena, in bytes.
     pub(crate) fn offset_in_arena(&self) -> usize {
         self.start.as_ptr() as usize - self.arena.start.as_ptr() as usize
     }

@@ -1,7 +1,7 @@
 //! Runs the worker threads that serve every job of the process.
 //!
-//! One engine per process is enough, and intended. Its workers are pinned to cores, and its memory is fixed when it starts
-//! (cores x slots x block). Any number of jobs share both, fairly by bytes.
+//! One engine per process is enough, and intended. Its workers are pinned to cores, and its memory is fixed when it
+//! starts (cores x slots x block). Any number of jobs share both, fairly by bytes.
 
 use crate::buffer::Arena;
 use crate::error::{Code, Error, Operation, Result, Side};
@@ -27,7 +27,7 @@ use std::thread::JoinHandle;
 /// Threads of the pool that stands in for a ring, per core: enough to keep a device busy with 1 MiB blocks.
 const POOL_THREADS_PER_CORE: usize = 4;
 
-/// Which ring the workers use.
+/// Ring of the workers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Face {
     /// io_uring, or threads where the host denies it (logged, and named in the report's `path`).
@@ -58,8 +58,8 @@ pub struct EngineConfig {
 }
 
 /// Running workers. Dropping it waits for the reports of its jobs (cancel them first, or resume the paused ones), then
-/// stops the workers. It waits for nothing that is in flight on a device that does not answer: the threads that do are left
-/// behind, with what they use.
+/// stops the workers. It waits for nothing that is in flight on a device that does not answer: the threads that do are
+/// left behind, with what they use.
 #[derive(Debug)]
 pub struct Engine {
     resources: Arc<EngineResources>,
@@ -118,7 +118,7 @@ impl Engine {
         for (index, (&cpu, inbox)) in cpus.iter().zip(inboxes.iter()).enumerate() {
             let (inbox, syscalls, ready) = (Arc::clone(inbox), Arc::clone(&syscalls), ready.clone());
             let (tell, ended) = channel();
-            // Nobody hears it only if the engine is gone.
+            // Sending fails only if the engine is gone.
             let body = move || _ = tell.send(serve(cpu, layout, inbox, &syscalls[index], &ready));
             let spawned = std::thread::Builder::new().name(format!("worker-{index}")).spawn(body);
             let spawned = spawned.inspect_err(|_| inboxes.iter().for_each(|inbox| inbox.stop()));
@@ -158,8 +158,8 @@ impl Engine {
     }
 
     /// Checks a copy without making it: applies every refusal of its start, with the same errors in the same order, and
-    /// changes nothing. Blocks: for the destination's lock up to the spec's `lock_wait`, for servers up to their request
-    /// timeout, and for the extents of the source.
+    /// changes nothing. Blocks: for the destination's lock up to the spec's `lock_wait`, for servers up to their
+    /// request timeout, and for the extents of the source.
     ///
     /// # Errors
     /// The refusals of a copy.
@@ -173,7 +173,7 @@ impl Engine {
         self.verify_opened(spec, OpenedVolumes::default())
     }
 
-    /// As [`Engine::verify`], of volumes that somebody else has opened: no path of theirs is looked up.
+    /// As [`Engine::verify`], of volumes that the caller has opened: their paths are not looked up.
     #[must_use]
     pub fn verify_opened(&self, spec: VerifySpec, opened: OpenedVolumes) -> JobHandle {
         self.spawn(JobControl::new(spec.limit_bytes_per_second), move |resources, job| {
@@ -263,8 +263,8 @@ impl Drop for Engine {
     }
 }
 
-/// A worker's thread, from its ring to its end. Says first whether the ring is the pool, or why there is none; in the end,
-/// whether everything was answered.
+/// A worker's thread, from its ring to its end. Says first whether the ring is the pool, or why there is none; in the
+/// end, whether everything was answered.
 fn serve(
     cpu: usize,
     layout: Layout,
@@ -274,7 +274,7 @@ fn serve(
 ) -> bool {
     pin(cpu);
     let refuse = |error| {
-        // Nobody hears it only if the engine's start was given up already.
+        // Sending fails only if the start of the engine has already failed.
         let _ = ready.send(Err(error));
         true
     };

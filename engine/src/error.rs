@@ -63,7 +63,7 @@ named! {
         SizeMismatch => "ESizeMismatch",
         /// Source and destination are, or overlap on, the same volume.
         SameVolume => "ESameVolume",
-        /// Somebody else uses the volume.
+        /// Another process uses the volume.
         Busy => "EBusy",
         /// The destination holds data, or an unfinished journal exists.
         Exists => "EExists",
@@ -99,7 +99,7 @@ named! {
 }
 
 named! {
-    /// Which party of a copy the error concerns.
+    /// Party of a copy that the error concerns.
     Side {
         /// The volume that is read.
         Source => "source",
@@ -109,7 +109,7 @@ named! {
         Engine => "engine",
         /// The coordination service.
         Coordination => "coordination",
-        /// Whoever asked.
+        /// The caller.
         Caller => "caller",
     }
 }
@@ -171,9 +171,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub struct Error {
     /// Kind of error.
     pub code: Code,
-    /// Which party.
+    /// Party that the error concerns.
     pub side: Side,
-    /// Which operation.
+    /// Operation that failed.
     pub operation: Operation,
     /// First byte concerned, where there is one.
     pub offset: Option<u64>,

@@ -1,7 +1,7 @@
 //! Names the limit of this process, or of its host, that is behind an errno: which one, its value, and how to raise it.
 //!
-//! The limit is read when something has failed, so the message gives its present value. No descriptor is needed to report
-//! that descriptors are used up.
+//! The limit is read when something has failed, so the message gives its present value. No descriptor is needed to
+//! report that descriptors are used up.
 
 use crate::shown::Shown;
 use nix::errno::Errno;
@@ -39,7 +39,8 @@ impl Exhausted {
             Errno::ENFILE => Some(Self::OpenFiles),
             // A file system has a largest file, too.
             Errno::EFBIG => soft(Resource::RLIMIT_FSIZE).map(|_| Self::FileSize),
-            // Nobody cancels single operations: the kernel has had no thread for one that would have blocked.
+            // The engine cancels no single operations: the kernel had no thread for an operation that would have
+            // blocked.
             Errno::ECANCELED => Some(Self::Threads),
             Errno::ENOMEM => Some(Self::Memory),
             _ => None,
@@ -108,7 +109,7 @@ fn group_limit() -> String {
     }
 }
 
-/// Where the group of one line of `/proc/PID/cgroup` is found, if it can bound threads.
+/// Returns the directory of the group of a line of `/proc/PID/cgroup`, if it can bound threads.
 fn group_folder(line: &[u8]) -> Option<(&'static str, &Path)> {
     let path = |group| Path::new(OsStr::from_bytes(group));
     match line.splitn(3, |&byte| byte == b':').collect::<Vec<_>>()[..] {

@@ -1,8 +1,8 @@
 //! Reports what this host offers the engine, and what to change where it offers less: the facts behind `doctor`.
 //!
-//! Everything is asked of the kernel, not derived from versions: containers, security modules and limits take away what a
-//! version promises. Trials use a file without a name, so nothing is left behind. Nothing here fails: what cannot be found
-//! out is absent from the report.
+//! Everything is asked of the kernel, not derived from versions: containers, security modules and limits take away what
+//! a version promises. Trials use a file without a name, so nothing is left behind. Nothing here fails: what cannot be
+//! found out is absent from the report.
 
 use crate::error::Side;
 use crate::extent::ByteRange;
@@ -49,8 +49,8 @@ pub struct IoUring {
     pub errno: Option<i32>,
     /// The errno in words.
     pub error: Option<String>,
-    /// The sysctl `kernel.io_uring_disabled`: 0 for everybody, 1 for privileged processes and members of
-    /// `kernel.io_uring_group`, 2 for nobody; `None` on kernels without it (before 6.6).
+    /// The sysctl `kernel.io_uring_disabled`: 0 for all processes, 1 for privileged processes and members of
+    /// `kernel.io_uring_group`, 2 for none; `None` on kernels without it (before 6.6).
     pub disabled: Option<u32>,
     /// `off`, `strict` or `filter`: whether system calls of this process are filtered.
     pub seccomp: Option<String>,
@@ -62,7 +62,7 @@ pub struct PathReport {
     /// As asked for; in JSON as it is shown.
     #[serde(serialize_with = "serialize_shown")]
     pub path: PathBuf,
-    /// Why nothing could be tried.
+    /// Reason why no feature could be tried.
     pub error: Option<String>,
     /// Type of the file system, such as `ext4`.
     pub filesystem: Option<String>,
@@ -76,7 +76,7 @@ pub struct PathReport {
     pub zero_range: Option<bool>,
     /// Whether files can share extents.
     pub reflink: Option<bool>,
-    /// Whether holes are told from data.
+    /// Whether the file system reports holes.
     pub seek_hole: Option<bool>,
     /// Whether buffered writes can start without waiting, that is without a kernel thread.
     pub nowait: Option<bool>,

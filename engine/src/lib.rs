@@ -43,8 +43,8 @@
 //!             '----- written ranges ---------------------------------------'
 //!  Job <- written ranges -> flush destination -> Journal (checkpoint, receipt) -> Progress / Report
 //! ```
-//! The modules below are in the order in which data passes through them. The seam to the kernel is the ring: it owns a buffer
-//! for as long as the kernel may touch it.
+//! The modules below are in the order in which data passes through them. The seam to the kernel is the ring: it owns a
+//! buffer for as long as the kernel may touch it.
 
 pub mod units;
 pub mod shown;

@@ -45,11 +45,11 @@ pub(crate) const CLONE_BYTES_MAX: u64 = 1 << 30;
 
 /// Checkpoint at the latest after so many bytes: at most this much is copied again after a crash.
 pub(crate) const CHECKPOINT_BYTES: u64 = 256 << 20;
-/// Leaves that were written and are not recorded: past this a record is made whatever their bytes, past twice this no more
-/// are looked for. About 4 MiB.
+/// Leaves that were written and are not recorded: past this a record is made whatever their bytes, past twice this no
+/// more are looked for. About 4 MiB.
 pub(crate) const WRITTEN_RANGES_MAX: usize = 32 << 10;
-/// Runs of what a job says is durable at most: the shorter ones are left out. Small enough to be sent and kept anywhere;
-/// a copy rarely has more than segments in hand.
+/// Runs of what a job says is durable at most: the shorter ones are left out. Small enough to be sent and kept
+/// anywhere; a copy rarely has more than segments in hand.
 pub(crate) const DURABLE_RUNS_MAX: usize = 256;
 /// Checkpoint at the latest after so long.
 pub(crate) const CHECKPOINT_TIME: Duration = Duration::from_secs(1);
@@ -68,8 +68,8 @@ pub(crate) const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// Longest wait for operations in flight at the end, before the job reports `quiesced: false` and leaks their memory.
 pub(crate) const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
-/// Longest time of the job's thread in one call after a stop was asked for, before it is reported as one that does not come
-/// back: the drain limit, and a little for what keeps that limit by itself.
+/// Longest time of the job's thread in one call after a stop was asked for, before it is reported as one that does not
+/// come back: the drain limit, and a little for what keeps that limit by itself.
 pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(11);
 /// Interval in which a caller that waits for a job checks whether its thread still comes back.
 pub(crate) const LOOK_AT_THREAD: Duration = Duration::from_millis(250);
@@ -110,7 +110,7 @@ pub(crate) const STATUS_WINDOW_MAX: u64 = 2 << 30;
 pub(crate) const SLOW_ZERO_BYTES: u64 = 8 << 20;
 /// Payloads from this size on are sent without a copy, where the kernel can.
 pub(crate) const ZERO_COPY_BYTES_MIN: u32 = 64 << 10;
-/// How long to retry a lost connection: a server that is restarted, or a switch, is back by then.
+/// Time for retries of a lost connection: long enough for a restart of a server or a switch.
 pub(crate) const RETRY_FOR: Duration = Duration::from_secs(60);
 /// Longest time of a request before its connection counts as lost: longer than a busy disk behind a server takes.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);

@@ -13,7 +13,7 @@ pub struct Percentiles {
     pub p99: u64,
     /// The slowest.
     pub max: u64,
-    /// How many.
+    /// Number of values.
     pub count: u64,
 }
 

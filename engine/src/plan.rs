@@ -116,7 +116,8 @@ impl Planner {
             range.start(),
             (range.start() / self.segment + 1).saturating_mul(self.segment).min(range.end()),
         );
-        // The rest needs nobody or one request each: it stays whole until the caller says how long a request may be.
+        // Other pieces need no transfer or one request each: they stay whole until the caller bounds the length of a
+        // request.
         if !matches!(piece, Piece::Data { .. }) || head == range {
             return Some(piece);
         }

@@ -27,7 +27,7 @@ pub struct Progress {
 }
 
 named! {
-    /// How a job ended.
+    /// Outcome of a job.
     Status {
         /// Every planned byte was read, written and flushed.
         Succeeded => "succeeded",
@@ -78,7 +78,7 @@ pub struct Difference {
 /// Report of a job that has ended. Serialises as the report of the command line.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// How it ended.
+    /// Outcome of the job.
     pub status: Status,
     /// Whether no operation of the job is in flight any more. `false` only if a device or peer never answered, or a
     /// server did not hang up: also a success may be so.
@@ -113,9 +113,9 @@ pub struct Report {
     /// Digest of the whole, as `blake3-xxh3:HEX`; `None` with the reason in `digest_reason`.
     #[serde(serialize_with = "digest_text")]
     pub digest: Option<[u8; 32]>,
-    /// Why there is no digest.
+    /// Reason why there is no digest.
     pub digest_reason: Option<String>,
-    /// Where a verification read from; `None` without one.
+    /// Source of the bytes of a verification; `None` without one.
     pub verified_from: Option<ReadBack>,
     /// The first ranges that differ (at most 100), of a comparison.
     #[serde(skip_serializing_if = "Vec::is_empty")]

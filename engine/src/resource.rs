@@ -5,7 +5,8 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 
-/// Descriptors that an asynchronous runtime opens, signals included, and some more: other threads open theirs meanwhile.
+/// Descriptors that an asynchronous runtime opens, signals included, and some more: other threads open theirs
+/// meanwhile.
 pub const RUNTIME_DESCRIPTORS: usize = 12;
 
 /// Makes sure that so many descriptors are to be had, for a library that panics when they are not.
@@ -26,7 +27,7 @@ pub fn require_descriptors(count: usize, what: &str) -> Result<()> {
 pub fn require_threads(count: usize, what: &str) -> Result<()> {
     let gate = Mutex::new(());
     std::thread::scope(|scope| {
-        // Nobody ends before the last one has started.
+        // No thread ends before the last one has started.
         let _closed = gate.lock();
         (0..count).try_for_each(|_| {
             let thread = std::thread::Builder::new().spawn_scoped(scope, || drop(gate.lock()));

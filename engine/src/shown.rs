@@ -1,19 +1,19 @@
-//! Shows names and foreign text to people, and keeps a terminal safe from both.
+//! Escapes names and foreign text, so that they are readable and cannot control a terminal.
 //!
-//! A name is bytes. [`Shown::shown`] writes it so that it can be read and told from every other name: printable UTF-8
-//! stands as it is, a backslash is `\\`, a newline, tab and carriage return are `\n`, `\t` and `\r`, and every other
-//! byte is `\xNN`: a control character, one that changes the direction or the width of text, and what is no UTF-8.
-//! Different names are shown differently, and `printf '%b'` gives the bytes back.
+//! A name is bytes. [`Shown::shown`] writes it readably and differently from every other name: printable UTF-8 is
+//! unchanged, a backslash is `\\`, a newline, tab and carriage return are `\n`, `\t` and `\r`, and every other byte is
+//! `\xNN`: a control character, one that changes the direction or the width of text, and what is no UTF-8. `printf
+//! '%b'` restores the bytes.
 //!
-//! [`line()`] is the last gate before a terminal or a log. It takes whole sentences, in which names are shown already, and
-//! escapes in the same way what is still not printable: the words of a server, an argument as it was typed. Backslashes
-//! stay as they are there, so that passing the gate twice changes nothing. Why: docs/design/0011.
+//! [`line()`] is the last gate before a terminal or a log. It takes whole sentences, in which names are shown already,
+//! and escapes in the same way what is still not printable: a message of a server, an argument as it was typed.
+//! Backslashes stay as they are there, so that passing the gate twice changes nothing. Why: docs/design/0011.
 
 use std::ffi::OsStr;
 use std::fmt::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 
-/// What has a name that people read.
+/// A value with a name that is shown.
 pub trait Shown {
     /// The name, escaped where it must be. See the module's head.
     fn shown(&self) -> Escaped<'_>;
@@ -59,8 +59,8 @@ pub fn line(text: impl fmt::Display) -> String {
     })
 }
 
-/// Returns whether a terminal shows `char` as itself, and does nothing else: no control character, none that changes the
-/// direction of text or has no width, no space but the usual one, none that is not assigned.
+/// Returns whether a terminal shows `char` as itself, and does nothing else: no control character, none that changes
+/// the direction of text or has no width, no space but the usual one, none that is not assigned.
 #[must_use]
 pub fn is_printable(char: char) -> bool {
     if char.is_ascii() {

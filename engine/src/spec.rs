@@ -1,7 +1,7 @@
 //! Describes what a caller asks for: one copy, or one comparison, in full.
 //!
-//! A spec is plain data that cannot contradict itself. Whether the host can carry it out is found out at the start of the
-//! job. Two-valued choices are enums, so that a call site names what it chose.
+//! A spec is plain data that cannot contradict itself. Whether the host can carry it out is found out at the start of
+//! the job. Two-valued choices are enums, so that a call site names what it chose.
 
 pub use crate::network::NetworkTerms;
 

@@ -1,4 +1,5 @@
-//! Lets a supervisor bound a job: until when it writes, whether it may start, and by which descriptors it opens volumes.
+//! Lets a supervisor bound a job: until when it writes, whether it may start, and by which descriptors it opens
+//! volumes.
 //!
 //! A [`CopySpec`](crate::spec::CopySpec) is plain data and says _what_ is copied. A supervision is alive while the job
 //! runs. Its parts are a gate, an admission, ranges that earlier runs made durable, and open descriptors. The engine
@@ -18,9 +19,10 @@ use std::sync::Arc;
 /// See the module's head. The default asks for nothing.
 #[derive(Default)]
 pub struct Supervision {
-    /// Until when what changes the destination may be submitted: writes, zeros, clones, flushes, its size. `None`: always.
-    /// While it is closed the job waits with what it has read, and goes on when it opens; cancelled while it is closed,
-    /// the job gives up what it had not submitted. Connections that are lost are made anew only while it is open.
+    /// Until when what changes the destination may be submitted: writes, zeros, clones, flushes, its size. `None`:
+    /// always. While it is closed the job waits with what it has read, and goes on when it opens; cancelled while it is
+    /// closed, the job gives up what it had not submitted. Connections that are lost are made anew only while it is
+    /// open.
     pub gate: Option<Arc<Gate>>,
     /// Asked once, when every rule has been passed and before the first change to the destination.
     pub admission: Option<Arc<dyn Admission>>,
@@ -79,20 +81,20 @@ pub struct OpenedDestination {
     /// A regular file or block device. Its holder must not have its lock (`flock`), nor have opened a device with
     /// `O_EXCL`: the engine takes both for itself.
     pub file: OwnedFd,
-    /// Whether it was created for this job: then it counts as empty whatever it says, and `parent` is synced. Whoever
-    /// created it removes it if the job is refused; the engine never does.
+    /// Whether the file was created for this job: then it counts as empty, and `parent` is synced. If the job is
+    /// refused, the caller removes the file; the engine never does.
     pub created: bool,
-    /// The directory that it is in. Without it the directory of a created file is not synced: that is left to
-    /// whoever created it.
+    /// Directory of the file. Without it the engine does not sync the directory of a created file, which is then up to
+    /// the caller.
     pub parent: Option<OwnedFd>,
 }
 
 /// Both sides of a comparison, open for reading; the spec's paths are only their names. `None`: by name.
 #[derive(Debug, Default)]
 pub struct OpenedVolumes {
-    /// What should be there, if it is a volume of this host.
+    /// The reference, if it is a volume of this host.
     pub reference: Option<OwnedFd>,
-    /// What is checked.
+    /// The target.
     pub volume: Option<OwnedFd>,
     /// The receipt that it is compared with.
     pub receipt: Option<OwnedFd>,

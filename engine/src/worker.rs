@@ -1,13 +1,14 @@
-//! Runs the loop of one core: owns a ring, an arena and its slots, and serves every pass of the process, fairly by bytes.
+//! Runs the loop of one core: owns a ring, an arena and its slots, and serves every pass of the process, fairly by
+//! bytes.
 //!
 //! A turn is: reap, act on what was reaped (which queues writes), start new blocks (which queues reads), report. Then
 //! the ring submits everything with one system call and waits. Nothing in a turn blocks, allocates per block or takes a
 //! lock for longer than a queue operation. An operation ends with its completion and in no other way.
 //!
-//! **A device that does not answer costs its own job only.** A job alone may have every slot. When there are others, slots
-//! whose operations are late are replaced by spare ones, and their job gets no more until they are answered. Of the slots
-//! that are left no job takes more than half: the next one may be on the same device. The worker does not wait for late
-//! operations, and the ring starts threads in place of those that carry them out.
+//! **A device that does not answer costs its own job only.** A job alone may have every slot. When there are others,
+//! slots whose operations are late are replaced by spare ones, and their job gets no more until they are answered. Of
+//! the slots that are left no job takes more than half: the next one may be on the same device. The worker does not
+//! wait for late operations, and the ring starts threads in place of those that carry them out.
 
 mod inbox;
 mod examine;
@@ -44,7 +45,7 @@ pub(crate) const CONNECTION_OPERATIONS: usize = 256;
 /// Those that a job has whatever the others take.
 const CONNECTION_OPERATIONS_MIN: usize = 4;
 
-/// How a worker waits between turns.
+/// Wait of a worker between two turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WaitMode {
     /// Submit, and wait for so many completions for so long.
@@ -64,7 +65,7 @@ struct OccupiedSlot {
     /// Content that was found in it, or that is expected.
     content: LeafContent,
     started: Instant,
-    /// When the operation in flight was pushed.
+    /// Time at which the operation in flight was pushed.
     since: Instant,
 }
 
@@ -101,7 +102,7 @@ pub(crate) struct Worker<R> {
     next_pass: u32,
     slots: Vec<Option<OccupiedSlot>>,
     pool: SlotPool,
-    /// When late operations are looked for next.
+    /// Time of the next check for late operations.
     next_look: Instant,
     block_bytes: usize,
     zeros: [Option<ZeroInFlight>; EXTRA_OPERATIONS],
@@ -117,7 +118,7 @@ pub(crate) struct Worker<R> {
     now: Instant,
 }
 
-/// Which table a token's index refers to.
+/// Table that a token's index refers to.
 const SLOT: u64 = 0;
 const ZERO: u64 = 1;
 pub(crate) const FLUSH: u64 = 2;
@@ -153,8 +154,8 @@ impl<R: Ring> Worker<R> {
         }
     }
 
-    /// Serves passes until asked to stop, and says whether everything was answered then. `syscalls` is kept up to date for
-    /// reports.
+    /// Serves passes until asked to stop, and says whether everything was answered then. `syscalls` is kept up to date
+    /// for reports.
     pub(crate) fn run(mut self, syscalls: &std::sync::atomic::AtomicU64) -> bool {
         let _ = self.inbox.thread.set(std::thread::current());
         loop {
@@ -276,8 +277,8 @@ impl<R: Ring> Worker<R> {
         wait
     }
 
-    /// Finds the operations that are late, once a tick, and has slots and threads replaced that wait for them. A job alone
-    /// delays no other.
+    /// Finds the operations that are late, once a tick, and has slots and threads replaced that wait for them. A job
+    /// alone delays no other.
     fn look_for_stalls(&mut self) {
         if self.now < self.next_look {
             return;
@@ -358,7 +359,7 @@ impl<R: Ring> Worker<R> {
             (in_slot.slot, action) = in_slot.slot.on(event);
         }
         if pass.is_abandoned() && matches!(action, SlotAction::Read(..) | SlotAction::Write(_)) {
-            // Nobody waits for it any more: what was reported as it was stays so.
+            // The pass is over: its report does not change any more.
             let (id, task) = (in_slot.pass, in_slot.task);
             pass.drop_block(&task);
             return self.release(index, id, block);
@@ -644,7 +645,7 @@ impl<R: Ring> Worker<R> {
             0 if self.passes.is_empty() => WaitMode::Park(Duration::MAX),
             // They are acted on in the next turn.
             _ if !self.inline.is_empty() => WaitMode::Ring { want: 0, limit: Duration::ZERO },
-            // Slots are free and segments may be left: what ran inline waits for nobody.
+            // Slots are free and segments may be left: inline operations have completed already.
             _ if self.pool.free() > 0 && self.may_go_on() => WaitMode::Ring { want: 0, limit: Duration::ZERO },
             0 => WaitMode::Park(limit),
             // Peers answer when they please: what one has said is not kept waiting for another.

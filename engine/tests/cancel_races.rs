@@ -1,4 +1,4 @@
-//! Races `cancel` with `submit` and `wait`: whoever is first, every job ends once, quiet, with a report that is true.
+//! Races `cancel` with `submit` and `wait`: in every order each job ends once, quiesced, with a correct report.
 //!
 //! The number of copies is `BLOCKHAUL_RACES` (2000).
 
@@ -16,7 +16,7 @@ fn races() -> usize {
     std::env::var("BLOCKHAUL_RACES").map_or(2000, |text| text.parse().expect("BLOCKHAUL_RACES is a number"))
 }
 
-/// What a job says must be what is there.
+/// Checks the report of a job against the volumes.
 fn assert_true(report: &Report, destination: &Path, data: &[u8]) {
     assert!(report.quiesced, "{report:?}");
     let code = report.error.as_ref().map(|error| error.code);
@@ -74,7 +74,7 @@ fn race(engine: &Engine, source: &Path, to: &Path, data: &[u8], worker: usize, c
             job.cancel(first);
             cancels.join().unwrap();
             let report = waits.join().unwrap();
-            assert_eq!(report.status, job.wait().status, "everybody sees one ending");
+            assert_eq!(report.status, job.wait().status, "all waiters get the same status");
             report
         });
         assert_true(&report, to, data);

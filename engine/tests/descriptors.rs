@@ -54,8 +54,8 @@ fn a_thousand_jobs_leak_nothing() {
     let place = if shm.is_dir() { shm } else { Path::new(env!("CARGO_TARGET_TMPDIR")) };
     let folder = tempfile::tempdir_in(place).unwrap();
     std::fs::write(folder.path().join("source"), vec![7; 10_000]).unwrap();
-    // What a process keeps for all of its engines, such as the pipe for signals of the asynchronous runtime, is there after
-    // the first one.
+    // What a process keeps for all of its engines, such as the pipe for signals of the asynchronous runtime, is there
+    // after the first one.
     let first = Engine::start(EngineConfig::default()).unwrap();
     run_four(&first, folder.path());
     drop(first);

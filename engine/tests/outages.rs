@@ -135,14 +135,14 @@ fn zeros_that_a_restarted_server_lost_are_not_skipped_by_its_word_of_before() {
             }
         },
     );
-    // What reads as zeros and is allocated could be somebody's data.
+    // Allocated zeros could be data.
     let spec = CopySpec { overwrite: Overwrite::Yes, ..copy(source.as_path().into(), export(&server), 20) };
     let report = engine.submit(spec).wait();
     assert_eq!(report.status, Status::Succeeded, "{:?}", report.error);
     assert!(seen.load(SeqCst) >= size - first, "only {} bytes were zeroed anew", seen.load(SeqCst));
 }
 
-/// What a server holds that loses what was not flushed.
+/// Content of a server that loses unflushed writes.
 #[derive(Default)]
 struct Disk {
     cache: Vec<u8>,
@@ -163,7 +163,7 @@ fn a_flush_over_a_later_connection_says_nothing_of_what_an_earlier_one_took() {
     let empty = vec![0; size as usize];
     let disk = Arc::new(Mutex::new(Disk { cache: empty.clone(), stable: empty, ..Disk::default() }));
     let (door, inside) = (Arc::clone(&disk), Arc::clone(&disk));
-    // Of the first two connections one wrote and is lost; the next one writes; whoever comes then finds a new server.
+    // Of the first two connections one has written and is lost; the next one writes; later ones reach a new server.
     let lets_in = move |number, _| {
         let disk = &mut *door.lock().unwrap();
         if number >= 3 && !disk.restarted {

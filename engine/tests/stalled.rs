@@ -1,8 +1,8 @@
 //! Tests that a device that does not answer costs its own job only.
 //!
-//! Method: a file system is frozen (`fsfreeze`) under one job, while others run in the same engine, are cancelled, and end.
-//! A frozen file system holds up whoever writes to it, in the kernel and without a signal ending that, as a dead disk does;
-//! but it can be thawed. It always is: by the test, when the test fails, and by a watchdog.
+//! Method: a file system is frozen (`fsfreeze`) under one job, while others run in the same engine, are cancelled, and
+//! end. A frozen file system blocks its writers in the kernel, where no signal ends the wait, as a dead disk does; but
+//! it can be thawed. It always is: by the test, when the test fails, and by a watchdog.
 
 use blockhaul_engine::engine::{Engine, EngineConfig, Face};
 use blockhaul_engine::error::{Code, Result};
@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 /// Long enough for anything that does happen.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// A file system that nobody has thawed by then is thawed: a test that hangs ends.
+/// Time after which a frozen file system is thawed, so that a hung test ends.
 const FROZEN_MAX: Duration = Duration::from_secs(400);
 const MIB: u64 = 1 << 20;
 /// A file system in memory.
@@ -187,7 +187,7 @@ fn healthy_jobs_go_on(disk: &Disk, healthy: &Disk, direct: Direct, face: Face) {
     succeeds(&beside("second"), "a job after the stalled one was given up");
     assert!(!job.wait_quiet_for(Duration::ZERO), "it is not quiet while it is frozen");
     disk.thaw();
-    assert!(job.wait_quiet_for(PATIENCE), "somebody waits for the last answer");
+    assert!(job.wait_quiet_for(PATIENCE), "the job waits for the last answer");
     // Its lock went with its last operation, and its slots serve others.
     let again = engine.submit(copy(&small, &disk.point().join("copy"), direct));
     succeeds(&again, "a copy to the same destination");
@@ -230,7 +230,7 @@ fn a_job_that_hangs_at_its_start_is_reported_and_heard_of_later() {
     assert!(job.wait_quiet_for(PATIENCE), "it is quiet when the call has come back");
 }
 
-/// Does not come back before it is told to.
+/// Blocks until the test releases it.
 struct Hanging {
     begun: Mutex<Sender<()>>,
     told: Mutex<Receiver<()>>,

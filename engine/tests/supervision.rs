@@ -275,12 +275,12 @@ fn a_copy_reaches_what_it_was_given_whatever_its_name_leads_to() {
         let supervision = opened(&room, true);
         for name in ["source", "destination"] {
             fs::rename(room.path(name), room.path(&format!("moved {name}"))).unwrap();
-            fs::write(room.path(name), b"somebody else's").unwrap();
+            fs::write(room.path(name), b"of another owner").unwrap();
         }
         let report = room.submit(CopySpec { verify, ..room.spec() }, supervision).wait();
         assert_eq!(report.status, Status::Succeeded, "{report:?}");
         assert!(fs::read(room.path("moved destination")).unwrap() == bytes(), "the copy differs");
-        assert_eq!(fs::read(room.path("destination")).unwrap(), b"somebody else's");
+        assert_eq!(fs::read(room.path("destination")).unwrap(), b"of another owner");
     }
 }
 
@@ -297,7 +297,7 @@ fn a_given_destination_follows_the_rules_and_is_never_removed() {
     let twice =
         Supervision { source: Some(File::open(room.path("destination")).unwrap().into()), ..opened(&room, true) };
     room.refused(room.spec(), twice, Code::SameVolume);
-    // Its name is gone before the copy ends: nobody would ever find it.
+    // Its name is removed before the copy ends: the copied data would be lost.
     let supervision = opened(&room, true);
     fs::remove_file(room.path("destination")).unwrap();
     room.refused(room.spec(), supervision, Code::NotFound);
@@ -349,7 +349,7 @@ fn a_verification_reads_what_another_run_is_said_to_have_made_durable() {
     let durable = room.half_copied();
     let first = durable.iter().next().unwrap();
     let destination = File::options().write(true).open(room.path("destination")).unwrap();
-    // Between the ends, where nobody has looked before.
+    // Between the ends, where no sample is read.
     destination.write_all_at(b"\0", first.start() + MIB + 100).unwrap();
     let spec = CopySpec { verify: Verify::Yes, ..room.taken_over() };
     let error = room.refused(spec.clone(), claiming(&durable), Code::VerifyMismatch).error.unwrap();

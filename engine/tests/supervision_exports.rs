@@ -50,7 +50,7 @@ fn source(folder: &Path) -> Locator {
     path.into()
 }
 
-/// What an export holds, and how often it was changed.
+/// Content of an export, and how often it was changed.
 #[derive(Default)]
 struct Store {
     content: Mutex<Vec<u8>>,

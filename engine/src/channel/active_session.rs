@@ -1,7 +1,7 @@
 //! Tracks one NBD session in use: its requests, and the send and the receive in flight.
 //!
-//! A request is in `requests` from its send to its answer. Its block is away while the ring has it, and comes back with the
-//! completion. A session is closed only when the ring has given back everything of it.
+//! A request is in `requests` from its send to its answer. Its block is away while the ring has it, and comes back with
+//! the completion. A session is closed only when the ring has given back everything of it.
 
 use super::nbd_request::{NbdRequest, RequestKind};
 use crate::buffer::Block;
@@ -36,7 +36,7 @@ pub(super) struct ActiveSession {
     /// Whether it has answered a request since the last look, and when that was so last.
     pub answers: bool,
     pub answered: Instant,
-    /// When the request was sent that was sent last of those answered.
+    /// Latest time at which a request was sent that is answered by now.
     pub newest_answered: Instant,
     pub zero_copy: bool,
     pub next_look: Instant,
@@ -45,7 +45,7 @@ pub(super) struct ActiveSession {
 /// Heads and at most one body on their way out.
 #[derive(Debug)]
 pub(super) struct SendInFlight {
-    /// Where its heads lie: what tells it from others.
+    /// Address of its heads, which identifies it.
     pub outbox_at: usize,
     pub head_len: u32,
     /// The request whose payload it is: place, first byte in its block, length.

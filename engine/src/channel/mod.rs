@@ -1,9 +1,9 @@
 //! Makes the operations on one volume and turns their failures into errors.
 //!
-//! A channel is _inline_ where the kernel would only hand its operations to a thread of its own, and the medium is memory,
-//! which cannot stall (tmpfs). Its operations run at submission, on the worker. The operations of a channel to an export
-//! become requests to a server, which go over the [NBD connections](NbdConnections) of each worker. All others go to the
-//! ring.
+//! A channel is _inline_ where the kernel would only hand its operations to a thread of its own, and the medium is
+//! memory, which cannot stall (tmpfs). Its operations run at submission, on the worker. The operations of a channel to
+//! an export become requests to a server, which go over the [NBD connections](NbdConnections) of each worker. All
+//! others go to the ring.
 //!
 //! A channel keeps its volume, and with it the descriptor and the destination's lock, for as long as any worker has the
 //! pass. A worker lets go of a pass only when nothing of it is in flight. Then the channel has stopped.

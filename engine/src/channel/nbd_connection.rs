@@ -5,8 +5,8 @@
 //!             ^                   |              `-> [receive body, straight into the slot's block]
 //!             `---- lost ---------'
 //! ```
-//! At most one send and one receive are in flight at a time, as a stream has an order. A send carries the headers of all
-//! requests that wait, up to and including the first one with a payload, which follows from the slot's own block.
+//! At most one send and one receive are in flight at a time, as a stream has an order. A send carries the headers of
+//! all requests that wait, up to and including the first one with a payload, which follows from the slot's own block.
 //!
 //! A connection that fails, stalls, or belongs to an older generation of its export is _broken_. It is shut down, which
 //! makes the kernel give back whatever it holds, and then closed. Its requests wait for the next session and are sent
@@ -37,7 +37,7 @@ const OUTBOXES_MAX: usize = 16;
 /// Bytes of a connection's buffer for headers, each way.
 const HEAD_BYTES: usize = 4096;
 
-/// Which way the bytes of a ring's operation go.
+/// Direction of a ring operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
     Send,
@@ -511,7 +511,8 @@ impl NbdConnection {
         let active = self.active.as_mut().filter(|active| !active.broken)?;
         active.broken = true;
         let session = active.session();
-        // Whoever noticed first, a server that has ended has closed all of its connections; one that was cut has not.
+        // A server that has ended has closed all of its connections, whichever connection noticed it first; a cut path
+        // has closed none.
         let closed = (closed || is_hung_up(session)) && !self.export.is_revoked();
         if session.is_tcp {
             // What the kernel still has to send is dropped at the close, instead of being sent some time later.

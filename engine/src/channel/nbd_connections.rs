@@ -1,9 +1,9 @@
 //! Spreads the operations of one worker over its connections to the exports of a pass.
 //!
-//! A local volume has none. The first connection of a side is the primary one: it waits for a session for as long as the
-//! export allows. The others are spare, and only for reading: a flush covers only what its own connection has written.
-//! Spare connections are opened on a long path and used while the primary one is busy. When one breaks, the primary one
-//! takes over its requests.
+//! A local volume has none. The first connection of a side is the primary one: it waits for a session for as long as
+//! the export allows. The others are spare, and only for reading: a flush covers only what its own connection has
+//! written. Spare connections are opened on a long path and used while the primary one is busy. When one breaks, the
+//! primary one takes over its requests.
 
 use super::Channel;
 use super::nbd_connection::{ConnectionRank, Direction, NbdConnection};

@@ -21,7 +21,7 @@ pub(super) struct NbdRequest {
     pub start: u32,
     /// Bytes.
     pub len: u32,
-    /// When it was sent last.
+    /// Time at which it was sent last.
     pub sent: Instant,
 }
 

@@ -2,7 +2,7 @@
 
 use nix::errno::Errno;
 
-/// Why the transfer of a block failed.
+/// Reason why the transfer of a block failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TransferFault {
     /// The kernel said so.

@@ -107,7 +107,7 @@ impl fmt::Debug for ByteRange {
     }
 }
 
-/// What a range holds.
+/// Content of a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ExtentKind {
@@ -117,7 +117,7 @@ pub enum ExtentKind {
     Zero,
     /// Not allocated; reads as zeros.
     Hole,
-    /// What it held when the dirty bitmap of `--changed-since` was begun. Only told where a copy asks for that.
+    /// Unchanged since the dirty bitmap of `--changed-since` was begun. Reported only to a copy with that flag.
     Unchanged,
 }
 

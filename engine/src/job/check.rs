@@ -1,9 +1,9 @@
 //! Checks a copy without making it: opens both ends, applies every refusal of a start in its order, and counts what
 //! there is to copy.
 //!
-//! It runs the code of [`start`](super::start) up to the point where a copy first changes something. Nothing is created or
-//! changed: a file without a name stands for a missing destination, and the journal of an earlier run is only read. The
-//! destination's lock is taken as a copy takes it, and released before this returns.
+//! It runs the code of [`start`](super::start) up to the point where a copy first changes something. Nothing is created
+//! or changed: a file without a name stands for a missing destination, and the journal of an earlier run is only read.
+//! The destination's lock is taken as a copy takes it, and released before this returns.
 //!
 //! A start can still fail afterwards: while it writes, if `--reflink always` turns out to be impossible only then, and
 //! because of whatever has changed meanwhile.
@@ -24,7 +24,7 @@ use std::time::Duration;
 /// Time between two requests for extents that a server has not returned yet.
 const RETRY_INTERVAL: Duration = Duration::from_millis(1);
 
-/// What a copy that is not refused would do.
+/// Plan of a copy that is not refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CheckReport {
     /// Size of the source.
@@ -43,7 +43,7 @@ pub struct CheckReport {
     /// Bytes that the file system of the destination has for the copy, those of the destination included; `None` if the
     /// destination is no file, or there is no bound.
     pub free_bytes: Option<u64>,
-    /// How the bytes would travel, as in a report; `None` if nothing is left to copy.
+    /// Path of the bytes, as in a report; `None` if nothing is left to copy.
     pub path: Option<String>,
     /// Block of the copy.
     pub block_size_bytes: u32,

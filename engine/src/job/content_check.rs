@@ -1,9 +1,9 @@
 //! Checks that both volumes still hold what a journal says, by reading a few of its leaves again on both sides.
 //!
-//! Identities can be equal where the content is not (a file that was overwritten, an export with another file behind it, a
-//! disk whose serial is not its own). They can also be unknown. So every copy that resumes reads a few leaves before it
-//! changes anything. A difference always ends the copy. Equal leaves prove nothing where only zeros were compared, as most
-//! volumes have zeros somewhere.
+//! Identities can be equal where the content is not (a file that was overwritten, an export with another file behind
+//! it, a disk whose serial is not its own). They can also be unknown. So every copy that resumes reads a few leaves
+//! before it changes anything. A difference always ends the copy. Equal leaves prove nothing where only zeros were
+//! compared, as most volumes have zeros somewhere.
 
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::ByteRange;
@@ -66,7 +66,8 @@ impl<'a> ContentCheck<'a> {
         Self { leaves, cancelled }
     }
 
-    /// Refuses volumes that differ from the journal, or of which neither identity nor content tells that they are its own.
+    /// Refuses volumes that differ from the journal, or of which neither identity nor content tells that they are its
+    /// own.
     ///
     /// # Errors
     /// `ESourceChanged`, `ECheckpointMismatch`, `ECancelled`, and what the volumes say to being read.
@@ -111,8 +112,8 @@ impl<'a> ContentCheck<'a> {
         Ok(equal)
     }
 
-    /// Returns whether `end` still holds some of the data that was copied to it: then the rest may be bad, but it is
-    /// ours. Without digests nobody can tell, and its identity decides.
+    /// Returns whether `end` still holds some of the data that was copied to it: then it is the destination of this
+    /// copy, even if the rest is damaged. Without digests the content proves nothing, and the identity decides.
     pub(crate) fn holds_some(&self, end: &OpenVolume, side: Side) -> bool {
         let digest = |leaf: &Run| match &leaf.content {
             Content::Leaves(digests) => digests.first().map(|&digest| (leaf.range, digest)),

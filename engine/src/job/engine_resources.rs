@@ -27,7 +27,7 @@ impl EngineResources {
         self.syscalls.iter().map(|count| count.load(Relaxed)).sum()
     }
 
-    /// What the ring is called in a path.
+    /// Name of the ring in a path.
     pub(crate) fn ring(&self) -> &'static str {
         if self.threads { "threads" } else { "ring" }
     }

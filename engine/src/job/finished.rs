@@ -25,7 +25,8 @@ pub(super) struct FinishedCopy<'a> {
 /// Returns the finished copy that the spec would resume; `None` if there is none.
 ///
 /// # Errors
-/// `ECheckpointMismatch` and `ESourceChanged` if the volumes are not those of that copy; those of opening and reading them.
+/// `ECheckpointMismatch` and `ESourceChanged` if the volumes are not those of that copy; those of opening and reading
+/// them.
 pub(super) fn find<'a>(
     spec: &'a CopySpec,
     access: &VolumeAccess,

@@ -41,8 +41,8 @@ use std::time::Duration;
 /// A job as its handles see it.
 ///
 /// A job ends twice: when its report is there, and when it is _quiet_, which is later if a device did not answer. The
-/// job's thread does both. If it does not come back from a call after a stop was asked for, the waiting caller makes the
-/// report instead, once the limit has passed; the thread makes the job quiet whenever it returns.
+/// job's thread does both. If it does not come back from a call after a stop was asked for, the waiting caller makes
+/// the report instead, once the limit has passed; the thread makes the job quiet whenever it returns.
 #[derive(Debug)]
 pub(crate) struct JobState {
     pub control: Arc<JobControl>,
@@ -212,16 +212,16 @@ impl JobHandle {
         self.state.control.evidence()
     }
 
-    /// Resets the job's connections to servers at once: what was not sent is never sent, and no new ones are made. Local
-    /// volumes take no notice. For the end of the right to write, together with [`JobHandle::cancel`]; a job that is
-    /// not cancelled fails with `EUnreachable`. What servers had received and not answered may still take effect, and
-    /// the report says so by `quiesced: false`. Can be called at any time, and again.
+    /// Resets the job's connections to servers at once: what was not sent is never sent, and no new ones are made.
+    /// Local volumes take no notice. For the end of the right to write, together with [`JobHandle::cancel`]; a job that
+    /// is not cancelled fails with `EUnreachable`. What servers had received and not answered may still take effect,
+    /// and the report says so by `quiesced: false`. Can be called at any time, and again.
     pub fn revoke_connections(&self) {
         self.state.control.revoke_connections();
     }
 
-    /// Waits for the end: when the report is there, or ten seconds after a stop was asked for if the job does not come back
-    /// from a call. Can be called from several threads, and again later.
+    /// Waits for the end: when the report is there, or ten seconds after a stop was asked for if the job does not come
+    /// back from a call. Can be called from several threads, and again later.
     #[must_use]
     pub fn wait(&self) -> Report {
         self.state.wait()
@@ -233,9 +233,9 @@ impl JobHandle {
         self.state.wait_until(Some(limit), |ending| ending.report.is_some()).report.clone()
     }
 
-    /// Waits until the job is quiet, at most for `limit`, and says whether it is: nothing of it is in flight, its volumes
-    /// are closed and the destination's lock is released. A job whose report says so is quiet at once. Another one is when
-    /// its devices have answered; when they do not, or a server was left without an answer, it never is.
+    /// Waits until the job is quiet, at most for `limit`, and says whether it is: nothing of it is in flight, its
+    /// volumes are closed and the destination's lock is released. A job whose report says so is quiet at once. Another
+    /// one is when its devices have answered; when they do not, or a server was left without an answer, it never is.
     #[must_use]
     pub fn wait_quiet_for(&self, limit: Duration) -> bool {
         self.state.wait_until(Some(limit), |ending| ending.is_quiet).is_quiet

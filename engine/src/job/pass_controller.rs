@@ -9,14 +9,15 @@
 //! and says when it wants to be called again. The job's thread calls it in production. The simulation calls it under a
 //! clock of its own.
 //!
-//! **The order of a record.** The set to make durable is taken _before_ its flush is asked for. When the flush is done the
-//! set is appended to the recorder. Only when it is recorded does it count. A flush that failed is never repeated: the
-//! kernel may have dropped the pages, so nothing since the last good flush counts.
+//! **The order of a record.** The set to make durable is taken _before_ its flush is asked for. When the flush is done
+//! the set is appended to the recorder. Only when it is recorded does it count. A flush that failed is never repeated:
+//! the kernel may have dropped the pages, so nothing since the last good flush counts.
 //!
-//! **What a server may have lost.** Written ranges carry the destination's generation of the moment when they were started.
-//! The generation is compared once, after the flush was answered and before the ranges are appended. If it has grown, the
-//! server that flushed may not be the one that took the data, and the segment source plans these ranges again. So on such a
-//! destination every record follows a flush, and workers are halted only when everything is recorded.
+//! **What a server may have lost.** Written ranges carry the destination's generation of the moment when they were
+//! started. The generation is compared once, after the flush was answered and before the ranges are appended. If it has
+//! grown, the server that flushed may not be the one that took the data, and the segment source plans these ranges
+//! again. So on such a destination every record follows a flush, and workers are halted only when everything is
+//! recorded.
 
 use super::rate::{RateMeter, ServerPacing};
 use super::recorder::Recorder;
@@ -37,7 +38,7 @@ use std::time::Duration;
 /// Workers that serve the pass.
 pub(crate) type WorkerInboxes = Arc<[Arc<WorkerInbox>]>;
 
-/// When and how what was written is made durable.
+/// Rules for making written ranges durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RecordingPolicy {
     /// Interval; what is written in between is held in memory.
@@ -50,7 +51,7 @@ pub(crate) struct RecordingPolicy {
     pub may_lose: bool,
 }
 
-/// When the pass controller wants to look again.
+/// Time at which the pass controller must run again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TurnOutcome {
     /// After this long, or when notified.
@@ -104,7 +105,8 @@ pub(crate) struct PassController<L> {
     quiesced: bool,
     /// A flush, an append or the last look at the source failed: nothing can be recorded any more.
     recording_over: bool,
-    /// The segment source settled leaves by itself the last time, or scanned as much as it may: it has more to do at once.
+    /// The segment source settled leaves by itself the last time, or scanned as much as it may: it has more to do at
+    /// once.
     unfinished: bool,
     /// The segment source waited for extents the last time.
     waits: bool,

@@ -169,11 +169,12 @@ fn recording(spec: &CopySpec, may_lose: bool) -> RecordingPolicy {
     let sync = spec.sync == Sync::Yes;
     let is_checkpoint = sync && spec.checkpoint != Checkpoint::None;
     let every = if is_checkpoint { spec.checkpoint_every } else { CheckpointEvery::default() };
-    // What is recorded is never done again. So it has to be stable, even if nobody asked for a checkpoint or a sync.
+    // Recorded ranges are never copied again. So they must be stable, even without a checkpoint or a sync.
     RecordingPolicy { every, flush_each: is_checkpoint || may_lose, flush_last: sync, may_lose }
 }
 
-/// Returns the number of workers that take part: as many as get a connection to the servers of both sides. Connects them.
+/// Returns the number of workers that take part: as many as get a connection to the servers of both sides. Connects
+/// them.
 fn joining_workers(volumes: [&Arc<dyn Volume>; 2], cores: usize) -> usize {
     let exports = || volumes.iter().filter_map(|volume| volume.export());
     let allowed = exports().map(|export| export.workers_allowed(cores)).min().unwrap_or(cores);

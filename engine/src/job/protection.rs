@@ -1,9 +1,9 @@
 //! Keeps other users of the same devices fast: measures their latency and narrows the job's window by it.
 //!
 //! Once a millisecond its thread reads 4 KiB past the page cache, where this job has already read or written, from each
-//! local device of the job. The p90 of these probes goes into the [`ProtectionWindow`] every tick, and its window into the
-//! job. Devices that cannot be probed (no `O_DIRECT`) are left out. A server is not probed: the latency of the job's own
-//! requests to it is used instead. With neither the window stays as it is.
+//! local device of the job. The p90 of these probes goes into the [`ProtectionWindow`] every tick, and its window into
+//! the job. Devices that cannot be probed (no `O_DIRECT`) are left out. A server is not probed: the latency of the
+//! job's own requests to it is used instead. With neither the window stays as it is.
 
 use crate::buffer::Block;
 use crate::limits::{DRAIN_LIMIT, TICK};

@@ -113,8 +113,8 @@ impl<'a> ReportBuilder<'a> {
         Err(error)
     }
 
-    /// Leaves the journal as a checkpoint. It is closed, and its lock released, when this returns, unless something is in
-    /// flight for ever.
+    /// Leaves the journal as a checkpoint. It is closed, and its lock released, when this returns, unless something is
+    /// in flight for ever.
     pub(crate) fn close_as_checkpoint(&self, recorder: JournalRecorder) {
         if self.quiesced
             && let Err(error) = recorder.journal.close()
@@ -181,7 +181,8 @@ impl<'a> ReportBuilder<'a> {
     }
 }
 
-/// Returns the outcome of a pass that is over: its first error, a stop that was asked for, or nothing if it is complete.
+/// Returns the outcome of a pass that is over: its first error, a stop that was asked for, or nothing if it is
+/// complete.
 pub(crate) fn outcome<L: Recorder>(pass: &PassState, controller: &PassController<L>) -> Result<()> {
     if !controller.is_quiesced() {
         return Err(Error::new(

@@ -1,9 +1,9 @@
 //! Starts a copy: turns a spec into two open volumes, a journal and a route.
 //!
-//! A crash or a refusal can interrupt the start anywhere. So the order is: open or create the destination, lock it, make
-//! sure that its path still leads to it, refuse what must be refused, ask for admission, sync the directory, write and sync
-//! the journal's header. Only then is the destination changed: whenever it has been touched, a journal says so. A refusal
-//! leaves the destination as it was and removes a file that was created for it.
+//! A crash or a refusal can interrupt the start anywhere. So the order is: open or create the destination, lock it,
+//! make sure that its path still leads to it, refuse what must be refused, ask for admission, sync the directory, write
+//! and sync the journal's header. Only then is the destination changed: whenever it has been touched, a journal says
+//! so. A refusal leaves the destination as it was and removes a file that was created for it.
 
 use super::content_check::ContentCheck;
 use super::engine_resources::EngineResources;
@@ -49,14 +49,14 @@ pub(crate) struct PreparedCopy {
     pub claims: bool,
     /// Ranges that need no zeroing.
     pub known_zero: KnownZero,
-    /// Its bytes from the source's end to the next multiple of its alignment, so that the last block can be written whole
-    /// and keeps them. Fewer than 64 KiB; empty for files, unless they are older copies.
+    /// Its bytes from the source's end to the next multiple of its alignment, so that the last block can be written
+    /// whole and keeps them. Fewer than 64 KiB; empty for files, unless they are older copies.
     pub tail: Vec<u8>,
 }
 
 /// Prepares a copy. Blocks: for the destination's lock up to the spec's `lock_wait`, for servers up to their request
-/// timeout (connections that fail are not tried again), for an admission and a closed gate as long as they take, else for
-/// a few disk accesses.
+/// timeout (connections that fail are not tried again), for an admission and a closed gate as long as they take, else
+/// for a few disk accesses.
 ///
 /// # Errors
 /// The refusals of a copy, in this order: `EBadRequest`, `ENotFound`, `EPermission`, `ESameVolume`, `EBusy`,
@@ -116,7 +116,7 @@ fn refuse_cancelled(cancelled: &dyn Fn() -> bool) -> Result<()> {
     Err(Error::new(Code::Cancelled, Side::Caller, Operation::Start, message))
 }
 
-/// Where a copy starts.
+/// Start of a copy.
 pub(super) enum StartPoint<J> {
     /// At the beginning, without a journal yet.
     Fresh,
@@ -141,7 +141,7 @@ fn earlier_journal(spec: &CopySpec) -> Result<Option<JournalReader>> {
     match checkpoint(spec).map(JournalReader::open) {
         None => Ok(None),
         Some(Err(error)) if error.code == Code::NotFound => Ok(None),
-        // Somebody made room for one; to go on from it would need more.
+        // An empty file may be a reserved journal; only resuming needs content.
         Some(Err(_)) if spec.continuation != Continuation::Resume && is_empty_file(spec) => Ok(None),
         Some(reader) => reader.map(Some),
     }
@@ -195,7 +195,8 @@ fn refuse_unwritable_journal(spec: &CopySpec) -> Result<()> {
     }
 }
 
-/// A journal replaces what its path leads to: neither an end of the copy, nor what one lies on, nor anybody's file.
+/// Refuses a journal path that leads to an end of the copy, to a device or file below one, or to a file that is no
+/// journal.
 fn refuse_journal_on_volume(spec: &CopySpec, opened: &OpenedCopy) -> Result<()> {
     let files = [(checkpoint(spec), "--checkpoint"), (spec.receipt.as_deref(), "--receipt")];
     for (path, flag) in files.into_iter().filter_map(|(path, flag)| Some((path?, flag))) {
@@ -256,8 +257,8 @@ fn refuse_other_content(
     ContentCheck::of(earlier, cancelled)?.refuse_others(&opened.source, &opened.destination, unproven)
 }
 
-/// The header of an unfinished copy to the destination: what that left there a restart may discard. Where nothing of it
-/// is left, there is somebody's data.
+/// Returns the header of an unfinished copy to the destination, whose data a restart may discard. `None` if the
+/// destination holds none of that data: then its content belongs to another owner.
 fn leftover<'a>(
     earlier: &'a Result<Option<JournalReader>>,
     opened: &OpenedCopy,
@@ -378,7 +379,7 @@ impl FirstChanges<'_> {
     }
 }
 
-/// Where the journal of a fresh start lies.
+/// Returns the location of the journal of a fresh start.
 pub(super) fn journal_place(spec: &CopySpec) -> JournalLocation<'_> {
     match (checkpoint(spec), spec.continuation) {
         (None, _) => JournalLocation::Scratch,

@@ -95,7 +95,7 @@ impl SupervisedCopy {
             [] => compared(&self.durable, now.size_bytes),
             leaves => leaves.iter().map(of_leaf).collect(),
         };
-        // Whoever keeps the ranges knows the destination by other means; its content is looked at all the same.
+        // The supervisor knows the destination by other means; its content is checked all the same.
         ContentCheck::of_leaves(leaves, cancelled).refuse_others(
             &opened.source,
             &opened.destination,
@@ -210,7 +210,7 @@ fn whole_leaves(ranges: &RangeSet, size: u64, leaf: u64) -> RangeSet {
 pub(crate) fn record_undigested(journal: &mut JournalFile, ranges: &RangeSet) -> Result<()> {
     let runs = ranges.iter().map(|range| Run { range, content: Content::Undigested }).collect();
     let (tell, answer) = mpsc::channel();
-    // Nobody hears it only if this thread is gone.
+    // Sending fails only if this thread is gone.
     journal.append(runs, move |result| _ = tell.send(result));
     answer.recv().unwrap_or_else(|_| Err(Error::internal(Operation::Journal, "the journal does not answer")))
 }

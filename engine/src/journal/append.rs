@@ -1,8 +1,8 @@
-//! Plans what to write to a journal, and where: the pure half of appending.
+//! Plans the writes of a journal, without I/O.
 //!
-//! An [`Appender`] knows where the file ends and which record and slot come next. It does no I/O. Whoever carries a
-//! [`Commit`] out does so in this order and stops at the first error: write the record, sync, write the slot. Once the sync
-//! has returned the record counts. The journal thread and the simulation carry out the same plans.
+//! An [`Appender`] knows where the file ends and which record and slot come next. Its caller carries a [`Commit`] out
+//! in this order and stops at the first error: write the record, sync, write the slot. The record counts once the sync
+//! has returned. The journal thread and the simulation carry out the same plans.
 
 use super::format::{self, CommitSlot, Geometry};
 use super::read::JournalReader;
@@ -33,7 +33,7 @@ pub(crate) struct Commit {
     pub end: u64,
 }
 
-/// Where the next record goes.
+/// Position of the next record.
 #[derive(Clone, Debug)]
 pub(crate) struct Appender {
     geometry: Geometry,

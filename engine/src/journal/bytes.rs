@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// Where the bytes of a journal come from: a file, or memory in a simulation.
+/// Source of a journal's bytes: a file, or memory in a simulation.
 pub(crate) trait ReadAt: Send + Sync {
     /// Bytes there are.
     fn size_bytes(&self) -> io::Result<u64>;

@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 /// Entries of the ring: at most one write or sync per job is in flight.
 const RING_ENTRIES: u32 = 32;
 
-/// How the thread does its I/O.
+/// I/O of the journal thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Backend {
     /// io_uring: the syncs of several jobs run side by side.

@@ -63,7 +63,7 @@ fn read_start(file: &File) -> io::Result<Vec<u8>> {
     Ok(start)
 }
 
-/// A checkpoint may be replaced when told so, what a crash left always, and anything else never.
+/// Permits replacing a checkpoint if `may_replace`, a leftover of a crash always, and any other file never.
 ///
 /// # Errors
 /// `EExists`.
@@ -100,8 +100,8 @@ pub(super) fn check_fresh(path: &Path, file: &File) -> Result<()> {
 /// Refuses a place for a receipt that a finished copy could not use: to be asked before the first byte.
 ///
 /// # Errors
-/// `EBadRequest` for what is no regular file, `EExists` for one that is neither empty nor an older receipt, and whatever
-/// the system says.
+/// `EBadRequest` for what is no regular file, `EExists` for one that is neither empty nor an older receipt, and
+/// whatever the system says.
 pub fn refuse_receipt(path: &Path) -> Result<()> {
     refuse_by(path, check_receipt)?;
     refuse_by(&fresh_name(path), check_fresh)

@@ -18,11 +18,11 @@ pub(crate) const SLOT_MAGIC: [u8; 8] = *b"BHCOMMIT";
 pub(crate) const FORMAT_VERSION: u32 = 2;
 /// Bytes that storage writes as a whole or not at all: lead and slots are one sector each.
 pub(crate) const SECTOR_BYTES: usize = 512;
-/// Where the checksum of a lead or slot sector lies within it.
+/// Offset of the checksum within a lead or slot sector.
 pub(crate) const SEAL_OFFSET: usize = SECTOR_BYTES - 4;
-/// Where the two commit slots lie.
+/// Offsets of the two commit slots.
 pub(crate) const SLOT_OFFSETS: [u64; 2] = [512, 1024];
-/// Where the header lies. Records follow it.
+/// Offset of the header. Records follow it.
 pub(crate) const HEADER_OFFSET: u64 = 1536;
 /// Longest name of a volume in bytes: the longest path that Linux takes.
 pub(crate) const NAME_BYTES_MAX: usize = 4096;
@@ -34,10 +34,10 @@ pub(crate) const IDENTITY_FIXED_BYTES: usize = 88;
 pub(crate) const HEADER_BYTES_MAX: usize =
     HEADER_FIXED_BYTES + 2 * (IDENTITY_FIXED_BYTES + NAME_BYTES_MAX + IDS_BYTES_MAX);
 
-/// Why bytes are not the journal that they should be.
+/// Reason why bytes are not a valid journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Damage {
-    /// Nobody can have written this; `what` is wrong with the bytes `at..at + length`.
+    /// No program has written this; `what` is wrong with the bytes `at..at + length`.
     Corrupt { at: u64, length: u64, what: &'static str },
     /// Written by a program of another version.
     OtherVersion(u32),
@@ -120,7 +120,7 @@ impl LeadSector {
         Ok(lead)
     }
 
-    /// Where the records start.
+    /// Offset of the first record.
     pub(crate) fn records_start(self) -> u64 {
         HEADER_OFFSET + u64::from(self.header_bytes)
     }
@@ -138,7 +138,7 @@ pub(crate) struct CommitSlot {
 }
 
 impl CommitSlot {
-    /// Where it lies in the file.
+    /// Its offset in the file.
     pub(crate) fn offset(&self) -> u64 {
         SLOT_OFFSETS[usize::from(self.sequence % 2 == 1)]
     }

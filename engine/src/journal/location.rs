@@ -59,7 +59,7 @@ impl Drop for LockedJournal {
     }
 }
 
-/// Where to create a journal.
+/// Location of a new journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum JournalLocation<'a> {
     /// A file that must not exist; an empty or zeroed one left by a crash does not count.
@@ -116,7 +116,7 @@ fn create_named(path: &Path, may_replace: bool, start: &[u8]) -> Result<LockedJo
     check_place(path)?;
     create_directory(directory_of(path))?;
     for _ in 0..REPLACED_MAX {
-        // Held until the new file has the name: nobody else can replace or remove what is there meanwhile.
+        // Held until the new file has the name: no other process can replace or remove the old file meanwhile.
         let previous = match open_locked(path) {
             Err(error) if error.code == Code::NotFound => None,
             previous => Some(previous?),
@@ -164,7 +164,7 @@ fn write_fresh(fresh: &Path, start: &[u8]) -> Result<LockedJournal> {
     Ok(file)
 }
 
-/// Fails with `AlreadyExists` if somebody took the name meanwhile.
+/// Fails with `AlreadyExists` if the name was taken meanwhile.
 fn rename_to_free_name(from: &Path, to: &Path) -> io::Result<()> {
     match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
         // Not every file system knows the flag; a link has the same refusal.
@@ -178,7 +178,7 @@ fn create_scratch(start: &[u8]) -> Result<LockedJournal> {
     let file = open_on_disk(&directory, Path::new(DISK_DIRECTORY))
         .and_then(|file| file.write_all_at(start, 0).map(|()| file))
         .map_err(|error| failed(&error, "create a temporary journal in", &directory))?;
-    // Nobody else can open it: it needs no lock.
+    // No other process can open an unnamed file: it needs no lock.
     Ok(LockedJournal(file))
 }
 

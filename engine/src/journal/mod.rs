@@ -1,7 +1,7 @@
 //! Keeps the journal of a job: one file that says which ranges are durable, and what they hold.
 //!
-//! An unfinished journal is a checkpoint; a finished one is a receipt. `docs/format.md` owns the bytes. Memory holds one
-//! interval, never the whole list: runs are appended as they become durable and read back as a stream.
+//! An unfinished journal is a checkpoint; a finished one is a receipt. `docs/format.md` owns the bytes. Memory holds
+//! one interval, never the whole list: runs are appended as they become durable and read back as a stream.
 
 pub(crate) mod append;
 #[cfg(test)]
@@ -58,7 +58,7 @@ pub struct Header {
     pub leaf_bytes: u32,
     /// Whether runs of data carry leaf digests.
     pub digest: DigestKind,
-    /// When the job first started, in ns since the epoch.
+    /// Time at which the job first started, in ns since the epoch.
     pub started_ns: i64,
 }
 
@@ -97,7 +97,7 @@ named! {
 pub struct Finish {
     /// BLAKE3 over the canonical sequence of leaves; `None` where some were not digested.
     pub root: Option<[u8; 32]>,
-    /// When the job ended, in ns since the epoch.
+    /// Time at which the job ended, in ns since the epoch.
     pub finished_ns: i64,
 }
 

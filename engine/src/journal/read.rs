@@ -235,7 +235,7 @@ impl JournalReader {
         }
         let corrupt = |what| self.store.corrupt(at, RECORD_HEAD_BYTES as u64, what);
         let Some(head) = RecordHead::decode(&self.store.read_array(at)?).map_err(corrupt)? else {
-            // Nobody knows how long it was meant to be: everything up to the end is looked at.
+            // Its length is unknown: everything up to the end counts as damaged.
             return Ok(LoadedRecord::Damaged { end: limit, what: "the checksum of a record's head is wrong" });
         };
         if head.sequence != sequence {

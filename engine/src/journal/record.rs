@@ -1,8 +1,8 @@
 //! Encodes and decodes records, which are appended to a journal once per interval, and the runs inside.
 //!
-//! A record is a fixed head, a payload and the payload's checksum. Head, run and payload carry a checksum each: the head's
-//! makes its length trustworthy before anything is read by it, the run's lets a single run be read again later without its
-//! record, the payload's covers all of it. Pure: no I/O here.
+//! A record is a fixed head, a payload and the payload's checksum. Head, run and payload carry a checksum each: the
+//! head's makes its length trustworthy before anything is read by it, the run's lets a single run be read again later
+//! without its record, the payload's covers all of it. Pure: no I/O here.
 
 use super::format::{FieldReader, Geometry, SECTOR_BYTES};
 use super::{Content, Finish, LeafDigest, Run};
@@ -13,7 +13,7 @@ use crate::spec::DigestKind;
 pub(crate) const RECORD_MAGIC: [u8; 4] = *b"BHRC";
 /// Head of a record.
 pub(crate) const RECORD_HEAD_BYTES: usize = 32;
-/// Where the checksum of the head lies within it.
+/// Offset of the checksum within the head.
 pub(crate) const RECORD_HEAD_CRC_OFFSET: usize = RECORD_HEAD_BYTES - 4;
 /// The payload's checksum, after the payload.
 pub(crate) const RECORD_TAIL_BYTES: usize = 4;

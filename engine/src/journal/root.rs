@@ -19,7 +19,7 @@ pub(crate) const ROOT_LEAF: u8 = 1;
 pub struct RootHasher {
     hasher: blake3::Hasher,
     geometry: Geometry,
-    /// Where the next run must start.
+    /// Offset at which the next run must start.
     next: u64,
     /// Zero leaves not yet hashed: they may go on in the next run.
     zeros: u64,

@@ -1,12 +1,12 @@
-//! Indexes a journal: which record tells about which bytes.
+//! Indexes a journal: maps bytes to the records that cover them.
 //!
 //! Only spans are kept, never digests: a span is a stretch of bytes that one record covers without a gap, and the file
-//! position of the first run in it. Spans never overlap; what is recorded later replaces what was there.
+//! position of the first run in it. Spans never overlap; a later record replaces earlier spans.
 //!
 //! Size: 24 bytes per span plus the tree's slack, at most 56 bytes per span. A record of one unbroken stretch is one
-//! span however its zeros and data alternate, but every core adds one to each record: 8 TiB on 16 cores are some million.
-//! So an index holds at most [`SPANS_MAX`], 7 MiB: it forgets those at the highest offsets and says up to where it
-//! knows everything. Whoever gets there reads the records once more for the next part.
+//! span however its zeros and data alternate, but every core adds one to each record: 8 TiB on 16 cores are some
+//! million. So an index holds at most [`SPANS_MAX`], 7 MiB: it drops spans at the highest offsets and says up to which
+//! offset it is complete. A reader that reaches that offset reads the records again for the next part.
 
 use crate::error::Result;
 use crate::extent::ByteRange;
@@ -36,7 +36,7 @@ pub(super) trait SpanLookup {
 pub(crate) struct SpanIndex {
     /// Start to (end, position).
     spans: BTreeMap<u64, (u64, u64)>,
-    /// Where everything is known.
+    /// Range in which the index is complete.
     known: ByteRange,
     spans_max: usize,
 }
@@ -48,7 +48,7 @@ impl SpanIndex {
         Self { spans: BTreeMap::new(), known: ByteRange::new(start, u64::MAX), spans_max }
     }
 
-    /// Where everything is known. Never empty.
+    /// Range in which the index is complete. Never empty.
     pub(crate) fn known(&self) -> ByteRange {
         self.known
     }

@@ -34,7 +34,7 @@ impl SampledLeaves {
         Self { leaf_bytes, random: SeededNumbers(seed), data: LeavesOfKind::default(), zeros: LeavesOfKind::default() }
     }
 
-    /// A run that was recorded after all that were told of before.
+    /// Adds a run that was recorded after all runs added so far.
     pub(super) fn add(&mut self, range: ByteRange, is_zeros: bool) {
         let leaves = range.len().div_ceil(self.leaf_bytes);
         let leaf = |index: u64| range.start() + index * self.leaf_bytes;

@@ -4,8 +4,8 @@
 //! tasks of different jobs run side by side. Creating, opening, renaming and removing happen on the caller's thread,
 //! before the task knows the file or after it has ended: callers of those wait anyway.
 //!
-//! The lock is shared by the [`JournalFile`] and its task. It is released when both are gone, so never while a write may
-//! still take effect. The thread ends when the last service handle and the last journal are gone.
+//! The lock is shared by the [`JournalFile`] and its task. It is released when both are gone, so never while a write
+//! may still take effect. The thread ends when the last service handle and the last journal are gone.
 
 use super::append::Appender;
 use super::disk::{Backend, JournalDisk, Runtime};
@@ -227,7 +227,7 @@ impl JournalFile {
     /// call fails with the same one. The caller bounds the queue: it keeps one or two batches under way.
     pub(crate) fn append(&mut self, runs: Vec<Run>, done: impl FnOnce(Result<()>) + Send + 'static) {
         let command = JournalCommand::Append(runs, AppendCallback(Some(Box::new(done))));
-        // A command that nobody takes is dropped, and tells its owner so.
+        // If the thread is gone, the command is dropped, and its callback reports an error.
         _ = self.commands.send(command);
     }
 

@@ -6,7 +6,7 @@ use super::{Finish, Run};
 use crate::error::{Error, Operation, Result, Side};
 use std::io;
 
-/// How the file of a journal ends.
+/// End of a journal's file.
 pub(super) enum JournalEnd {
     /// As it is: it is going to be removed.
     Leave,
@@ -119,7 +119,8 @@ mod tests {
     use super::*;
     use std::rc::Rc;
 
-    /// Two appends and an ending, on a disk whose call `failing` (from 0) fails; what was done, and how the calls ended.
+    /// Two appends and an ending, on a disk whose call `failing` (from 0) fails; what was done, and how the calls
+    /// ended.
     fn steps(ending: JournalEnd, is_synced: bool, failing: Option<usize>) -> (Vec<Step>, Vec<bool>) {
         let (appender, _) = Appender::create(&header(40 * 4096, 4096)).unwrap();
         let script = Rc::new(Script::new(failing));

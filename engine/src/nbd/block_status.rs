@@ -1,7 +1,7 @@
 //! Caches the extents of an export: one window at a time, asked for ahead of the planner.
 //!
-//! The planner looks here first. What is not known becomes a question, which a worker (or the planner itself, while there
-//! are no workers) takes to the server. An answer that is no longer wanted is dropped.
+//! The planner looks here first. What is not known becomes a question, which a worker (or the planner itself, while
+//! there are no workers) takes to the server. An answer that is no longer wanted is dropped.
 
 use super::MetaContexts;
 use crate::error::{Error, Result};
@@ -102,7 +102,7 @@ impl BlockStatusCache {
         Some(range)
     }
 
-    /// What a server has said of a question that was taken.
+    /// Reply of a server to a request that a worker has taken.
     pub(crate) fn answer(&mut self, question: ByteRange, scan: StatusAnswer) {
         if !matches!(self.state, StatusState::Asked(range) if range == question) {
             return;

@@ -44,7 +44,8 @@ impl CommandFlags {
     pub(crate) const NO_HOLE: Self = Self(1 << 1);
     /// Zeros only if that is faster than writing them; else ENOTSUP.
     pub(crate) const FAST_ZERO: Self = Self(1 << 4);
-    /// The length counts payload that follows. Extended headers only, where [`RequestHeader::encode`] sets it on writes.
+    /// The length counts payload that follows. Extended headers only, where [`RequestHeader::encode`] sets it on
+    /// writes.
     pub(crate) const PAYLOAD_LEN: Self = Self(1 << 5);
 }
 

@@ -1,8 +1,8 @@
 //! Connects to an address within a given time.
 //!
-//! Sockets are close-on-exec; they are connected without blocking and handed out blocking. A name is looked up on a thread
-//! of its own, because the system's resolver can neither be bounded nor cancelled; the thread ends when the resolver gives
-//! up.
+//! Sockets are close-on-exec; they are connected without blocking and handed out blocking. A name is looked up on a
+//! thread of its own, because the system's resolver can neither be bounded nor cancelled; the thread ends when the
+//! resolver gives up.
 
 use super::deadline::Deadline;
 use super::uri::Address;
@@ -26,8 +26,8 @@ const KEEPALIVE_INTERVAL_S: u32 = 5;
 /// Unanswered ones that end the connection.
 const KEEPALIVE_COUNT: u32 = 3;
 
-/// Connects to whoever listens at the address; every address of a name is tried. TCP gives up on bytes that stay
-/// unacknowledged for `user_timeout`; without one, as the system does.
+/// Connects to the server at an address; every address of a name is tried. TCP fails when bytes stay unacknowledged for
+/// `user_timeout`; without one, after the system's timeout.
 ///
 /// # Errors
 /// The error of the last address, with the operating system's number where there is one.
@@ -108,7 +108,7 @@ fn resolve(host: &str, port: u16, deadline: Deadline<'_>) -> io::Result<Vec<Sock
     let name = host.to_owned();
     thread::Builder::new().name("nbd-resolve".to_owned()).spawn(move || {
         let addresses = (name.as_str(), port).to_socket_addrs().map(Iterator::collect);
-        // Nobody may be waiting any more.
+        // The caller may not be waiting any more.
         let _ = sender.send(addresses);
     })?;
     loop {

@@ -1,7 +1,7 @@
 //! Revokes the connections of a job to its servers, and holds the gate that new ones wait for.
 //!
 //! All exports of a job share one revoker. Every session is registered with it for as long as its socket is open. A
-//! revocation is final: it resets all sockets, whoever uses them at the moment, and no new one is made afterwards.
+//! revocation is final: it resets all sockets, including those in use, and no new one is made afterwards.
 
 use crate::error::{Code, Error, Operation, Side};
 use crate::gate::Gate;
@@ -145,7 +145,7 @@ mod tests {
             let (socket, ..) = filled();
             revoker.register(&socket);
         }
-        assert_eq!(lock(&revoker.sockets).len(), 1, "that of the last one, which nobody has looked at since");
+        assert_eq!(lock(&revoker.sockets).len(), 1, "only the socket of the last session is registered");
     }
 
     #[test]

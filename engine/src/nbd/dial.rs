@@ -23,7 +23,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a server may take to list its exports.
+/// Longest time for a server to list its exports.
 const LIST_LIMIT: Duration = Duration::from_secs(30);
 
 /// Everything that is needed to connect to an export, again and again.
@@ -42,7 +42,7 @@ impl fmt::Debug for Dialer {
 }
 
 impl Dialer {
-    /// Loads certificates; connects to nobody. Logs a warning where the peer is not to be verified.
+    /// Loads certificates, without connecting. Logs a warning if the peer is not to be verified.
     ///
     /// # Errors
     /// `EBadRequest` for certificates that are missing or malformed, and names that no certificate can bear.
@@ -269,7 +269,7 @@ fn unreachable_peer(error: Error) -> Error {
     Error { code: Code::Unreachable, retryable: true, ..error }
 }
 
-/// Returns whether the server says by this that it knows who we are, or not, and wants nothing of us.
+/// Returns whether the server refuses the client's certificate, or the lack of one, by this alert.
 fn is_certificate_alert(alert: Alert) -> bool {
     matches!(
         alert,

@@ -15,7 +15,7 @@ use std::process::{Child, Command as Program, Stdio};
 use std::time::Duration;
 use std::{env, thread};
 
-/// How long a dial may take in tests that expect it to succeed or to be refused.
+/// Longest time of a dial in tests that expect it to succeed or to be refused.
 pub(super) const PATIENT: Duration = Duration::from_secs(60);
 
 /// A server that listens; killed on drop.
@@ -50,7 +50,7 @@ impl Server {
 
     /// nbdkit at a port of this host, and the port.
     pub(super) fn nbdkit_tcp(room: &Path, arguments: &[&str]) -> Result<(Self, u16), String> {
-        // The port is free again once it is known; nobody else is given it so soon.
+        // The port is free again once it is known; the kernel does not reuse it so soon.
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let (pid, number) = (text(&room.join("pid")), port.to_string());
         let command = [&["nbdkit", "-f", "-P", &pid, "-i", "127.0.0.1", "-p", &number], arguments].concat();

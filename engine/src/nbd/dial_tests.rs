@@ -120,7 +120,7 @@ fn nobody_there_is_told_apart_from_nothing_there() {
 #[test]
 fn a_peer_that_says_nothing_costs_the_limit_and_no_more() {
     let room = scratch();
-    // Connected by the kernel, accepted by nobody.
+    // The kernel completes the connection, but it is never accepted.
     let _listener = UnixListener::bind(room.path().join("socket")).unwrap();
     let limit = Duration::from_millis(120);
     refused(dial_within(&unix(room.path(), "x"), limit, &|| false), Code::Unreachable, "no answer in time");
@@ -194,7 +194,7 @@ fn a_thousand_dials_in_vain_leave_nothing_behind() {
     }
     let closes = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = closes.local_addr().unwrap().port();
-    // Accepts, greets half, and closes; the other half of the dials finds nobody.
+    // Accepts, sends half a greeting, and closes; the other half of the dials finds no listener.
     let server = std::thread::spawn(move || {
         for _ in 0..500 {
             let (mut stream, _) = closes.accept().unwrap();

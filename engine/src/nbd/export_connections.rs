@@ -1,12 +1,11 @@
-//! Keeps the connections to one export, shared by the job, the workers and the dialer.
+//! Keeps the connections to one export, shared by the job, the workers and the dialer. They own the unused sessions.
+//! Workers take one each and return it healthy, or report that it was lost. Then all sessions of the export are
+//! dropped, its _generation_ grows, and a dialer's thread makes new ones, with growing pauses, until `retry_for` has
+//! passed without a single answer. Unflushed writes of an older generation may be lost, as the server may have been
+//! restarted. The first permanent _failure_ ends the export for good.
 //!
-//! It owns the sessions that nobody uses. Workers take one each and return it healthy, or report that it was lost. Then all
-//! sessions of the export are given up, its _generation_ grows, and a dialer's thread makes new ones, with growing pauses,
-//! until `retry_for` has passed without a single answer. Whatever was written under an older generation and not flushed may
-//! be gone, as the server may have been restarted. The first permanent _failure_ ends the export for good.
-//!
-//! **Quiet.** No request to the export can take effect later once every request was answered, or its connection was closed
-//! by the peer, or [`REQUEST_LIFE`] has passed since it was sent.
+//! **Quiet.** No request to the export can take effect later once every request was answered, or its connection was
+//! closed by the peer, or [`REQUEST_LIFE`] has passed since it was sent.
 
 use super::block_status::{BlockStatusCache, StatusAnswer};
 use super::blocking_client::{self, BlockingClient};
@@ -60,7 +59,7 @@ struct PoolState {
     dialing: bool,
     /// The job is over and waits for no session.
     closed: bool,
-    /// When the first session was lost since the last answer.
+    /// Time at which the first session was lost since the last answer.
     lost_since: Option<Instant>,
     /// Losses since the last answer.
     losses: u32,
@@ -193,8 +192,8 @@ impl ExportConnections {
         if self.facts.flags.can_multi_conn() { wanted } else { 1 }
     }
 
-    /// Connections of each of that many workers at most, spare ones included. None are spare towards a destination: writes
-    /// over four connections to one file took twice as long as over two.
+    /// Connections of each of that many workers at most, spare ones included. None are spare towards a destination:
+    /// writes over four connections to one file took twice as long as over two.
     pub(crate) fn connections_per_worker(&self, workers: usize) -> usize {
         if self.side == Side::Destination {
             return 1;
@@ -203,8 +202,8 @@ impl ExportConnections {
         (all / workers.max(1)).max(1)
     }
 
-    /// Makes a session for each of that many workers. Gives the number that the server has let in: it may have a limit of
-    /// its own, or be full. Spare ones are made meanwhile.
+    /// Makes a session for each of that many workers. Gives the number that the server has let in: it may have a limit
+    /// of its own, or be full. Spare ones are made meanwhile.
     pub(crate) fn connect(self: &Arc<Self>, workers: usize) -> usize {
         let made = self.connect_first(workers);
         let mut state = lock(&self.state);
@@ -230,7 +229,7 @@ impl ExportConnections {
                 Ok(session) => self.return_session(generation, session),
                 Err(error) => {
                     tracing::info!(export = %self.name, sessions, %error, "further connection failed");
-                    // Without any, it is the worker who tries again.
+                    // Without any session, the worker tries again.
                     return sessions.max(1);
                 }
             }
@@ -392,12 +391,12 @@ impl ExportConnections {
         self.over.load(Acquire) || self.revoker.is_revoked()
     }
 
-    /// Returns whether somebody waits for block status.
+    /// Returns whether a request for block status is pending.
     pub(crate) fn has_question(&self) -> bool {
         self.has_question.load(Relaxed)
     }
 
-    /// A range that block status is wanted of: whoever takes it answers it or gives it back.
+    /// Takes the range whose block status is requested; the worker that takes it must answer or return it.
     pub(crate) fn take_question(&self) -> Option<ByteRange> {
         if !self.has_question.swap(false, AcqRel) {
             return None;
@@ -405,7 +404,8 @@ impl ExportConnections {
         lock(&self.state).block_status.take_question()
     }
 
-    /// What a server has said of it on a session of that generation; if that has grown, it has to be asked again.
+    /// Stores the block status that a session of `generation` has returned; if the generation has grown, the request is
+    /// repeated.
     pub(crate) fn answer_question(&self, generation: u64, question: ByteRange, scan: StatusAnswer) {
         let mut state = lock(&self.state);
         if self.generation() == generation {
@@ -462,7 +462,7 @@ impl ExportConnections {
         if !is_wanted {
             return Some(DialTask::Spare);
         }
-        // Others may hear from the server while it lets in nobody more.
+        // Other sessions may get replies while the server accepts no further connection.
         let since = state.lost_since.map_or(since, |lost| lost.min(since));
         let pause = REDIAL_BACKOFF.wait(failures.max(state.losses.saturating_sub(1)));
         Some(DialTask::Wanted { pause, deadline: since.saturating_add(self.terms.retry_for) })
@@ -560,11 +560,11 @@ impl ExportConnections {
             Some(taken) => taken,
             None => (self.generation(), self.redial(DIAL_LIMIT)?),
         };
-        // Nobody looks at cancels meanwhile: a stop is not held up for longer than by anything else.
+        // Cancels are not checked meanwhile: the limit keeps the delay of a stop below the drain limit.
         let limit = self.terms.request_timeout.min(DRAIN_LIMIT);
         let mut client = BlockingClient::new(&session, self.side, &self.name, limit);
         let answer = ask(&mut client);
-        // After a failure nobody knows what is still on its way.
+        // After a failure replies may still be in flight.
         if client.is_reusable() {
             self.return_session(generation, session);
         }
@@ -573,7 +573,7 @@ impl ExportConnections {
 }
 
 impl Drop for ExportConnections {
-    /// An export that nobody has stopped, as the job was refused: says goodbye, and waits for nobody.
+    /// Disconnects an export that was not stopped, as its job was refused, without waiting.
     fn drop(&mut self) {
         let sessions = std::mem::take(&mut lock(&self.state).idle);
         blocking_client::disconnect(sessions.into_iter().map(|(_, session)| session).collect(), Duration::ZERO);

@@ -145,7 +145,7 @@ fn listing(peer: &mut Scripted) -> Result<(), NegotiationError> {
 struct Scripted {
     data: Vec<u8>,
     is_framed: bool,
-    /// What was made and not read yet.
+    /// Bytes that were generated and not read yet.
     pending: Vec<u8>,
 }
 

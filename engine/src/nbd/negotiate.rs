@@ -6,7 +6,7 @@
 //!                                                    |        GO, else EXPORT_NAME          -> transmission phase
 //!                                                     \ list  LIST, INFO per export, ABORT  -> closed
 //! ```
-//! Blocking, over anything that reads and writes; whoever owns the stream bounds the time. It reads exactly what
+//! Blocking, over any stream; the owner of the stream bounds the time. It reads exactly what
 //! belongs to the handshake, so that the transmission phase starts at the next byte. Every length that the peer names
 //! is bounded before memory is taken for it.
 
@@ -52,7 +52,7 @@ const REPLY_INFO: u32 = 3;
 const REPLY_META_CONTEXT: u32 = 4;
 const REPLY_ERROR: u32 = 1 << 31;
 
-/// The codes of [`NegotiationError::Refused`] that somebody acts on.
+/// Codes of [`NegotiationError::Refused`] that callers distinguish.
 pub(crate) const ERR_UNSUP: u32 = REPLY_ERROR | 1;
 pub(crate) const ERR_POLICY: u32 = REPLY_ERROR | 2;
 const ERR_INVALID: u32 = REPLY_ERROR | 3;
@@ -89,7 +89,7 @@ pub(crate) struct Negotiated {
     pub contexts: MetaContexts,
 }
 
-/// Why there is no session.
+/// Reason why there is no session.
 #[derive(Debug)]
 pub(crate) enum NegotiationError {
     /// The stream failed or was closed.
@@ -175,7 +175,8 @@ pub(crate) fn list<S: Read + Write>(stream: &mut S) -> Result<Vec<ListedExport>,
     Ok(exports)
 }
 
-/// A server that said no is told that this was all; one that broke the protocol or the stream is not.
+/// Sends ABORT to a server that has refused an option, but not after a violation of the protocol or an error of the
+/// stream.
 fn part<S: Read + Write, T>(stream: &mut S, outcome: Result<T, NegotiationError>) -> Result<T, NegotiationError> {
     if let Err(NegotiationError::Refused { .. } | NegotiationError::TlsRequired | NegotiationError::NoBitmap(_)) =
         &outcome
@@ -283,7 +284,7 @@ struct InfoReplies {
 }
 
 impl InfoReplies {
-    /// Takes one reply. Kinds of information that nobody asked for are let pass.
+    /// Takes one reply. Information that was not requested is ignored.
     fn take(&mut self, kind: u32, data: &[u8]) -> Result<(), NegotiationError> {
         if kind != REPLY_INFO || data.len() < 2 {
             return Err(violation("a malformed reply of information on an export"));

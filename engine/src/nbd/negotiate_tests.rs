@@ -115,7 +115,7 @@ impl Scripted {
         Self { says: Cursor::new(says.concat()), hears: Vec::new() }
     }
 
-    /// Returns its output that nobody has read.
+    /// Returns its output that was not read.
     fn unread(&self) -> &[u8] {
         &self.says.get_ref()[self.says.position() as usize..]
     }

@@ -36,7 +36,7 @@ impl NbdServer {
         Ok(server)
     }
 
-    /// Where it listens.
+    /// Address of the server.
     pub(crate) fn socket(&self) -> PathBuf {
         self.folder.path().join("socket")
     }

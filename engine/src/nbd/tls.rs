@@ -1,8 +1,9 @@
-//! Configures TLS between a connection and its server: whom to trust, and which certificate to present.
+//! Configures TLS between a connection and its server: trusted authorities, and the client's certificate.
 //!
-//! A directory of certificates holds, under the names that libnbd and nbdkit give them: `ca-cert.pem`, who signs servers;
-//! `ca-crl.pem` (may be missing), what is revoked; `client-cert.pem` and `client-key.pem` (both or neither), the client's
-//! own. Without a directory the system's authorities are trusted. Loaded once, before anything is connected.
+//! A directory of certificates holds, under the names that libnbd and nbdkit give them: `ca-cert.pem`, the authorities
+//! of servers; `ca-crl.pem` (may be missing), revoked certificates; `client-cert.pem` and `client-key.pem` (both or
+//! neither), the client's own. Without a directory the system's authorities are trusted. Loaded once, before anything
+//! is connected.
 
 use super::stream::Stream;
 use super::uri::{Address, NbdUri, TlsOptions};
@@ -107,7 +108,7 @@ impl CertificateFiles<'_> {
         let mut roots = RootCertStore::empty();
         let Some(directory) = self.directory else {
             let found = rustls_native_certs::load_native_certs();
-            // Systems carry some that nobody can read; what counts is that others are left.
+            // Systems have some certificates that cannot be parsed; the others suffice.
             roots.add_parsable_certificates(found.certs);
             return match roots.is_empty() {
                 false => Ok(roots),

@@ -11,8 +11,8 @@
 //!   and sending there fails.
 //! - The plain end is shut down for writing: everything accepted is sent, `close_notify` and the end of the stream
 //!   after it; what the server still says is passed on.
-//! - The plain end is closed, or shut down in both directions: nobody is interested any more. The outer socket is
-//!   reset, what was not sent is not sent, and nothing that sits in a queue of the kernel will land later.
+//! - The plain end is closed, or shut down in both directions: the connection is abandoned. The outer socket is
+//!   reset, unsent bytes are dropped, and bytes in a queue of the kernel take no effect later.
 //!
 //! In each case the thread ends and closes both sockets.
 
@@ -43,7 +43,7 @@ struct TlsRelay {
     tls: ClientConnection,
     outer: OwnedFd,
     inner: OwnedFd,
-    /// What has just been received from either side. Its content lasts for one step.
+    /// Buffer for the bytes just received from either side, used within one step.
     scratch: Box<[u8]>,
     /// Bytes that the server has sent and the plain end has not taken yet, from `taken` on.
     arrived: Vec<u8>,
@@ -62,7 +62,7 @@ struct TlsRelay {
 enum RelayEnd {
     /// The server is done, and everything it said has been passed on.
     PeerDone,
-    /// Nobody holds the plain end any more.
+    /// The plain end is closed.
     Abandoned,
 }
 
@@ -237,7 +237,7 @@ impl TlsRelay {
         true
     }
 
-    /// The plain end reads its end of file, not a reset, although it may have sent what nobody will take.
+    /// Ends the plain side with an end of file, not a reset, although it may have sent bytes that are not forwarded.
     fn end_plainly(mut self) {
         self.tls.send_close_notify();
         let _ = self.tls.write_tls(&mut OuterSocket(&self.outer));
@@ -265,7 +265,7 @@ fn decrypt(tls: &mut ClientConnection, mut records: &[u8], arrived: &mut Vec<u8>
     }
 }
 
-/// What has been decrypted: also that which came before an error.
+/// Decrypted bytes, including those before an error.
 fn take_plaintext(tls: &mut ClientConnection, arrived: &mut Vec<u8>) {
     let mut reader = tls.reader();
     while let Ok(bytes @ [_, ..]) = reader.fill_buf() {

@@ -164,7 +164,7 @@ fn a_relay_rests_whatever_is_full_or_gone_and_ends_with_the_plain_end() {
 fn what_a_server_said_before_it_closed_arrives_then_the_end_of_file() {
     for says_goodbye in [true, false] {
         let (mut plain, mut server) = need!("what_a_server_said", connected());
-        // Nobody will take this; it must not turn the end of file into a reset.
+        // These bytes are never read; they must not turn the end of file into a reset.
         plain.write_all(&pattern(0, 1 << 16)).unwrap();
         let serving = thread::spawn(move || {
             server.write_all(&pattern(0, MUCH)).unwrap();

@@ -1,4 +1,4 @@
-//! Tests TLS with real servers: whom the client trusts, who trusts the client, and that bytes arrive unharmed.
+//! Tests TLS with real servers: trust in servers, trust in clients, and intact bytes.
 
 use super::Session;
 use super::codec::Command;

@@ -44,7 +44,7 @@ pub(crate) enum Address {
     Unix(PathBuf),
 }
 
-/// Settings of TLS: how the two sides prove who they are.
+/// TLS settings: how both sides authenticate.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TlsOptions {
     /// A directory with `ca-cert.pem`, `client-cert.pem` and `client-key.pem`. `None`: the system's roots, and no

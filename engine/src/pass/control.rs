@@ -1,9 +1,10 @@
 //! Holds the state of one job that its handle, its thread and all workers share.
 //!
-//! The cancellation token is one atomic that keeps the first reason given. Readers of several counters read the later stage
-//! first, so that `issued >= acknowledged >= durable` holds in what they see. Counters grow, with one exception: what a
-//! destination may have lost is taken back from `issued` and `acknowledged` until it is moved once more. The counters, the
-//! windows and the rate limit are atomics. The durable ranges and their samples have a lock, which no worker takes.
+//! The cancellation token is one atomic that keeps the first reason given. Readers of several counters read the later
+//! stage first, so that `issued >= acknowledged >= durable` holds in what they see. Counters grow, with one exception:
+//! what a destination may have lost is taken back from `issued` and `acknowledged` until it is moved once more. The
+//! counters, the windows and the rate limit are atomics. The durable ranges and their samples have a lock, which no
+//! worker takes.
 
 use super::durable_sample::DurableSample;
 use super::reason::Reason;
@@ -49,7 +50,8 @@ pub(crate) struct Counters {
 pub(crate) struct JobControl {
     /// 0, or one more than the position of the first reason in [`Reason::ALL`].
     reason: AtomicU8,
-    /// When the stop was asked for, and when the job's thread was last seen between two calls, in ns of the rings' clock.
+    /// Time of the stop request, and of the last moment at which the job's thread was between two calls, in ns of the
+    /// rings' clock.
     asked_ns: AtomicU64,
     seen_ns: AtomicU64,
     paused: AtomicBool,
@@ -66,7 +68,7 @@ pub(crate) struct JobControl {
     pub path: OnceLock<String>,
     /// The journal that a later run can go on from, once there is one.
     pub journal: OnceLock<String>,
-    /// Where data was written last, plus one; 0: nowhere yet.
+    /// Offset of the last written data, plus one; 0: none yet.
     sample: AtomicU64,
     /// Highest values that [`JobControl::progress`] has returned.
     shown_issued: AtomicU64,
@@ -183,7 +185,7 @@ impl JobControl {
     pub(crate) fn cancel(&self, reason: Reason) {
         let position = Reason::ALL.iter().position(|&each| each == reason).expect("every reason is listed");
         let code = u8::try_from(position + 1).expect("there are few reasons");
-        // Before the reason: whoever sees that there is one sees since when.
+        // Stored before the reason: a thread that sees the reason also sees its time.
         let _ = self.asked_ns.compare_exchange(0, nanos(clock()).max(1), AcqRel, Acquire);
         let _ = self.reason.compare_exchange(0, code, AcqRel, Acquire);
         self.notify();
@@ -201,7 +203,7 @@ impl JobControl {
         Some(now.saturating_sub(Duration::from_nanos(since)))
     }
 
-    /// Why the job is to stop, if it is.
+    /// Returns the reason to stop, if there is one.
     pub(crate) fn cancelled(&self) -> Option<Reason> {
         match self.reason.load(Acquire) {
             0 => None,
@@ -227,7 +229,8 @@ impl JobControl {
         self.long_path.store(is_long, Relaxed);
     }
 
-    /// Returns whether spare connections are of use. On a short path they would only keep a server from working in order.
+    /// Returns whether spare connections are of use. On a short path they would only keep a server from working in
+    /// order.
     pub(crate) fn is_long_path(&self) -> bool {
         self.long_path.load(Relaxed)
     }
@@ -372,7 +375,7 @@ mod tests {
     fn a_thread_is_silent_from_the_stop_or_its_last_sign_on() {
         let control = JobControl::new(None);
         let late = clock() + Duration::from_secs(100);
-        assert_eq!(control.silent_after_stop(late), None, "nobody asked for a stop");
+        assert_eq!(control.silent_after_stop(late), None, "no stop was requested");
         control.cancel(Reason::UserCancel);
         let silent = control.silent_after_stop(late).expect("a stop was asked for");
         std::thread::sleep(Duration::from_millis(2));

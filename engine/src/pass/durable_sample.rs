@@ -1,8 +1,8 @@
 //! Keeps a few durable leaves of a running job, with what they hold: first, last, newest, and some at random.
 //!
 //! A run elsewhere that resumes without the job's journal recognises the volumes by these leaves. The sample is bounded
-//! whatever the size of the copy. It never holds anything that is not durable: the pass controller adds its staged leaves
-//! once they are.
+//! whatever the size of the copy. It never holds anything that is not durable: the pass controller adds its staged
+//! leaves once they are.
 
 use crate::extent::ByteRange;
 use crate::journal::{Content, LeafDigest, Run};

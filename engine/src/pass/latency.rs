@@ -16,7 +16,7 @@ pub struct Latency {
     flush: Histogram<u64>,
 }
 
-/// Which histogram.
+/// A histogram of latencies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TimedOperation {
     Read,

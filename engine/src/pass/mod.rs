@@ -2,7 +2,7 @@
 //!
 //! A copy is one pass; its verification is a second one. The job owns one [`JobControl`](control::JobControl) for all
 //! of its passes and one [`PassState`](state::PassState) for each. Workers and the job's thread reach each other only
-//! through these two. The windows and the rate limit are pure: they are fed by whoever owns them.
+//! through these two. The windows and the rate limit do no I/O and read no clock: their owners pass in all facts.
 
 pub(crate) mod reason;
 pub(crate) mod latency;

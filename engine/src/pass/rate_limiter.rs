@@ -1,8 +1,8 @@
 //! Limits the rate of a job: a token bucket shared by all cores, without a lock.
 //!
-//! Kept as one number, the _theoretical arrival time_ (GCRA): when the bytes admitted so far would have arrived at exactly
-//! the limit. A block is admitted while that is at most one burst ahead of now. So a limit holds over any interval longer
-//! than the burst plus one block, and a change takes effect with the next block.
+//! Kept as one number, the _theoretical arrival time_ (GCRA): when the bytes admitted so far would have arrived at
+//! exactly the limit. A block is admitted while that is at most one burst ahead of now. So a limit holds over any
+//! interval longer than the burst plus one block, and a change takes effect with the next block.
 
 use crate::limits::BURST;
 use crate::ring::Instant;
@@ -111,7 +111,7 @@ mod tests {
         }
     }
 
-    /// A worker looks the rate up, somebody changes it, and only then the worker takes its block.
+    /// A worker reads the rate, the rate changes, and only then the worker takes its block.
     #[test]
     fn a_block_that_is_being_taken_does_not_delay_the_new_limit() {
         for new in [Some(1 << 30), Some(2), None] {

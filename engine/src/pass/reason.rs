@@ -3,7 +3,7 @@
 use crate::error::named;
 
 named! {
-    /// Why a job is to stop. The first reason given holds, and wins over errors that the stop itself provokes.
+    /// Reason to stop a job. The first reason given holds, and wins over errors that the stop itself provokes.
     Reason {
         /// The user asked.
         UserCancel => "ECancelled",

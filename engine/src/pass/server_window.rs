@@ -43,8 +43,8 @@ impl ServerWindow {
         self.bytes
     }
 
-    /// Returns whether a block takes so long, waiting for nobody, that a server is kept waiting as well: many requests
-    /// have to be under way, more than servers take over one connection.
+    /// Returns whether a block takes so long without any queueing that the server is idle meanwhile: then more requests
+    /// must be in flight than servers accept over one connection.
     pub(crate) fn is_long(&self) -> bool {
         self.base.is_some_and(|base| base >= LONG)
     }
@@ -108,7 +108,7 @@ mod tests {
         }
     }
 
-    /// The first block of all waits for nobody.
+    /// Measures the first block, which does not queue.
     fn begin(pace: &mut ServerWindow, path: &Path) {
         pace.tick(path.carry(pace.bytes()).0, TICK, Some(path.latency));
     }

@@ -1,8 +1,8 @@
 //! Holds the state of one pass that the job's thread and the workers share.
 //!
 //! A copy is one pass, its verification a second one. The pass controller fills the queue of segments. Workers claim
-//! segments and report written ranges. A pass ends in two steps, each acknowledged by every worker: _halt_ (no new blocks,
-//! none in flight; only flushes may follow) and _release_ (the worker drops the pass, and with it the files).
+//! segments and report written ranges. A pass ends in two steps, each acknowledged by every worker: _halt_ (no new
+//! blocks, none in flight; only flushes may follow) and _release_ (the worker drops the pass, and with it the files).
 
 use super::control::JobControl;
 use crate::channel::{Channel, SubmitVia};
@@ -88,7 +88,7 @@ pub(crate) struct PassParams {
     pub digest: bool,
     /// Whether every byte of the destination that this pass does not write reads as zero.
     pub known_zero: bool,
-    /// How the destination is zeroed, unless it can't.
+    /// Mode of zeroing the destination, if it can be zeroed by request.
     pub zero_mode: ZeroMode,
     /// Bytes behind the end of the copy up to the destination's alignment. Shorter than that: zeros follow.
     pub tail: Vec<u8>,
@@ -254,7 +254,8 @@ impl PassState {
         self.halt.load(Acquire) || self.failed.load(Acquire) || self.control.cancelled().is_some()
     }
 
-    /// Returns whether the pass will not be completed: nothing that is in flight is worth waiting for longer than it takes.
+    /// Returns whether the pass will not be completed: nothing that is in flight is worth waiting for longer than it
+    /// takes.
     pub(crate) fn is_given_up(&self) -> bool {
         self.failed.load(Acquire) || self.control.cancelled().is_some() || self.is_release_asked()
     }
@@ -365,8 +366,8 @@ impl PassState {
         self.control.notify();
     }
 
-    /// Returns the acknowledgement of the release, to be called once the pass was dropped: whoever waits
-    /// for all releases relies on it that the files, and their locks, have no other holder.
+    /// Returns the acknowledgement of the release, to be called once the pass was dropped: a thread that waits for all
+    /// releases relies on having the only handles of the files and their locks.
     pub(crate) fn release(&self, latency: &Latency) -> impl FnOnce() + use<> {
         lock(&self.latency).merge(latency);
         let (released, control) = (Arc::clone(&self.released), Arc::clone(&self.control));

@@ -25,7 +25,7 @@ impl BlockSpan {
     }
 }
 
-/// Which granules of a block hold data, as a mask; bit 0 is the first granule.
+/// Mask of the granules of a block that hold data; bit 0 is the first granule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DataMap {
     mask: u64,

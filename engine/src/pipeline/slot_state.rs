@@ -6,8 +6,8 @@
 //! zeros:  Idle -> Writing(everything) -> Idle, written
 //! check:  Idle -> Reading(reference) -> Examining -> Reading(target) -> Examining -> Idle, compared
 //! ```
-//! Short transfers stay in their state and ask for the rest. A transfer that makes no progress is a fault, never a success.
-//! The worker owns the block beside the slot and carries out the actions.
+//! Short transfers stay in their state and ask for the rest. A transfer that makes no progress is a fault, never a
+//! success. The worker owns the block beside the slot and carries out the actions.
 
 use super::examine::{BlockSpan, DataMap};
 use crate::channel::TransferFault;
@@ -129,7 +129,7 @@ impl SlotState {
     /// The transition function.
     ///
     /// # Panics
-    /// On an event that does not fit the state: a defect of the worker, as nobody else sends events.
+    /// On an event that does not fit the state: a defect of the worker, which alone sends events.
     #[must_use]
     pub(crate) fn on(self, event: SlotEvent) -> (Self, SlotAction) {
         match (self, event) {

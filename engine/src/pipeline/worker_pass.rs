@@ -1,8 +1,9 @@
 //! Tracks one worker's part in one pass: the segments it has claimed, and the written ranges it has to report.
 //!
-//! A worker pass decides which block comes next and tracks its open segments. The worker owns slots, blocks and the ring,
-//! and carries the decision out. A segment is open from its claim until the last of its leaves is written. Leaves of zeros
-//! that the destination must be told about are gathered per segment, so that neighbours become one request.
+//! A worker pass decides which block comes next and tracks its open segments. The worker owns slots, blocks and the
+//! ring, and carries the decision out. A segment is open from its claim until the last of its leaves is written. Leaves
+//! whose zeros must be requested from the destination are merged within a segment, so that neighbours become one
+//! request.
 
 use super::examine::{BlockSpan, DataMap};
 use crate::channel::NbdConnections;
@@ -560,7 +561,7 @@ mod tests {
         assert_eq!(pass.state.generation(), Some(1));
     }
 
-    /// Whoever waits for releases may close the files, or take their lock, at once.
+    /// A thread that waits for releases may close the files, or take their lock, at once.
     #[test]
     fn a_release_is_acknowledged_when_the_files_are_held_no_more() {
         let mut pass = pass(&Arc::new(Peer::default()));

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-/// Attempts after which a task has no more faults.
+/// Attempts after which a task has only faults that the engine heals.
 const ROUGH_ATTEMPTS: u32 = 3;
 
 /// A running pass.

@@ -1,9 +1,9 @@
-//! Holds what a job reaches its volumes by, besides their names: descriptors given by a supervisor, and the revoker of
+//! Holds the access of a job to its volumes besides their names: descriptors given by a supervisor, and the revoker of
 //! its connections.
 //!
-//! A given descriptor is opened anew through `/proc/self/fd`. That leads to the same inode whatever has become of its name,
-//! and gives a description of our own, with flags and a lock that nobody shares. The given one stays open for as long as
-//! this value lives, so that the inode can be reached again (for a verification, say).
+//! A given descriptor is opened anew through `/proc/self/fd`. That leads to the same inode whatever has become of its
+//! name, and gives a description of our own, with flags and a lock that are not shared. The given one stays open for as
+//! long as this value lives, so that the inode can be reached again (for a verification, say).
 
 use super::Locator;
 use crate::error::{Error, Result, Side};

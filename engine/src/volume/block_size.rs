@@ -1,7 +1,7 @@
 //! Chooses the block that both volumes of a job can take.
 //!
-//! Files and devices take any block. A server names the least and the most bytes of one request. A block is one request, so
-//! that it takes effect as a whole or not at all.
+//! Files and devices take any block. A server names the least and the most bytes of one request. A block is one
+//! request, so that it takes effect as a whole or not at all.
 
 use super::{Locator, Volume};
 use crate::error::{Code, Error, Operation, Result, Side};
@@ -11,8 +11,8 @@ use crate::spec::BlockSize;
 /// Both volumes of a job, the source first.
 type Pair<'a> = [&'a dyn Volume; 2];
 
-/// The block that is chosen for a job without a wish if one of its volumes is an export, before servers have been asked;
-/// else `None`. An engine that is started for such a job does best with slots of that size: it has more of them.
+/// The block that is chosen for a job without a wish if one of its volumes is an export, before servers have been
+/// asked; else `None`. An engine that is started for such a job does best with slots of that size: it has more of them.
 #[must_use]
 pub fn usual_block(volumes: &[&Locator], changes: bool) -> Option<BlockSize> {
     let is_export = |locator: &&Locator| matches!(locator, Locator::Nbd(_));

@@ -1,8 +1,8 @@
 //! Owns the one descriptor of a volume and switches it between direct and buffered I/O.
 //!
-//! A destination is never opened twice: its lock belongs to the open file, and closing a second descriptor late or early
-//! would change what that lock covers. So `O_DIRECT` is switched on the descriptor itself. [`Descriptor::align_bytes`] is
-//! right for whichever mode the descriptor is in.
+//! A destination is never opened twice: its lock belongs to the open file, and closing a second descriptor late or
+//! early would change what that lock covers. So `O_DIRECT` is switched on the descriptor itself.
+//! [`Descriptor::align_bytes`] is right for whichever mode the descriptor is in.
 
 use super::filesystem::FileSystem;
 use super::kernel_calls::{cached_pages, direct_align_bytes, sector_bytes};
@@ -14,7 +14,7 @@ use nix::fcntl::{FcntlArg, OFlag, PosixFadviseAdvice, fcntl, posix_fadvise};
 use nix::sys::uio::pread;
 use std::fs::File;
 
-/// Pages that somebody was just reading may go the second time.
+/// Attempts to evict: pages that another process is just reading may be evicted at the second attempt.
 const EVICT_TRIES: usize = 3;
 
 /// An open file or device with its name.
@@ -109,7 +109,8 @@ impl Descriptor {
         Ok(buffer.bytes()[..done.min(wanted)].to_vec())
     }
 
-    /// Returns whether a read at `end` finds anything: a size is what a file system says, and what it gives may be more.
+    /// Returns whether a read at `end` finds anything: a size is what a file system says, and what it gives may be
+    /// more.
     pub(super) fn goes_on_behind(&self, end: u64) -> Result<bool, Errno> {
         let align = self.align_bytes as usize;
         let before = (end % u64::from(self.align_bytes)) as usize;

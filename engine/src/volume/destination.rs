@@ -40,13 +40,13 @@ pub(super) struct CreatedFile {
 /// Creator of the destination for this run.
 #[derive(Debug)]
 pub(super) enum CreatedBy {
-    /// Nobody: it was there.
+    /// The file existed.
     None,
-    /// We did, and remove it again unless the copy goes ahead.
+    /// The engine created the file, and removes it unless the copy goes ahead.
     Ours(CreatedFile),
-    /// Whoever has given it to us, and looks after it.
+    /// The supervisor created the file, and removes it if necessary.
     Theirs,
-    /// Nobody: a file without a name stands for the one that a copy would create.
+    /// The file does not exist: an unnamed file takes its place in a dry run.
     Placeholder,
 }
 
@@ -69,7 +69,7 @@ impl Drop for CreatedFile {
     }
 }
 
-/// A local destination, open and locked, and who created it. One that was `given` is reached by its descriptor.
+/// Opens and locks a local destination, and returns its creator. A `given` destination is reached by its descriptor.
 pub(super) fn open_destination(
     spec: &CopySpec,
     path: &Path,
@@ -97,7 +97,7 @@ pub(super) fn open_destination(
     Err(Error::new(Code::Busy, Side::Destination, Operation::Open, message).advise("stop the program that replaces it"))
 }
 
-/// The destination, open and locked, with its kind and who created it; `None` if it was replaced meanwhile.
+/// Opens and locks the destination; returns it with its kind and its creator, `None` if it was replaced meanwhile.
 fn try_destination(
     spec: &CopySpec,
     path: &Path,
@@ -208,7 +208,7 @@ fn create_destination(
         Err(e) => return Err(refused_writing(&path, &e)),
     };
     let stat = file.metadata().map_err(|e| refused_writing(&path, &e))?;
-    // Whoever holds the lock of the new file already uses it: without the lock, removing it is not ours to do.
+    // A process that has locked the new file already uses it: without the lock the engine must not remove it.
     lock_file(&file, &path, lock_wait)?;
     match std::fs::metadata(&path) {
         Ok(now) if (now.dev(), now.ino()) == (stat.dev(), stat.ino()) => {
@@ -219,8 +219,8 @@ fn create_destination(
     }
 }
 
-/// A file in the destination's directory of which nothing is left: without a name, or, where the file system has no such
-/// files, removed at once.
+/// A file in the destination's directory of which nothing is left: without a name, or, where the file system has no
+/// such files, removed at once.
 fn open_placeholder(directory: &Path, path: &Path, options: &OpenOptions) -> std::io::Result<File> {
     match open_unnamed(directory) {
         Err(e) if matches!(errno(&e), Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => {
@@ -266,8 +266,8 @@ pub(crate) fn may_keep(path: &Path, what: &str, advice: &str) -> Result<()> {
     })
 }
 
-/// Refuses to create the missing file `path` in a `directory` that the kernel fills: its name is that of a device that is
-/// not there, and a file in its place would fill memory.
+/// Refuses to create the missing file `path` in a `directory` that the kernel fills: its name is that of a device that
+/// is not there, and a file in its place would fill memory.
 ///
 /// # Errors
 /// `ENotFound`.

@@ -1,9 +1,10 @@
 //! Implements volumes that are NBD exports: a size and block status.
 //!
-//! A server offers nothing that tells one state of an export from a later one: no times, no inode. So an export is known by
-//! its canonical URI and its size, and the caller must see to it that nobody writes a source. Nothing locks an export
-//! either; see [`super::lock`] for what does. All of its bytes pass over its [`ExportConnections`], which workers find
-//! through [`Volume::export`]: there is no descriptor that a ring could act on.
+//! A server reports nothing that distinguishes one state of an export from a later one: no times, no inode. So an
+//! export is known by its canonical URI and its size, and the caller must ensure that no client writes a source.
+//! Nothing locks an export either; see [`super::lock`] for what does. All of its bytes pass over its
+//! [`ExportConnections`], which workers find through [`Volume::export`]: there is no descriptor that a ring could act
+//! on.
 
 use super::{Allocation, Identity, ReadBack, Volume, VolumeIds, VolumeKind, VolumeName};
 use crate::error::{Code, Error, Operation, Result, Side};

@@ -1,8 +1,8 @@
 //! Implements volumes that are regular files: they have holes, can grow, and on some file systems share extents.
 //!
-//! What a file system says about a file is evidence, not proof. A map that reports holes where every byte is allocated is
-//! not believed, and neither is one that makes no progress: such files are read in full. A file ends where a read ends: one
-//! that goes on behind its size is refused as a source.
+//! The facts that a file system reports about a file are evidence, not proof. A map that reports holes where every byte
+//! is allocated is not believed, and neither is one that makes no progress: such files are read in full. A file ends
+//! where a read ends: one that goes on behind its size is refused as a source.
 
 use super::access::path_of;
 use super::descriptor::Descriptor;
@@ -22,7 +22,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::UNIX_EPOCH;
 
-/// A flush may move the times itself (of a network file system), and whoever was just writing ends meanwhile.
+/// Flushes until the times are stable: a flush may change the times itself (on a network file system), and a write in
+/// progress may end meanwhile.
 const FLUSH_TRIES: usize = 3;
 /// The least that a file system allocates.
 const SECTOR_BYTES: u64 = 512;
@@ -41,7 +42,7 @@ pub(crate) struct FileVolume {
     reached_by: ReachedBy,
 }
 
-/// How a file is reached.
+/// Access to a file.
 #[derive(Debug)]
 enum ReachedBy {
     /// Its name.
@@ -71,8 +72,8 @@ impl FileVolume {
 
     /// Begins to watch the times of a source. What a process has written to the file's mapped pages is flushed: that
     /// write-protects them, so that its next store moves the times, as stores to a page that is dirty already do not.
-    /// Compared later are the times from before the flush: a page that is dirtied again between a flush and a look moves
-    /// nothing after it. Memory (tmpfs) does not protect pages: there such stores are never seen.
+    /// Compared later are the times from before the flush: a page that is dirtied again between a flush and a look
+    /// moves nothing after it. Memory (tmpfs) does not protect pages: there such stores are never seen.
     ///
     /// # Errors
     /// The file system does not answer.
@@ -87,7 +88,7 @@ impl FileVolume {
             match self.descriptor.file().sync_data() {
                 // Files of the kernel have nothing to flush.
                 Err(error) if errno(&error) != Errno::EINVAL => {
-                    // Copying away from a file system that is full or broken is what somebody may be about to do.
+                    // Not an error: the copy may be the rescue from a full or broken file system.
                     tracing::warn!(source = %self.name(), %error, "source not flushed: recent writes of others may be missed");
                 }
                 Ok(()) | Err(_) => {}
@@ -152,7 +153,7 @@ impl FileVolume {
 
     fn seek(&self, at: u64, whence: Whence) -> Result<u64, Errno> {
         let at = i64::try_from(at).map_err(|_| Errno::EFBIG)?;
-        // The position that this leaves behind is used by nobody: all I/O names its offset.
+        // The file position is not used: all I/O names its offset.
         lseek(self.descriptor.file(), at, whence).map(i64::unsigned_abs)
     }
 
@@ -175,7 +176,7 @@ fn is_full(stat: &Metadata) -> bool {
     stat.blocks().saturating_mul(512) >= stat.len()
 }
 
-/// When a file was created, in ns since the epoch, where its file system says.
+/// Returns the birth time of a file in ns since the epoch, if its file system has one.
 pub(super) fn born_ns(stat: &Metadata) -> Option<i64> {
     let born = stat.created().ok()?.duration_since(UNIX_EPOCH).ok()?;
     i64::try_from(born.as_nanos()).ok()
@@ -252,7 +253,7 @@ impl Volume for FileVolume {
             return Ok(Some(extents));
         }
         let mut at = within.start();
-        // Questions are counted, not extents: a run that is told in small parts is one extent.
+        // Counts reads of the map, not extents: a run may be reported in small parts, which are merged.
         for _ in 0..max {
             if at >= within.end() {
                 break;
@@ -332,7 +333,7 @@ impl Volume for FileVolume {
             ReachedBy::Descriptor(_) => self.descriptor.file().metadata(),
         };
         let now = match found {
-            // Somebody holds it, but no name leads to it any more.
+            // The file is still open, but has no name any more.
             Ok(now) if now.nlink() == 0 => None,
             Ok(now) => Some((now.dev(), now.ino())),
             Err(e) if matches!(errno(&e), Errno::ENOENT | Errno::ENOTDIR) => None,

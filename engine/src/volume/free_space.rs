@@ -1,8 +1,8 @@
 //! Estimates whether the destination's file system has room for the source's data.
 //!
-//! An early refusal saves hours. It is no reservation. Most copies are decided by an estimate that takes two system calls.
-//! Only a source that seems too large is scanned extent by extent. The scan of a source behind a network stops early if it
-//! takes many questions.
+//! An early refusal saves hours. It is no reservation. Most copies are decided by an estimate that takes two system
+//! calls. Only a source that seems too large is scanned extent by extent. The scan of a source behind a network stops
+//! early if it takes many questions.
 
 use super::file::FileVolume;
 use super::local::LocalVolume;
@@ -89,8 +89,8 @@ fn estimate_bytes(source: &OpenVolume, sparse: Sparse) -> u64 {
     }
 }
 
-/// Bytes of data, counted until they exceed `enough` or nobody wants to know any more; of a server that tells little at a
-/// time, those found early.
+/// Counts bytes of data until they exceed `enough` or the job is cancelled; of a server with short replies, only those
+/// found early.
 fn exact_bytes(source: &dyn Volume, sparse: Sparse, enough: u64, cancelled: &dyn Fn() -> bool) -> Result<u64> {
     let size = source.size_bytes();
     if sparse == Sparse::Never || source.kind() == VolumeKind::Device {

@@ -1,7 +1,7 @@
 //! Identifies a volume and one state of it: what a checkpoint stores about both sides.
 //!
-//! Numbers of devices and of file systems are given out anew at every boot, mount and attachment, so they identify nothing.
-//! What stays is compared instead. Where nothing is known to stay the answer is "unknown".
+//! Numbers of devices and of file systems are given out anew at every boot, mount and attachment, so they identify
+//! nothing. What stays is compared instead. Where nothing is known to stay the answer is "unknown".
 
 use super::{VolumeIds, VolumeKind, VolumeName};
 

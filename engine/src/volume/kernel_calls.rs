@@ -83,8 +83,8 @@ const _: () = assert!(size_of::<LoopStatus>() == 232, "struct loop_info64");
 /// The UUID of the file system that a regular file is in. Kernels before 6.9 do not tell.
 pub(super) fn file_system_uuid(file: &File) -> Result<Vec<u8>, Errno> {
     let mut uuid = FileSystemUuid { length: 0, bytes: [0; 16] };
-    // SAFETY: `file` keeps the descriptor open; the kernel writes one fsuuid2 (17 bytes), which `FileSystemUuid` has the
-    // layout and size of, before it returns.
+    // SAFETY: `file` keeps the descriptor open; the kernel writes one fsuuid2 (17 bytes), which `FileSystemUuid` has
+    // the layout and size of, before it returns.
     unsafe { calls::fs_ioc_getfsuuid(file.as_raw_fd(), &raw mut uuid) }?;
     Ok(uuid.bytes.get(..usize::from(uuid.length)).unwrap_or_default().to_vec())
 }

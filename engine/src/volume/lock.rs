@@ -1,8 +1,8 @@
 //! Locks destinations: at most one copy writes a volume, and a killed copy's late writes are waited for.
 //!
-//! Operations in flight hold the open file, and the kernel gives up `flock` and `O_EXCL` only with the last holder. So no
-//! earlier write can take effect once the lock is held, even if its writer was killed. That holds only while nobody unlocks
-//! explicitly: the lock is released by closing the descriptor and in no other way.
+//! Operations in flight hold the open file, and the kernel gives up `flock` and `O_EXCL` only with the last holder. So
+//! no earlier write can take effect once the lock is held, even if its writer was killed. This requires that no code
+//! unlocks explicitly: only closing the descriptor releases the lock.
 
 use super::node::{Node, NodeKind};
 use super::topology::{user_of, user_of_file};
@@ -65,10 +65,10 @@ fn busy(path: &Path, errno: Errno, who: &str) -> Error {
     Error { errno: Some(errno as i32), ..Error::new(Code::Busy, Side::Destination, Operation::Lock, message) }
 }
 
-/// Refuses a destination that no waiting would free.
+/// Refuses a destination whose user will not release it soon.
 ///
 /// # Errors
-/// `EBusy`, naming who uses it.
+/// `EBusy`, naming the user.
 pub(super) fn refuse_claimed(node: &Node) -> Result<()> {
     let (user, advice) = match node.kind() {
         NodeKind::Device => (user_of(node.rdev()), "unmount or detach that first"),

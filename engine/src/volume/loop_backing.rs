@@ -1,7 +1,7 @@
 //! Shows which parts of a loop device were ever written, by the holes of the file behind it.
 //!
-//! A device reports no holes itself. Its own cached pages are written to the file first, so that the file knows of
-//! them; that changes nothing that anybody reads.
+//! A device reports no holes itself. Its cached pages are written to the file first, so that the file's map includes
+//! them; this does not change the content.
 
 use super::topology::{Backing, loop_of};
 use crate::extent::{ByteRange, Extent, ExtentKind};
@@ -11,7 +11,7 @@ use nix::unistd::{Whence, fdatasync, lseek};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
-/// Extents told at a time.
+/// Most extents of one read of the map.
 const EXTENTS_MAX: usize = 256;
 
 /// The file behind a loop device, open for reading.

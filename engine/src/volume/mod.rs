@@ -4,8 +4,8 @@
 //! Blocks move through a ring, which acts on [`Volume::file`], or over the connections of [`Volume::export`]. Opening,
 //! locking, refusing and probing happen once, at the start of a job, in `open_copy` and `route`.
 //!
-//! The kind of a volume is asked for only while a job is prepared: where its volumes are opened and checked (here and in
-//! `job::start`, `job::supervised_copy` and `job::compare`), where its pass is built (`job::prepared_pass`: space is
+//! The kind of a volume is asked for only while a job is prepared: where its volumes are opened and checked (here and
+//! in `job::start`, `job::supervised_copy` and `job::compare`), where its pass is built (`job::prepared_pass`: space is
 //! reserved in files only), and where a channel, the rate and the protection look whether there is an export. No worker
 //! asks while blocks move: the channel has decided how its operations are submitted.
 
@@ -107,8 +107,8 @@ pub enum Allocation {
 /// An open volume.
 ///
 /// All methods may block the calling thread and are called from job threads only, never from workers. The descriptor
-/// behind [`Volume::file`] stays open, and any lock it carries stays held, for as long as the value lives: whoever
-/// queues operations on it keeps the value until the kernel has answered all of them.
+/// behind [`Volume::file`] stays open, and any lock it carries stays held, for as long as the value lives: the code
+/// that queues operations on it keeps the value until the kernel has answered all of them.
 pub trait Volume: Send + Sync + fmt::Debug {
     /// Returns its name in messages: the absolute path or URI.
     fn name(&self) -> &VolumeName {
@@ -125,19 +125,18 @@ pub trait Volume: Send + Sync + fmt::Debug {
     fn file(&self) -> FileId;
 
     /// Offsets and lengths of operations on [`Volume::file`] must be multiples of this many bytes: 1 through the page
-    /// cache, a power of two up to 4096 with `O_DIRECT`, a power of two up to 64 KiB of an export (whose last request may
-    /// end where the export does).
+    /// cache, a power of two up to 4096 with `O_DIRECT`, a power of two up to 64 KiB of an export (whose last request
+    /// may end where the export does).
     fn align_bytes(&self) -> u32;
 
     /// Returns its identity when it was opened.
     fn identity(&self) -> &Identity;
 
     /// At most `max` extents of `within`, in order and without gaps, the first one starting where `within` does, the
-    /// last one ending there or earlier. Empty only if `within` is. Volumes that cannot tell report data.
-    ///
-    /// `None`: a server was asked and has not answered yet; ask the same again soon. Only exports that workers serve
-    /// ever say so, as it is the workers that carry the question: whoever gets `None` wakes them. An answer is never
-    /// older than the first time it was asked for, nor than [`Volume::generation`] was then.
+    /// last one ending there or earlier. Empty only if `within` is. Volumes that cannot tell report data. `None`: a
+    /// request to the server is pending; call again with the same range soon. Only exports that workers serve return
+    /// it, as the workers send the request: a caller that gets `None` wakes them. A reply is never older than the first
+    /// call for it, nor than [`Volume::generation`] at that time.
     ///
     /// # Errors
     /// The scan failed; an offset past the end means the source shrank (`ESourceChanged`).
@@ -155,8 +154,8 @@ pub trait Volume: Send + Sync + fmt::Debug {
         false
     }
 
-    /// Compares size, modification and change time with those at the start, and looks for the end of a file where it has
-    /// to be.
+    /// Compares size, modification and change time with those at the start, and looks for the end of a file where it
+    /// has to be.
     ///
     /// # Errors
     /// `ESourceChanged`, saying what changed.
@@ -187,7 +186,7 @@ pub trait Volume: Send + Sync + fmt::Debug {
     /// Checks that the name of a file still leads to it. A device is known by its number, whatever its node is called.
     ///
     /// # Errors
-    /// `ENotFound` if the file was removed, renamed or replaced: its bytes are where nobody will look for them.
+    /// `ENotFound` if the file was removed, renamed or replaced: its bytes are not under its name any more.
     fn check_in_place(&self) -> Result<()>;
 
     /// Makes the directory entry of a created file durable. A device has none.
@@ -209,9 +208,9 @@ pub trait Volume: Send + Sync + fmt::Debug {
     /// As the file system says.
     fn evict(&self) -> Result<ReadBack>;
 
-    /// Ends what the volume has with others, once nobody makes operations on it any more: says goodbye to a server and
-    /// waits up to `limit` for it to hang up. With a limit of zero operations may still be in flight: then connections
-    /// are cut. `false`: something that was asked of it may still take effect. Called once.
+    /// Ends the connections of the volume, after its last operation was made: sends a disconnect request to a server
+    /// and waits up to `limit` for it to close. With a limit of zero operations may still be in flight: then
+    /// connections are reset. Returns `false` if a request may still take effect. Called once.
     fn stop(&self, limit: Duration) -> bool {
         let _ = limit;
         true
@@ -238,7 +237,7 @@ pub(crate) fn zero_align(volume: &dyn Volume) -> u64 {
     }
 }
 
-/// Where the bytes of a verification come from.
+/// Source of the bytes of a verification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReadBack {
@@ -246,8 +245,8 @@ pub enum ReadBack {
     Device,
     /// The device, as the cache was dropped first: the kernel has said that nothing of the volume was left in it.
     Evicted,
-    /// Memory, or some of it from there: the volume has no other place (tmpfs), the cache kept pages that somebody uses,
-    /// or the kernel (before Linux 6.5) does not tell whether they went.
+    /// Memory, at least in part: the volume is in memory (tmpfs), the cache kept pages that a process uses, or the
+    /// kernel (before Linux 6.5) does not report whether pages were evicted.
     Memory,
     /// A server, which may answer from its memory.
     Server,

@@ -1,4 +1,5 @@
-//! Looks up what a path or a descriptor leads to, without opening it: devices may react to being opened, fifos may block.
+//! Looks up what a path or a descriptor leads to, without opening it: devices may react to being opened, fifos may
+//! block.
 
 use super::access::path_of;
 use crate::error::{Code, Error, Operation, Result, Side};

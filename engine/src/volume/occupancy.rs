@@ -6,8 +6,8 @@
 //! where everything is allocated, samples are read across the whole length. At most some 8 MiB are read, and a bounded
 //! number of questions is asked, whatever the size of the volume.
 //!
-//! So data may be overlooked only where there is no map, and then only if it is sparse: an unbroken stretch that is longer
-//! than a 256th part of the volume is always met.
+//! So data may be overlooked only where there is no map, and then only if it is sparse: an unbroken stretch that is
+//! longer than a 256th part of the volume is always met.
 
 use super::signature::{SIGNATURES, Signature, ZFS_LABEL_BYTES, ZFS_LABELS, zfs};
 use crate::error::Result;
@@ -41,7 +41,7 @@ pub(super) trait ProbeTarget {
 
     fn read(&self, range: ByteRange) -> Result<Vec<u8>>;
 
-    /// The map from the start of `within` on, as far as is told at once; `None` if there is no map.
+    /// Returns the map from the start of `within` on, as far as one reply reaches; `None` if there is no map.
     fn map(&self, within: ByteRange) -> Result<Option<Vec<Extent>>>;
 }
 
@@ -105,7 +105,7 @@ fn ends(size: u64) -> Vec<ByteRange> {
     vec![ByteRange::new(0, END_BYTES), ByteRange::new(size - END_BYTES, size)]
 }
 
-/// Where signatures may lie besides.
+/// Further offsets of signatures.
 fn signature_places(size: u64) -> impl Iterator<Item = ByteRange> {
     let place = move |at: u64| ByteRange::new(at, (at + PLACE_BYTES).min(size));
     let is_apart = move |&at: &u64| size > WHOLE_BYTES && at >= END_BYTES && at < size - END_BYTES;

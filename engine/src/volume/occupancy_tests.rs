@@ -1,4 +1,4 @@
-//! Goal: nothing that anybody would miss is taken for empty, and little is read to know it.
+//! Goal: a volume with data never counts as empty, and the check reads little.
 //! Method: volumes made up of a few bytes, with and without a map.
 
 use super::*;

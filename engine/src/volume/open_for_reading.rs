@@ -24,16 +24,16 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-/// How a volume is opened that is only read.
+/// Options for opening a volume that is only read.
 #[derive(Clone, Copy)]
 pub struct ReadOptions<'a> {
     /// Whether the page cache is bypassed.
     pub direct: Direct,
-    /// What to do with a device that is mounted read-write.
+    /// Policy for a device that is mounted read-write.
     pub live_source: LiveSource,
     /// The dirty bitmap of a source: what it calls clean is an extent of its own kind. Only exports have one.
     pub changed_since: Option<&'a str>,
-    /// How an export is reached.
+    /// Network options of an export.
     pub network: NetworkTerms,
     /// Looked at every 100 ms while a server does not answer.
     pub cancelled: &'a dyn Fn() -> bool,

@@ -1,6 +1,6 @@
 //! Holds one volume of a copy while it is being opened: a volume of this host, or an export.
 //!
-//! What differs between the two is asked for here, once, and only up to the first block. Afterwards it is a [`Volume`] like
+//! The differences between the two matter only here, before the first block. Afterwards it is a [`Volume`] like
 //! any other.
 
 use super::Volume;

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 /// Deepest stack that is followed: loops on files on loops.
 const DEPTH_MAX: usize = 16;
 
-/// What a region is a part of.
+/// Volume or file that a region is a part of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RegionOf {
     /// A block device, by number.

@@ -19,9 +19,10 @@ const DEPTH_MAX: usize = 4;
 const VALUE_BYTES_MAX: usize = 128;
 /// Most bytes of all ids as text.
 pub(crate) const IDS_BYTES_MAX: usize = 1024;
-/// A tag that can only tell volumes apart: another partition of one disk is another volume, but every disk has a first one.
+/// A tag that can only tell volumes apart: another partition of one disk is another volume, but every disk has a first
+/// one.
 const PARTITION: &str = "partition";
-/// Where the kernel keeps what a device says of itself, below its directory, and the tags of that.
+/// Files with the ids of a device, below its directory in sysfs, and their tags.
 const ATTRIBUTES: [(&str, &str); 7] = [
     ("wwid", "wwid"),
     ("device/wwid", "wwid"),
@@ -37,9 +38,9 @@ const ATTRIBUTES: [(&str, &str); 7] = [
 pub struct VolumeIds {
     /// `tag=value` in lines.
     pub(crate) lasting: String,
-    /// Which boot of the host this was seen in; 0: unknown.
+    /// Boot id of the host; 0: unknown.
     pub(crate) boot_id: u128,
-    /// Which medium, in the order in which this boot has seen them; 0: unknown, or no device.
+    /// Disk sequence number of the medium within this boot; 0: unknown, or no device.
     pub(crate) disk_sequence: u64,
 }
 
@@ -186,7 +187,7 @@ fn text(value: Vec<u8>) -> String {
     String::from_utf8(value).unwrap_or_else(|no_text| Escaped::from(no_text.as_bytes().trim_ascii()).to_string())
 }
 
-/// Returns whether it is what somebody says who has no id: zeros.
+/// Returns whether an id is all zeros, as devices without an id report it.
 fn is_nil(value: &str) -> bool {
     value.chars().all(|char| "0-.: ".contains(char))
 }
@@ -195,7 +196,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Which boot of this host it is; 0 if it does not say.
+/// Returns the boot id of this host; 0 if unknown.
 fn boot_id() -> u128 {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     u128::from_str_radix(&text.trim().replace('-', ""), 16).unwrap_or(0)

@@ -1,6 +1,6 @@
 //! Says what both volumes of a copy are opened for.
 
-/// What both ends are opened for.
+/// Purpose for which both ends are opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// To copy.

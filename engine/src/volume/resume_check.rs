@@ -1,7 +1,7 @@
 //! Checks whether the volumes of today are those that a checkpoint is about.
 //!
-//! A checkpoint says which bytes of one destination are those of one state of one source. It says nothing about any other
-//! volume, and resuming from it would silently mix two volumes.
+//! A checkpoint says which bytes of one destination are those of one state of one source. It says nothing about any
+//! other volume, and resuming from it would silently mix two volumes.
 
 use super::file::difference;
 use super::identity::IdentityMatch;

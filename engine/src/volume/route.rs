@@ -1,7 +1,7 @@
 //! Chooses how the bytes of a copy travel, by probing both volumes.
 //!
-//! What the kernel can do is known only when it is asked: the same file system may share extents or not, accept `O_DIRECT`
-//! or not. Each probe leaves the destination reading as before.
+//! What the kernel can do is known only when it is asked: the same file system may share extents or not, accept
+//! `O_DIRECT` or not. Each probe leaves the destination reading as before.
 
 use super::kernel_calls::clone_range;
 use super::local::LocalVolume;
@@ -15,7 +15,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// How operations on a volume are submitted.
+/// Submission of operations on a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SubmitMode {
     /// Through the worker's ring.
@@ -38,9 +38,9 @@ pub(crate) enum Cache {
 /// One end of a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct IoMode {
-    /// How operations start.
+    /// Start of operations.
     pub submit: SubmitMode,
-    /// Where they go.
+    /// Target of operations.
     pub cache: Cache,
 }
 
@@ -51,7 +51,8 @@ pub(crate) enum Offload {
     Reflink,
 }
 
-/// Route of the bytes of a copy. With an offload the I/O modes are for what is left to the engine where it does not work.
+/// Route of the bytes of a copy. With an offload the I/O modes are for what is left to the engine where it does not
+/// work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Route {
     /// The volume that is read.
@@ -130,8 +131,8 @@ pub(crate) fn probe(spec: &CopySpec, source: &OpenVolume, destination: &OpenVolu
     Ok(Route { source: from, destination: to, offload })
 }
 
-/// Tells the route that [`probe`] would choose, without a change to the destination. Whether extents can be shared is tried
-/// beside it.
+/// Tells the route that [`probe`] would choose, without a change to the destination. Whether extents can be shared is
+/// tried beside it.
 pub(crate) fn expected_route(spec: &CopySpec, source: &OpenVolume, destination: &OpenVolume) -> Route {
     let shares = spec.reflink != Reflink::Never
         && source.volume().size_bytes() > 0

@@ -1,9 +1,9 @@
 //! Lists where file systems, partition tables and volume managers leave their signatures.
 //!
-//! A signature only names what was found. [`super::occupancy`] decides whether a volume holds data, and reads every one of
-//! these places. Offsets and magics are those of the formats' own documentation.
+//! A signature only names what was found. [`super::occupancy`] decides whether a volume holds data, and reads every one
+//! of these places. Offsets and magics are those of the formats' own documentation.
 
-/// Where a signature starts on a volume.
+/// Offset of a signature on a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SignatureOffset {
     /// So many bytes from the start.

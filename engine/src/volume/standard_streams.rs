@@ -1,8 +1,8 @@
 //! Refuses volumes and journals that standard output or standard error of this process lead to.
 //!
 //! A message that is printed into a volume is written there after the last look at it, or over its first bytes, and the
-//! volume no longer holds what was copied. Pipes, terminals and `/dev/null` hold no volume, and a descriptor that is only
-//! open for reading prints nothing.
+//! volume no longer holds what was copied. Pipes, terminals and `/dev/null` hold no volume, and a descriptor that is
+//! only open for reading prints nothing.
 
 use super::access::VolumeAccess;
 use super::node::Node;
@@ -34,7 +34,7 @@ impl StandardStream {
         there.map(|node| Self::ALL.into_iter().filter(|stream| stream.leads_to(&node)).collect()).unwrap_or_default()
     }
 
-    /// Why nothing may be printed to `path`.
+    /// Creates the error that refuses output to `path`.
     #[must_use]
     pub fn refusal(self, path: &Path) -> Error {
         let what = format!("{} leads to {}: what is printed there would damage it", self.name(), path.shown());

@@ -17,7 +17,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Tries to open a device exclusively before it counts as somebody else's, and the pause between two.
+/// Attempts to open a device exclusively before it counts as in use, and the pause between two.
 const CLAIM_TRIES: usize = 20;
 const CLAIM_WAIT: Duration = Duration::from_millis(10);
 
@@ -125,7 +125,7 @@ pub(super) struct Loop {
     pub offset: u64,
     /// Bytes of it that it shows at most.
     pub length: Option<u64>,
-    /// Where the backing was when it was attached.
+    /// Path of the backing file when it was attached.
     pub path: PathBuf,
 }
 
@@ -196,7 +196,7 @@ pub(super) struct Partition {
     pub start_bytes: u64,
 }
 
-/// Where `device` lies on its disk, if it is a partition.
+/// Returns the place of `device` on its disk, if it is a partition.
 pub(super) fn partition_of(device: dev_t) -> Option<Partition> {
     let directory = sys_directory(device)?;
     directory.join("partition").exists().then_some(())?;
@@ -255,8 +255,8 @@ pub(super) fn kernel_filesystem(directory: &Path) -> Option<String> {
     is_kernels.then_some(mount.kind)
 }
 
-/// Names the user of a block device, of one of its partitions, or the disk that it is a part of, in words; `None` if nobody
-/// does.
+/// Describes the user of a block device, of its partitions, or of the disk that it is a part of; `None` if there is
+/// none.
 pub(super) fn user_of(device: dev_t) -> Option<String> {
     let family = family(device);
     let shown = |each: &Loop| matches!(each.backing, Backing::Device(on) if family.contains(&on));
@@ -287,7 +287,8 @@ pub(super) fn user_of_file(device: dev_t, inode: u64) -> Option<String> {
     loops().into_iter().find(shown).map(|each| format!("the loop device /dev/{} is attached to it", each.name))
 }
 
-/// Where a file system on the device, on a part of it or on a device made of it is mounted for writing.
+/// Returns the mount point of a file system that is mounted for writing on the device, on a part of it, or on a device
+/// made of it.
 pub(super) fn writable_mount_of(device: dev_t) -> Option<PathBuf> {
     let above = with_above(family(device));
     let live = |mount: &Mount| mount.writable && mount.is_on(&above);
@@ -298,14 +299,15 @@ pub(super) fn writable_mount_of(device: dev_t) -> Option<PathBuf> {
 /// device, a part of it, or a device made of it. A mount of another namespace does that, and so does a program that
 /// writes to it.
 pub(super) fn claimed_elsewhere(device: dev_t) -> Option<PathBuf> {
-    // Not its disk: another part of that is nobody's business, and the whole of it claims this part, too.
+    // Not its disk: other partitions do not matter, and a claim of the whole disk claims this partition as well.
     let mut own = BTreeSet::from([device]);
     own.extend(partitions_of(device));
     let claimed = |&each: &dev_t| claimant_of(&family(each)).is_none() && is_claimed(each);
     with_above(own).into_iter().find(claimed).and_then(node_of)
 }
 
-/// Returns whether a device cannot be opened exclusively for reading. Others who try the same hold it for a moment each.
+/// Returns whether a device cannot be opened exclusively for reading. Other processes that try the same hold it for a
+/// moment each.
 fn is_claimed(device: dev_t) -> bool {
     let Some(path) = node_of(device) else { return false };
     let flags = libc::O_EXCL | libc::O_CLOEXEC | libc::O_NONBLOCK;
@@ -318,7 +320,7 @@ fn is_claimed(device: dev_t) -> bool {
     })
 }
 
-/// Where a device is found by its usual name.
+/// Returns the path of a device under its usual name.
 fn node_of(device: dev_t) -> Option<PathBuf> {
     // In sysfs the separator of a name such as `cciss/c0d0` is another.
     let name = sys_directory(device)?.file_name()?.to_str()?.replace('!', "/");

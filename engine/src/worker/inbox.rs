@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Release};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::Thread;
 
-/// Where passes are handed to a worker.
+/// Queue of passes for a worker.
 #[derive(Debug, Default)]
 pub(crate) struct WorkerInbox {
     pub(super) passes: Mutex<Vec<Arc<PassState>>>,

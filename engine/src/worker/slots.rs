@@ -63,7 +63,8 @@ impl SlotPool {
         self.free.push((index, block));
     }
 
-    /// So many slots in use are stalled: lends spare ones for them, or takes back what is not needed any more and is free.
+    /// So many slots in use are stalled: lends spare ones for them, or takes back what is not needed any more and is
+    /// free.
     pub(super) fn set_stalled(&mut self, stalled: usize) {
         self.stalled = stalled;
         while self.lent() < stalled

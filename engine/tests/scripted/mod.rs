@@ -26,7 +26,7 @@ pub(crate) struct Request {
     pub(crate) payload: Vec<u8>,
 }
 
-/// What the script makes of it.
+/// Reaction of the script.
 #[derive(Debug)]
 pub(crate) enum Act {
     /// Done, or these bytes for a read.

@@ -1,7 +1,7 @@
 //! Plans the segments of a comparison: every byte is read that one of the sides does not know to be zero.
 //!
-//! Where the map of either volume reports data, both sides are read. So a wrong map is found out, whichever volume is named
-//! first. What a journal recorded as zeros needs no second volume.
+//! Where the map of either volume reports data, both sides are read. So a wrong map is found out, whichever volume is
+//! named first. What a journal recorded as zeros needs no second volume.
 
 use super::{Refill, SKIPPED_PER_REFILL, SegmentSource, read_zeros_too, treat_as_data};
 use crate::error::{Code, Error, Operation, Result, Side};
@@ -23,7 +23,7 @@ pub(crate) enum Expectation {
     Journal(Box<JournalReader>, Option<Arc<dyn Volume>>),
 }
 
-/// Where the claim comes from that a range holds zeros.
+/// Source of the fact that a range holds zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ZerosBy {
     /// The reference's map, which may be wrong.

@@ -17,9 +17,10 @@ use std::sync::Arc;
 pub(crate) enum ZeroPlan {
     /// The destination is known to hold them already.
     Skip,
-    /// It must be told.
+    /// The zeros must be requested.
     Request,
-    /// It must be told where it does not say that it holds them: allocated, unless holes will do.
+    /// The zeros must be requested where block status does not report them: as allocated zeros, unless holes are
+    /// permitted.
     Ask,
 }
 

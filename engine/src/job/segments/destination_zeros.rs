@@ -1,9 +1,9 @@
 //! Finds the zeros of the source that the destination holds already, by the block status of its server.
 //!
 //! The server is asked for its extents from the first zeros on, as far as one answer reaches, and asked again where the
-//! answer ends: a volume of many short runs costs one question for many of them. Between question and use nobody changes
-//! these leaves, as the copy writes elsewhere. Only a server that is restarted may take its answer back. So an answer
-//! belongs to the generation in which the question was asked first, and is forgotten when the generation has grown.
+//! answer ends: a volume of many short runs costs one request for many of them. These leaves do not change between the
+//! request and its use, as the copy writes other leaves. Only a restart of the server invalidates a reply. So a reply
+//! belongs to the generation in which it was first requested, and is dropped when the generation has grown.
 
 use crate::error::Result;
 use crate::extent::{ByteRange, Extent, ExtentKind};
@@ -13,12 +13,12 @@ use crate::plan::{Piece, Planner};
 use crate::spec::Sparse;
 use crate::volume::Volume;
 
-/// What the destination holds at the next zeros of the source.
+/// Content of the destination at the next zeros of the source.
 #[derive(Debug)]
 pub(crate) enum ZeroStatus {
     /// They are there.
     Present(WrittenRange),
-    /// The destination must be told.
+    /// The zeros must be requested.
     Missing(ByteRange),
     /// Nothing yet: the server was asked.
     Pending,
@@ -35,7 +35,7 @@ pub(crate) struct DestinationZeros {
     sparse: Sparse,
     /// The zeros that are looked at.
     range: Option<Planner>,
-    /// When the question under way was asked first.
+    /// Generation in which the pending request was first sent.
     asked: Option<u64>,
     /// The last answer, and the generation that it is of.
     known: Vec<Extent>,

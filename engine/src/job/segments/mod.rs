@@ -52,8 +52,8 @@ impl Refill {
 
 /// See the module's head.
 pub(crate) trait SegmentSource: fmt::Debug {
-    /// Adds up to `room` segments, or a few leaves that were written; nothing once the volume is covered, or while it waits
-    /// for extents. Bounded in time, so that the job's thread keeps looking at cancels.
+    /// Adds up to `room` segments, or a few leaves that were written; nothing once the volume is covered, or while it
+    /// waits for extents. Bounded in time, so that the job's thread keeps looking at cancels.
     fn refill(&mut self, room: usize, found: &mut Refill) -> Result<()>;
 
     /// Plans these ranges once more, as what was written there is lost.
@@ -77,7 +77,7 @@ fn treat_as_data(kind: ExtentKind, extents: &mut [Extent]) {
     extents.iter_mut().filter(|extent| extent.kind == kind).for_each(|extent| extent.kind = ExtentKind::Data);
 }
 
-/// Where maps are not believed, what they call zeros has to be looked at.
+/// Without trust in maps, ranges that they report as zeros must be read.
 fn read_zeros_too(sparse: Sparse, extents: &mut [Extent]) {
     if sparse == Sparse::Read {
         treat_as_data(ExtentKind::Hole, extents);

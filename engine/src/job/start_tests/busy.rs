@@ -1,4 +1,4 @@
-//! Tests volumes that somebody else uses, and locks that are waited for.
+//! Tests volumes in use by other processes, and waits for locks.
 
 use super::*;
 

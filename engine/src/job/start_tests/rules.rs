@@ -91,7 +91,7 @@ fn a_device_with_data_anywhere_needs_consent() {
     let (_directory, source, _) = pair();
     assert_eq!(start(&spec(&source, &device.path)).unwrap().known_zero, KnownZero::Nothing);
     let block = File::options().write(true).open(&device.path).unwrap();
-    // Where nothing is allocated, one byte is found at once, also before anybody has flushed it.
+    // On an unallocated device a single byte is found, even before it is flushed.
     block.write_all_at(&[1; 512], 50 * MIB + 4096).unwrap();
     refused(&spec(&source, &device.path), Code::Exists, &["data at byte 52432896 (50.0 MiB)", "--overwrite"]);
     block.write_all_at(&[0; 512], 50 * MIB + 4096).unwrap();
@@ -194,7 +194,7 @@ fn rights_are_asked_for_as_the_user_who_runs_it() {
     assert_eq!(results[4], Ok(()));
 }
 
-/// Runs `body` as `nobody` as far as files are concerned: that identity belongs to one thread and those it starts.
+/// Runs `body` with the file system identity of the user `nobody`, on a thread of its own.
 fn as_nobody<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
     std::thread::spawn(move || {
         nix::unistd::setfsgid(65534.into());

@@ -92,7 +92,7 @@ enum ParserState {
     },
     /// The offset of an error.
     Suffix,
-    /// What an error of a later protocol carries, which is dropped.
+    /// Payload of an error of a later protocol version, which is dropped.
     Rest,
 }
 

@@ -6,7 +6,7 @@
 use super::ProtocolViolation;
 
 /// Pieces with gaps between them in the answer to one read. Every second block of 4 KiB of the longest read (32 MiB)
-/// fits; who needs more is after our memory.
+/// fits; a server that needs more only costs memory.
 const PIECES_MAX: usize = 4096;
 /// Pieces that there is room for from the start.
 const PIECES_USUAL: usize = 4;

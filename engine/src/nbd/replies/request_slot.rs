@@ -41,7 +41,8 @@ impl RequestSlot {
         self.arrived.clear();
     }
 
-    /// Where in the buffer of a read `len` bytes at `offset` of the export go; they count as arrived from here on.
+    /// Returns the place in the buffer of a read for `len` bytes at `offset` of the export, and counts them as
+    /// received.
     pub(super) fn place(&mut self, offset: u64, len: u64) -> Result<(u32, u32), ProtocolViolation> {
         let ExpectedReply::Read { offset: start, len: wanted } = self.expected else {
             unreachable!("only reads are answered with content")

@@ -12,11 +12,11 @@ use nix::errno::Errno;
 pub(crate) struct SampleRequest {
     pub expected: ExpectedReply,
     pub result: Result<(), Errno>,
-    /// What a read brings, if it succeeds.
+    /// Result of a read, if it succeeds.
     pub content: Vec<u8>,
-    /// What block status brings, by context, in the order it is sent. After an error it is what was sent before.
+    /// Results of block status by context, in the order in which they are sent; after an error, those sent before.
     pub status: Vec<(u32, Vec<(u64, u64)>)>,
-    /// Where in the stream its answer begins.
+    /// Offset of its reply in the stream.
     pub first_at: usize,
 }
 
@@ -27,7 +27,7 @@ pub(crate) struct SampleStream {
     pub contexts: MetaContexts,
     pub asked: Vec<SampleRequest>,
     pub stream: Vec<u8>,
-    /// Where the cookie of a request goes.
+    /// Offset of the cookie of a request.
     pub cookies: Vec<(usize, usize)>,
 }
 

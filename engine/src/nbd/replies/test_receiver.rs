@@ -15,12 +15,12 @@ pub(crate) struct ReceivedReply {
     pub expected: ExpectedReply,
     /// The buffer of a read.
     pub buffer: Vec<u8>,
-    /// How often each byte of it was named.
+    /// Number of times that each byte was named.
     pub named: Vec<u8>,
     pub status: Vec<(u32, Vec<(u64, u64)>)>,
 }
 
-/// The one who makes requests and receives.
+/// A client that makes requests and receives their replies.
 #[derive(Debug)]
 pub(crate) struct TestReceiver {
     pub replies: Replies,

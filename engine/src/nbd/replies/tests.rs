@@ -130,7 +130,7 @@ fn simple(error: u32, cookie: u64) -> Vec<u8> {
     [&0x6744_6698_u32.to_be_bytes()[..], &error.to_be_bytes(), &cookie.to_be_bytes()].concat()
 }
 
-/// The only answer of an owner who made one request.
+/// Returns the only reply of a receiver that made one request.
 fn result(answered: Result<TestReceiver, &'static str>) -> Result<(), Errno> {
     let owner = answered.expect("it is a sound answer");
     assert_eq!(owner.ended.len(), 1);
