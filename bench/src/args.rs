@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn run_may_be_left_out() {
+    fn the_run_subcommand_may_be_omitted() {
         for words in [
             &["copy-bench", "--scenario", "tmpfs", "--quick"][..],
             &["copy-bench", "run", "--scenario", "tmpfs", "--quick"],

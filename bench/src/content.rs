@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_gives_the_same_bytes_again_and_another_one_others() {
+    fn a_seed_repeats_its_bytes_and_another_seed_gives_other_bytes() {
         let folder = folder();
         let make = |name: &str, seed| {
             let path = folder.path().join(name);

@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fastest_variant_of_a_rival_is_the_one_to_beat() {
+    fn a_goal_uses_the_fastest_variant_of_a_rival() {
         let targets = vec![
             target("blockhaul", Kind::Command, 200.0),
             target("qemu-img", Kind::Rival, 100.0),

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn other_kinds_and_other_advice_stay_apart() {
+    fn warnings_of_other_kinds_or_advice_are_not_grouped() {
         let mut scenario = scenario(&[(0, "odd"), (1, "odd"), (2, "odd")]);
         scenario.targets[1].warnings[0].kind = "short".into();
         scenario.targets[2].warnings[0].advice = "run".into();

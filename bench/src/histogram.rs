@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_one_is_written_read_and_has_no_latency() {
+    fn an_empty_histogram_is_written_and_read_and_has_no_latency() {
         let back = read(&text(&empty()));
         assert!(back.is_empty());
         assert!(latency(&back, None).is_none());
@@ -147,7 +147,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reading_gives_the_distribution_back(values in prop::collection::vec(0..HIGHEST_US * 2, 1..300)) {
+        fn a_written_histogram_is_read_back(values in prop::collection::vec(0..HIGHEST_US * 2, 1..300)) {
             let histogram = of(values);
             prop_assert_eq!(read(&text(&histogram)), histogram);
         }

@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn few_trials_are_told_apart_only_when_they_lie_far_apart() {
+    fn few_trials_differ_only_when_they_are_far_apart() {
         let one = Ratio::of_medians(&[3.0], &[1.0]).expect("all are positive");
         assert!(one.holds_one(), "{one:?}");
         let near = Ratio::of_medians(&[1.05, 1.06, 1.04], &[1.0, 1.01, 0.99]).expect("all are positive");

@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_is_memory_to_touch() {
+    fn the_host_has_memory_to_touch() {
         assert!(available_bytes() > 0);
         touch(1 << 20);
     }

@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_was_given_back_reads_as_zeros() {
+    fn memory_that_was_released_reads_as_zeros() {
         let mut blocks = Arc::new(Arena::of_small_pages(2 * SMALL_PAGE_BYTES).unwrap()).split(SMALL_PAGE_BYTES, 2);
         blocks.iter_mut().for_each(|block| block.fill(1));
         blocks[0].give_back();

@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_name_does_not_blame_the_device() {
+    fn an_invalid_name_is_no_error_of_the_device() {
         for (errno, code) in [
             (Errno::ELOOP, Code::NotFound),
             (Errno::ENAMETOOLONG, Code::Unsupported),

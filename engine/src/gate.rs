@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn its_clock_does_not_stand_still() {
+    fn the_clock_of_a_gate_advances() {
         let before = Gate::now();
         while Gate::now() == before {}
         assert!(Gate::now() > before && before > Duration::ZERO);

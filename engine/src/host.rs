@@ -326,8 +326,8 @@ mod tests {
     use crate::volume::support::{Mounted, need};
 
     #[test]
-    fn file_systems_are_told_apart_by_what_they_can() {
-        let test = "file_systems_are_told_apart_by_what_they_can";
+    fn file_systems_are_distinguished_by_their_features() {
+        let test = "file_systems_are_distinguished_by_their_features";
         for (kind, mib, direct, reflink, zero_range) in [
             ("ext4", 16, true, false, true),
             ("xfs", 320, true, true, true),

@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_durable_is_left_out() {
+    fn durable_ranges_are_left_out() {
         let done: RangeSet = [ByteRange::new(MIB, 3 * MIB), ByteRange::new(5 * MIB, 6 * MIB)].into_iter().collect();
         let extents = [extent(0, 4 * MIB, ExtentKind::Data), extent(4 * MIB, 7 * MIB, ExtentKind::Hole)];
         assert_eq!(

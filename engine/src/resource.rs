@@ -44,7 +44,7 @@ mod tests {
     use nix::sys::resource::{Resource, getrlimit};
 
     #[test]
-    fn what_is_used_up_is_named_with_its_value() {
+    fn an_exhausted_limit_is_named_with_its_value() {
         let (descriptors, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         let os = |errno, operation| Error::os(Side::Destination, operation, errno, "do it");
         let error = os(Errno::EMFILE, Operation::Open);
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_that_are_there_are_given_back() {
+    fn descriptors_are_closed_after_the_check() {
         require_descriptors(8, "start").unwrap();
         let error = require_descriptors(1 << 24, "start").unwrap_err();
         assert_eq!((error.code, error.errno), (Code::Overloaded, Some(Errno::EMFILE as i32)));

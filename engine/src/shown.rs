@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_names_come_out_unchanged() {
+    fn plain_names_are_shown_unchanged() {
         for name in ["/dev/sdb", "a b", "größe", "gro\u{308}ße", "磁盘/файл", "100%'\"$`!*", "🙂"] {
             assert_eq!(name.shown().to_string(), name);
             assert_eq!(line(name), name);
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_plain_is_escaped() {
+    fn other_bytes_are_escaped() {
         for (name, expected) in [
             (&b"bad\xff"[..], r"bad\xff"),
             (b"a\nb\tc\rd", r"a\nb\tc\rd"),
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn the_gate_to_the_terminal_leaves_what_is_shown_alone() {
+    fn a_line_leaves_shown_names_unchanged() {
         assert_eq!(line("said \u{1b}[2J\nforged"), r"said \x1b[2J\nforged");
         assert_eq!(line(r"open /a\\b\xff"), r"open /a\\b\xff");
     }
@@ -157,7 +157,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_shown_name_holds_nothing_but_print_and_gives_its_bytes_back(name in name()) {
+        fn a_shown_name_is_printable_and_restores_its_bytes(name in name()) {
             let shown = shown(&name);
             prop_assert!(shown.chars().all(|char| is_printable(char) && !char.is_control()), "{shown:?}");
             // So different names are shown differently.
@@ -166,7 +166,7 @@ mod tests {
         }
 
         #[test]
-        fn a_line_is_one_and_passing_twice_changes_nothing(text in any::<String>()) {
+        fn a_line_is_one_line_and_escaping_twice_changes_nothing(text in any::<String>()) {
             let once = line(&text);
             prop_assert!(once.chars().all(|char| is_printable(char) && !char.is_control()), "{once:?}");
             prop_assert_eq!(line(&once), once);

@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_size_is_refused() {
+    fn an_invalid_size_is_refused() {
         for text in
             ["", "MiB", "-1", "+1", "1MB", "1.3B", "1..2K", "0x10", "1 2", "16777216TiB", "18446744073709551616"]
         {
@@ -174,7 +174,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_written_no_parser_overflows(number in any::<u128>(), digits in 0..40_usize, unit in "[a-zA-Z/.]{0,4}") {
+        fn no_parser_overflows(number in any::<u128>(), digits in 0..40_usize, unit in "[a-zA-Z/.]{0,4}") {
             let number = number.to_string();
             let text = format!("{}{unit}", &number[..digits.min(number.len())]);
             let _ = (parse_size(&text), parse_rate(&text));
@@ -185,7 +185,7 @@ mod tests {
         }
 
         #[test]
-        fn a_duration_is_as_many_seconds_as_it_says(number in any::<u64>(), unit in 0..4_usize) {
+        fn a_duration_is_parsed_to_its_seconds(number in any::<u64>(), unit in 0..4_usize) {
             let (name, seconds) = [("s", 1), ("m", 60), ("h", 3600), ("d", 86_400)][unit];
             let expected = u128::from(number) * seconds;
             let fits = expected <= u128::from(DURATION_MAX.as_secs());

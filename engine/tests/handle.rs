@@ -32,7 +32,7 @@ fn assert_ordered(before: &Progress, now: &Progress) {
 }
 
 #[test]
-fn a_paused_job_stands_still_and_goes_on() {
+fn a_paused_job_makes_no_progress_until_it_is_resumed() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let bytes = data(8 << 20);
     std::fs::write(folder.path().join("source"), &bytes).unwrap();
@@ -97,7 +97,7 @@ fn a_limit_can_be_lowered_and_lifted_while_a_job_runs() {
 }
 
 #[test]
-fn progress_never_falls_under_many_eyes() {
+fn progress_never_falls_for_concurrent_readers() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     std::fs::write(folder.path().join("source"), data(16 << 20)).unwrap();
     let engine = engine();

@@ -4,7 +4,7 @@ use blockhaul_engine::error::Code;
 use blockhaul_engine::journal::{JournalReader, JournalState, fuzz};
 
 #[test]
-fn spoiled_journals_are_refused_or_say_less() {
+fn mutated_journals_are_refused_or_have_fewer_ranges() {
     (0..3_000).for_each(fuzz::fuzz_mutation);
 }
 

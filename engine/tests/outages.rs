@@ -56,8 +56,8 @@ fn plain(request: &Request) -> Act {
 }
 
 #[test]
-fn a_worker_that_waits_for_a_session_gets_one_whoever_is_faster() {
-    let engine = need!("a_worker_that_waits_for_a_session_gets_one_whoever_is_faster", engine(2));
+fn a_worker_that_waits_for_a_session_gets_one_in_every_order() {
+    let engine = need!("a_worker_that_waits_for_a_session_gets_one_in_every_order", engine(2));
     let folder = tempfile::tempdir().unwrap();
     let count = AtomicUsize::new(0);
     let size = 128 * MIB;
@@ -78,8 +78,8 @@ fn a_worker_that_waits_for_a_session_gets_one_whoever_is_faster() {
 }
 
 #[test]
-fn a_server_that_lets_in_fewer_than_before_ends_the_job_in_time() {
-    let engine = need!("a_server_that_lets_in_fewer_than_before_ends_the_job_in_time", engine(2));
+fn a_server_that_accepts_fewer_connections_ends_the_job_in_time() {
+    let engine = need!("a_server_that_accepts_fewer_connections_ends_the_job_in_time", engine(2));
     let folder = tempfile::tempdir().unwrap();
     let lets_in = |number, open| number < 2 || open < 1;
     let server = Server::start(folder.path(), "s", 256 * MIB, lets_in, |request| {
@@ -97,8 +97,8 @@ fn a_server_that_lets_in_fewer_than_before_ends_the_job_in_time() {
 }
 
 #[test]
-fn zeros_that_a_restarted_server_lost_are_not_skipped_by_its_word_of_before() {
-    let engine = need!("zeros_that_a_restarted_server_lost_are_not_skipped_by_its_word_of_before", engine(1));
+fn zeros_that_a_restarted_server_lost_are_not_skipped_by_an_old_block_status() {
+    let engine = need!("zeros_that_a_restarted_server_lost_are_not_skipped_by_an_old_block_status", engine(1));
     let folder = tempfile::tempdir().unwrap();
     let (size, first) = (1024 * MIB, 256 * MIB);
     let source = folder.path().join("hole");
@@ -154,8 +154,8 @@ struct Disk {
 }
 
 #[test]
-fn a_flush_over_a_later_connection_says_nothing_of_what_an_earlier_one_took() {
-    let engine = need!("a_flush_over_a_later_connection_says_nothing_of_what_an_earlier_one_took", engine(2));
+fn a_flush_over_a_later_connection_does_not_cover_writes_of_an_earlier_one() {
+    let engine = need!("a_flush_over_a_later_connection_does_not_cover_writes_of_an_earlier_one", engine(2));
     let folder = tempfile::tempdir().unwrap();
     let size = 32 * MIB;
     let content = bytes(0..size);
@@ -231,8 +231,8 @@ fn a_comparison_with_a_receipt_needs_one_connection() {
 }
 
 #[test]
-fn a_server_that_takes_longer_over_a_window_than_over_a_request_is_slow_and_not_dead() {
-    let engine = need!("a_server_that_takes_longer_over_a_window_than_over_a_request_is_slow_and_not_dead", engine(1));
+fn a_server_that_needs_longer_for_a_window_than_for_a_request_is_slow_and_not_dead() {
+    let engine = need!("a_server_that_needs_longer_for_a_window_than_for_a_request_is_slow_and_not_dead", engine(1));
     let folder = tempfile::tempdir().unwrap();
     let connections = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&connections);
@@ -314,8 +314,8 @@ fn a_job_whose_server_is_silent_leaves_slots_to_the_others() {
 }
 
 #[test]
-fn a_server_that_shuts_down_may_still_carry_out_what_it_has_not_answered() {
-    let engine = need!("a_server_that_shuts_down_may_still_carry_out_what_it_has_not_answered", engine(1));
+fn a_server_that_shuts_down_may_still_execute_unanswered_requests() {
+    let engine = need!("a_server_that_shuts_down_may_still_execute_unanswered_requests", engine(1));
     let folder = tempfile::tempdir().unwrap();
     let writes = AtomicUsize::new(0);
     let server = Server::start(

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::time::Duration;
 
 #[test]
-fn a_paused_job_does_not_even_what_needs_no_worker() {
+fn a_paused_job_does_not_skip_holes_either() {
     let folder = tempfile::tempdir().unwrap();
     let (source, destination) = (folder.path().join("a"), folder.path().join("b"));
     File::create(&source).unwrap().set_len(1 << 30).unwrap();

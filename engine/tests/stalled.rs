@@ -212,8 +212,8 @@ fn a_frozen_destination_delays_no_other_job() {
 
 /// Creating the destination is a call that does not come back, and no signal ends it.
 #[test]
-fn a_job_that_hangs_at_its_start_is_reported_and_heard_of_later() {
-    let test = "a_job_that_hangs_at_its_start_is_reported_and_heard_of_later";
+fn a_job_that_hangs_at_its_start_is_reported_and_ends_later() {
+    let test = "a_job_that_hangs_at_its_start_is_reported_and_ends_later";
     let disk = need!(test, Disk::fresh("defaults"));
     let engine = engine(Face::Auto);
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -246,7 +246,7 @@ impl Admission for Hanging {
 
 /// The same without root: what hangs is a question.
 #[test]
-fn a_thread_that_does_not_come_back_costs_its_own_job_only() {
+fn a_blocked_thread_of_a_job_delays_its_own_job_only() {
     let engine = engine(Face::Auto);
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let small = source(folder.path(), "small", 1);

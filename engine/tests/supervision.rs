@@ -146,7 +146,7 @@ fn closes_and_opens(room: &Room, direct: Direct) {
 }
 
 #[test]
-fn a_copy_waits_at_a_closed_gate_and_goes_on_however_its_bytes_travel() {
+fn a_copy_waits_at_a_closed_gate_and_continues_on_every_path() {
     for (face, place) in [(Face::Auto, "/var/tmp"), (Face::Auto, "/dev/shm"), (Face::Threads, "/var/tmp")] {
         let room = Room::with(face, Path::new(place));
         for direct in [Direct::Auto, Direct::No] {
@@ -156,7 +156,7 @@ fn a_copy_waits_at_a_closed_gate_and_goes_on_however_its_bytes_travel() {
 }
 
 #[test]
-fn a_copy_that_is_cancelled_behind_a_closed_gate_ends_by_its_reason_and_can_be_resumed() {
+fn a_copy_cancelled_behind_a_closed_gate_ends_with_its_reason_and_can_be_resumed() {
     let room = Room::new();
     let gate = Arc::new(Gate::closed());
     gate.open_until(Duration::MAX);
@@ -183,7 +183,7 @@ fn a_copy_that_is_cancelled_behind_a_closed_gate_ends_by_its_reason_and_can_be_r
 }
 
 #[test]
-fn a_copy_that_never_came_through_the_gate_leaves_the_destination_alone() {
+fn a_copy_that_never_passed_the_gate_leaves_the_destination_unchanged() {
     let room = Room::new();
     fs::write(room.path("destination"), b"as it was").unwrap();
     let gate = Arc::new(Gate::closed());
@@ -229,7 +229,7 @@ impl Admission for Judge {
 }
 
 #[test]
-fn who_admits_is_asked_once_and_before_the_first_change() {
+fn admission_is_requested_once_and_before_the_first_change() {
     let room = Room::new();
     let refusal = || Err(Error::bad_request("not you"));
     let (judge, supervision) = Judge::with(refusal());
@@ -269,7 +269,7 @@ fn opened(room: &Room, created: bool) -> Supervision {
 }
 
 #[test]
-fn a_copy_reaches_what_it_was_given_whatever_its_name_leads_to() {
+fn a_copy_uses_the_given_descriptors_whatever_the_names_lead_to() {
     for verify in [Verify::No, Verify::Yes] {
         let room = Room::new();
         let supervision = opened(&room, true);
@@ -304,7 +304,7 @@ fn a_given_destination_follows_the_rules_and_is_never_removed() {
 }
 
 #[test]
-fn descriptors_of_what_is_no_volume_or_no_path_are_refused() {
+fn descriptors_without_a_volume_or_a_path_are_refused() {
     let room = Room::new();
     let folder = || Some(File::open(room.folder.path()).unwrap().into());
     let given = Supervision { source: folder(), ..Supervision::default() };
@@ -326,7 +326,7 @@ fn a_copy_by_descriptors_is_resumed_by_its_journal() {
 }
 
 #[test]
-fn what_another_run_made_durable_is_not_copied_again() {
+fn claimed_ranges_are_not_copied_again() {
     for verify in [Verify::No, Verify::Yes] {
         let room = Room::new();
         let durable = room.half_copied();
@@ -344,7 +344,7 @@ fn what_another_run_made_durable_is_not_copied_again() {
 }
 
 #[test]
-fn a_verification_reads_what_another_run_is_said_to_have_made_durable() {
+fn a_verification_reads_claimed_ranges() {
     let room = Room::new();
     let durable = room.half_copied();
     let first = durable.iter().next().unwrap();
@@ -360,7 +360,7 @@ fn a_verification_reads_what_another_run_is_said_to_have_made_durable() {
 }
 
 #[test]
-fn claims_are_trimmed_to_leaves_and_added_to_what_the_journal_says() {
+fn claims_are_trimmed_to_leaves_and_added_to_the_journals_ranges() {
     let room = Room::new();
     let durable = room.half_copied();
     let last = durable.iter().last().unwrap().end();
@@ -377,7 +377,7 @@ fn claims_are_trimmed_to_leaves_and_added_to_what_the_journal_says() {
 }
 
 #[test]
-fn claims_about_what_cannot_hold_them_or_without_a_wish_to_go_on_are_refused() {
+fn claims_that_do_not_fit_or_without_resume_are_refused() {
     let room = Room::new();
     let claims = RangeSet::from_iter([ByteRange::new(0, 4 * MIB)]);
     let error = room.refused(room.taken_over(), claiming(&claims), Code::CheckpointMismatch).error.unwrap();
@@ -394,7 +394,7 @@ fn claims_about_what_cannot_hold_them_or_without_a_wish_to_go_on_are_refused() {
 }
 
 #[test]
-fn a_job_without_servers_takes_no_notice_of_a_cut() {
+fn a_job_without_servers_ignores_a_cut() {
     let room = Room::new();
     let job = room.submit(room.spec(), Supervision::default());
     job.revoke_connections();

@@ -117,7 +117,7 @@ fn is_held_up(job: &JobHandle) -> bool {
 }
 
 #[test]
-fn what_was_read_when_the_gate_closed_is_sent_when_it_opens() {
+fn blocks_read_before_the_gate_closed_are_sent_when_it_opens() {
     let folder = tempfile::tempdir().unwrap();
     let (store, count) = (Store::new(), Arc::default());
     let to = server(folder.path(), &store, &count);
@@ -160,7 +160,7 @@ fn what_was_read_when_the_gate_closed_is_sent_when_it_opens() {
 }
 
 #[test]
-fn a_lost_connection_is_made_anew_when_the_gate_opens_and_the_time_until_then_does_not_count() {
+fn a_lost_connection_is_made_again_when_the_gate_opens_and_the_wait_does_not_count() {
     let folder = tempfile::tempdir().unwrap();
     let (store, count) = (Store::new(), Arc::default());
     let to = server(folder.path(), &store, &count);
@@ -181,7 +181,7 @@ fn a_lost_connection_is_made_anew_when_the_gate_opens_and_the_time_until_then_do
 }
 
 #[test]
-fn a_copy_that_is_cancelled_behind_a_closed_gate_gives_up_what_was_not_sent() {
+fn a_copy_cancelled_behind_a_closed_gate_drops_unsent_writes() {
     let folder = tempfile::tempdir().unwrap();
     let (store, count) = (Store::new(), Arc::default());
     let to = server(folder.path(), &store, &count);
@@ -202,7 +202,7 @@ fn a_copy_that_is_cancelled_behind_a_closed_gate_gives_up_what_was_not_sent() {
 }
 
 #[test]
-fn a_cut_ends_a_job_whose_server_is_silent_and_says_that_its_requests_may_land() {
+fn a_cut_ends_a_job_with_a_silent_server_as_not_quiesced() {
     for reason in [None, Some(Reason::LeaseLost)] {
         let folder = tempfile::tempdir().unwrap();
         let asked = Arc::new(AtomicBool::new(false));
@@ -256,7 +256,7 @@ fn a_job_that_is_cut_before_it_has_connected_never_does() {
 }
 
 #[test]
-fn a_copy_to_an_export_is_taken_over_without_its_journal() {
+fn a_copy_to_an_export_is_continued_from_claims_without_its_journal() {
     let folder = tempfile::tempdir().unwrap();
     let (store, count) = (Store::new(), Arc::default());
     let to = server(folder.path(), &store, &count);

@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn senseless_values_are_bad_requests() {
+    fn invalid_values_are_bad_requests() {
         assert_eq!(resolved(&["--no-sync"]).unwrap().spec.sync, Sync::No);
         for flags in [
             &["--protect=0ms"][..],

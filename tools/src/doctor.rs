@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_without_lacks_says_so() {
+    fn a_host_with_all_features_is_reported_as_such() {
         assert_eq!(table(&json!({"remedies": []})).last().unwrap(), "No changes needed.");
     }
 }

@@ -204,13 +204,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_is_asked_for_before_the_double_dash_only() {
+    fn a_json_flag_counts_before_the_double_dash_only() {
         assert!(wants_json(&["copy", "--json", "a"]));
         assert!(!wants_json(&["copy", "--", "--json"]));
     }
 
     #[test]
-    fn json_acts_on_no_terminal_and_means_the_same() {
+    fn json_is_escaped_for_terminals_and_parses_to_the_same_value() {
         let text = "\u{9b}31m\u{7f}\u{1b}\u{202e}\u{e0041}\u{ad}größe \\ \"q\" 🙂\n";
         let line = String::from_utf8(json(&text)).unwrap();
         assert!(line.chars().all(is_printable), "{line:?}");

@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_line_says_how_far_how_fast_and_how_long() {
+    fn the_line_shows_progress_rate_and_remaining_time() {
         let progress = Progress {
             planned: 4 << 30,
             written: 1 << 30,

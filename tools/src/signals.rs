@@ -89,13 +89,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_signal_says_who_asked() {
+    fn the_signal_determines_the_reason() {
         let asked = [SIGINT, SIGTERM, SIGHUP].map(reason);
         assert_eq!(asked, [Reason::UserCancel, Reason::RunnerInterrupt, Reason::RunnerInterrupt]);
     }
 
     #[test]
-    fn what_was_ignored_is_known() {
+    fn signals_ignored_at_the_start_are_known() {
         let status = "SigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000000000\n";
         assert_eq!([SIGHUP, SIGINT, 13].map(|signal| is_ignored(status, signal)), [true, false, true]);
         assert!(!is_ignored("", SIGHUP));

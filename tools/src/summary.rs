@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_differs_is_listed() {
+    fn differing_ranges_are_listed() {
         let differences = vec![Difference { offset: 512, length: 8 }];
         let lines = of_verify(&Report { differences, quiesced: false, ..report(Status::Differs) });
         assert_eq!(lines[0], "differs at byte 512, 8 bytes");

@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn two_volumes_or_a_receipt_and_one() {
+    fn a_comparison_takes_two_volumes_or_a_receipt_and_one() {
         let volume = |name| Locator::parse(name).unwrap();
         assert_eq!(resolved(&["a", "b"]).unwrap(), VerifySpec::new(Reference::Volume(volume("a")), volume("b")));
         assert_eq!(

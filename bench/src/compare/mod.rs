@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slower_machine_is_told_apart_from_a_slower_copy() {
+    fn a_slower_machine_is_distinguished_from_a_slower_copy() {
         let mut new = results(2);
         let names: Vec<String> = new.scenarios[0].targets.iter().map(|target| target.name.clone()).collect();
         names.iter().for_each(|name| scale(&mut new, "dense-direct", name, 0.7));

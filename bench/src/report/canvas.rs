@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_drawing_is_well_formed_whatever_it_says() {
+    fn a_drawing_with_any_text_is_well_formed() {
         let odd = "a<b> & \"c\" \u{1b}[31m";
         let drawing = svg(odd, 200, |canvas| {
             canvas.line(vec![(0, 0), (10, 20)], INK, 2);

@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_needs_nothing_else() {
+    fn the_page_loads_no_other_file() {
         let page = render(&sample_results::results(1)).replace("xmlns=\"http://www.w3.org/2000/svg\"", "");
         for foreign in ["http:", "https:", "<script", "<link", "@import", "url(", "src="] {
             assert!(!page.contains(foreign), "'{foreign}' asks for something outside of the file");

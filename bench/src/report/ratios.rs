@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn colours_say_what_the_interval_says() {
+    fn colours_show_the_verdict_of_the_interval() {
         assert_eq!(color(row(1.4, 1.2, 1.6).ratio), OURS);
         assert_eq!(color(row(1.4, 0.9, 1.6).ratio), EVEN);
         assert_eq!(color(row(0.8, 0.7, 0.9).ratio), WORSE);

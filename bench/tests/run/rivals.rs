@@ -76,7 +76,7 @@ fn a_rival_that_does_not_do_the_work_is_reported_and_not_beaten() {
 }
 
 #[test]
-fn one_that_writes_nothing_at_all_has_failed() {
+fn a_rival_that_writes_nothing_has_failed() {
     let dir = TestDir::new();
     let programs = folder_of(&dir, &[("ddrescue", "exit 0"), ("qemu-img", "exit 0"), ("cp", "exit 0")]);
     let words = ["--trials", "1", "--scenario", "dense-direct"];
@@ -90,7 +90,7 @@ fn one_that_writes_nothing_at_all_has_failed() {
 }
 
 #[test]
-fn a_command_of_ours_that_does_not_work_is_our_fault() {
+fn a_failure_of_our_command_fails_the_run() {
     let dir = TestDir::new();
     let folder = dir.path("elsewhere");
     fs::create_dir(&folder).unwrap();

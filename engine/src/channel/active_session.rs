@@ -202,7 +202,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn a_send_that_waits_for_a_gate_grows_no_older() {
+    fn a_send_that_waits_for_a_gate_does_not_age() {
         let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
         let facts = ExportFacts {
             size_bytes: 1 << 20,

@@ -138,7 +138,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_the_set_of_its_bytes(
+        fn a_range_set_equals_a_set_of_bytes(
             ranges in prop::collection::vec((0_u64..60, 0_u64..20, prop::bool::weighted(0.7)), 0..20),
             from in 0_u64..80,
             len in 0_u64..40,

@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_whose_server_does_not_hang_up_is_not_quiet_and_never_interrupted() {
+    fn a_job_whose_server_does_not_close_is_not_quiesced_and_never_interrupted() {
         let (report, _) = ended(false, true, None, Ok(()));
         assert_eq!((report.status, report.quiesced), (Status::Succeeded, false));
         for reason in [Reason::UserCancel, Reason::RunnerInterrupt, Reason::LeaseLost] {

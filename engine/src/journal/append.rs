@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_that_make_no_sense_are_refused() {
+    fn invalid_runs_are_refused() {
         let header = header(100_000, 4096);
         let (mut appender, _) = Appender::create(&header).unwrap();
         let zeros = |start, end| Run { range: ByteRange::new(start, end), content: Content::Zeros };

@@ -67,7 +67,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn what_was_recorded_is_read_back(seed: u64) {
+    fn recorded_runs_are_read_back(seed: u64) {
         let sample = SampleJournal::new(seed);
         let reader = read(&sample.file()).unwrap();
         prop_assert_eq!(reader.header(), &sample.header);
@@ -79,7 +79,7 @@ proptest! {
     }
 
     #[test]
-    fn a_part_is_the_whole_cut_to_whole_leaves(seed: u64, from in 0_u64..300_000, length in 0_u64..300_000) {
+    fn a_part_of_a_journal_is_the_whole_trimmed_to_whole_leaves(seed: u64, from in 0_u64..300_000, length in 0_u64..300_000) {
         let reader = read(&SampleJournal::new(seed).file()).unwrap();
         let size = reader.header().size_bytes;
         let within = ByteRange::new(from.min(size), (from + length).min(size)).align_out(4096, size);
@@ -91,7 +91,7 @@ proptest! {
     }
 
     #[test]
-    fn a_kill_between_any_two_bytes_forgets_only_the_record_under_way(seed: u64, cut: prop::sample::Index) {
+    fn a_kill_at_any_byte_loses_only_the_record_in_progress(seed: u64, cut: prop::sample::Index) {
         // The page cache survives a kill: every write before the last one is whole.
         let sample = SampleJournal::new(seed);
         for (done, commit) in sample.commits.iter().enumerate() {
@@ -112,7 +112,7 @@ proptest! {
     }
 
     #[test]
-    fn a_power_cut_loses_sectors_of_the_record_under_way_only(seed: u64, lost: u64, keep_slot: bool) {
+    fn a_power_cut_loses_only_the_record_in_progress(seed: u64, lost: u64, keep_slot: bool) {
         // The record under way reached the disk in part; the slot before it may have, or not.
         let sample = SampleJournal::new(seed);
         for (done, commit) in sample.commits.iter().enumerate() {
@@ -161,7 +161,7 @@ proptest! {
     }
 
     #[test]
-    fn a_checkpoint_goes_on_after_any_crash(seed: u64, cut: prop::sample::Index) {
+    fn a_checkpoint_can_be_extended_after_any_crash(seed: u64, cut: prop::sample::Index) {
         let sample = SampleJournal::new(seed);
         let Some(commit) = sample.commits.first().filter(|_| sample.commits.len() > 1) else { return Ok(()) };
         let mut file = file_after(&sample, 0, 0);
@@ -178,7 +178,7 @@ proptest! {
 }
 
 #[test]
-fn every_bit_of_a_receipt_counts() {
+fn every_flipped_bit_of_a_receipt_is_detected() {
     let (file, _) = two_batches(Some(&Finish { root: Some([9; 32]), finished_ns: 5 }));
     let intact = read(&file).unwrap();
     for bit in 0..file.len() * 8 {
@@ -213,7 +213,7 @@ fn every_cut_of_a_receipt_is_refused() {
 }
 
 #[test]
-fn whatever_follows_the_end_of_a_receipt_is_refused() {
+fn bytes_after_the_end_of_a_receipt_are_refused() {
     let (file, _) = two_batches(Some(&Finish { root: None, finished_ns: 0 }));
     for rest in [&[0_u8][..], &[0; 600], &[1], &[1; 600]] {
         assert!(is_refused(&[&file, rest].concat()));
@@ -238,7 +238,7 @@ fn behind_the_commit_zeros_are_dropped_and_garbage_is_refused() {
 }
 
 #[test]
-fn a_finish_that_was_not_committed_yet_is_believed_when_it_is_whole() {
+fn a_whole_finish_record_counts_before_its_slot_is_written() {
     let (file, mut appender) = two_batches(None);
     let finish = Finish { root: Some([3; 32]), finished_ns: -4 };
     let record = appender.finish(&finish).record.bytes;
@@ -282,7 +282,7 @@ fn a_torn_record_with_another_behind_it_is_refused() {
 }
 
 #[test]
-fn nonsense_under_right_checksums_is_refused() {
+fn invalid_fields_under_right_checksums_are_refused() {
     let (file, appender) = two_batches(None);
     let zeros = |start, end| Run { range: ByteRange::new(start, end), content: Content::Zeros };
     let short = Run { range: ByteRange::new(0, 8192), content: Content::Leaves(vec![1]) };
@@ -340,7 +340,7 @@ impl ReadAt for DecayingFile {
 }
 
 #[test]
-fn what_rots_after_it_was_checked_is_noticed_when_it_is_read_again() {
+fn a_record_that_rots_after_the_check_is_detected_when_it_is_read_again() {
     let (file, _) = two_batches(None);
     let bytes = DecayingFile(Arc::new(Mutex::new(file.clone())));
     let reader = JournalReader::from_store(Box::new(bytes.clone()), "rotting".into(), None).unwrap();
@@ -403,7 +403,7 @@ fn the_later_record_wins() {
 }
 
 #[test]
-fn without_digests_no_leaf_is_believed() {
+fn a_journal_without_digests_samples_no_leaf() {
     let mut bare = header(40 * 4096, 4096);
     bare.digest = crate::spec::DigestKind::None;
     let (mut appender, start) = Appender::create(&bare).unwrap();
@@ -428,7 +428,7 @@ mod root {
 
     proptest! {
         #[test]
-        fn it_does_not_depend_on_the_cut(
+        fn the_root_does_not_depend_on_the_cut_into_runs(
             kinds in prop::collection::vec(any::<bool>(), 1..40),
             cuts in prop::collection::vec(any::<bool>(), 40),
             tail in 1_u64..=4096,
@@ -462,7 +462,7 @@ mod root {
     }
 
     #[test]
-    fn it_is_the_documented_sequence() {
+    fn the_root_is_that_of_the_documented_sequence() {
         let mut sequence = b"blockhaul root 1".to_vec();
         sequence.extend((4 * 4096_u64 + 1).to_le_bytes());
         sequence.extend(4096_u32.to_le_bytes());
@@ -475,7 +475,7 @@ mod root {
     }
 
     #[test]
-    fn it_is_unknown_where_something_is() {
+    fn there_is_no_root_if_a_byte_is_missing_or_not_digested() {
         let undigested = Run { range: ByteRange::new(0, 8192), content: Content::Undigested };
         assert_eq!(root(8192, &[undigested]), None);
         assert_eq!(root(8192, &[zeros(0, 4096)]), None);
@@ -486,7 +486,7 @@ mod root {
     }
 
     #[test]
-    fn a_reader_computes_it() {
+    fn a_reader_computes_the_root() {
         let (file, _) = two_batches(None);
         let all = [leaves(0, 20, 4096), zeros(20 * 4096, 40 * 4096)];
         assert_eq!(read(&file).unwrap().root().unwrap(), root(40 * 4096, &all));

@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_a_leftover_but_few_zeros() {
+    fn only_a_few_zeros_count_as_a_leftover() {
         for (start, found) in [
             (vec![], ExistingFile::Leftover),
             (vec![0; 100], ExistingFile::Leftover),

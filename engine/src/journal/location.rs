@@ -364,7 +364,7 @@ mod tests {
     use std::cell::Cell;
 
     #[test]
-    fn a_file_replaced_between_open_and_lock_is_not_taken() {
+    fn a_file_replaced_between_open_and_lock_is_not_used() {
         let home = tempfile::TempDir::new().unwrap();
         let (path, other) = (home.path().join("journal"), home.path().join("other"));
         fs::write(&path, "old").unwrap();

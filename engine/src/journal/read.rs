@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_the_index_is_read_again() {
+    fn spans_that_do_not_fit_the_index_are_read_again() {
         for seed in 0..40 {
             let sample = SampleJournal::new(seed);
             let whole = leaves(&JournalReader::from_bytes(sample.file()).unwrap());

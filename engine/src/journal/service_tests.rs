@@ -64,7 +64,7 @@ fn the_file_is_what_the_appender_plans() {
 }
 
 #[test]
-fn a_checkpoint_goes_on_where_it_stopped() {
+fn a_checkpoint_is_appended_to_where_it_stopped() {
     let home = TempDir::new().unwrap();
     for service in services() {
         let path = home.path().join("deep/er/checkpoint");
@@ -107,7 +107,7 @@ fn a_torn_end_is_cut_off_before_anything_is_appended() {
 }
 
 #[test]
-fn a_reader_sees_what_was_appended_while_the_thread_goes_on() {
+fn a_reader_sees_appended_runs_while_the_thread_continues() {
     let home = TempDir::new().unwrap();
     for service in services() {
         for place in [JournalLocation::Replace(&home.path().join("checkpoint")), JournalLocation::Scratch] {
@@ -196,7 +196,7 @@ fn a_journal_in_use_is_busy() {
 }
 
 #[test]
-fn what_is_there_is_replaced_only_when_told_and_never_when_it_is_no_journal() {
+fn a_file_is_replaced_only_on_request_and_only_if_it_is_a_journal() {
     let home = TempDir::new().unwrap();
     let service = JournalService::start().unwrap();
     let path = home.path().join("checkpoint");
@@ -231,7 +231,7 @@ fn what_is_there_is_replaced_only_when_told_and_never_when_it_is_no_journal() {
 }
 
 #[test]
-fn what_is_no_regular_file_is_left_alone() {
+fn a_file_that_is_not_regular_is_left_alone() {
     let home = TempDir::new().unwrap();
     let service = JournalService::start().unwrap();
     let (fifo, path) = (home.path().join("fifo"), home.path().join("checkpoint"));
@@ -294,7 +294,7 @@ fn a_finished_journal_is_removed_kept_or_moved() {
 }
 
 #[test]
-fn a_receipt_takes_no_name_of_what_came_there_meanwhile() {
+fn a_receipt_does_not_replace_a_file_that_appeared_meanwhile() {
     let home = TempDir::new().unwrap();
     let elsewhere = TempDir::new_in("/dev/shm").unwrap_or_else(|_| TempDir::new().unwrap());
     let service = JournalService::start().unwrap();

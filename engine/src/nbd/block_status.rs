@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_is_wanted_asked_and_answered_once() {
+    fn a_range_is_requested_sent_and_answered_once() {
         let mut block_status = block_status();
         let all = ByteRange::new(0, 100);
         assert!(block_status.look(all, 10).is_none() && block_status.has_question());
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_to_an_older_question_is_dropped_and_a_retracted_one_asked_again() {
+    fn a_reply_to_an_older_request_is_dropped_and_a_returned_request_is_sent_again() {
         let mut block_status = block_status();
         assert!(block_status.look(ByteRange::new(0, 100), 10).is_none());
         let old = block_status.take_question().unwrap();
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn an_extent_longer_than_the_question_is_cut() {
+    fn an_extent_longer_than_the_request_is_cut() {
         let mut block_status = block_status();
         assert!(block_status.look(ByteRange::new(0, 100), 10).is_none());
         let question = block_status.take_question().unwrap();
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn contexts_are_laid_over_each_other_as_far_as_both_reach() {
+    fn contexts_are_combined_as_far_as_both_reach() {
         let window = ByteRange::new(1000, 2000);
         let allocation = vec![(100, 0), (200, HOLE | ZERO), (700, ZERO), (5000, 0)];
         let dirty = vec![(150, DIRTY), (350, 0), (100, DIRTY)];

@@ -98,7 +98,7 @@ fn nbdkit_answers_reads_simply() {
 }
 
 #[test]
-fn errors_of_a_server_arrive() {
+fn errors_of_a_server_are_returned() {
     for style in [[].as_slice(), &["--no-sr"]] {
         let errors = ["--filter=error", "memory", "1M", "error-pread=ENOSPC", "error-pread-rate=100%"];
         let server = need!("nbdkit", nbdkit(&[style, &errors].concat()));
@@ -114,7 +114,7 @@ fn errors_of_a_server_arrive() {
 }
 
 #[test]
-fn what_is_written_is_read_back_and_mapped() {
+fn written_bytes_are_read_back_and_mapped() {
     for server in [qemu(&["-B", "sunday"]), nbdkit(&["memory", "64M"]), nbdkit(&["--no-sr", "memory", "64M"])] {
         write_and_map(&need!("a server", server), "");
     }
@@ -161,7 +161,7 @@ fn write_and_map(server: &NbdServer, export: &str) {
 }
 
 #[test]
-fn qemu_tells_what_is_dirty() {
+fn qemu_reports_dirty_ranges() {
     let server = need!("qemu", qemu(&["-B", "sunday"]));
     let wanted = WantedExport { dirty_bitmap: Some("sunday"), ..WANTED };
     let mut connection = Connection::open(&server, &wanted);

@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_revocation_takes_back_what_is_queued_though_the_socket_stays_open() {
+    fn a_revocation_drops_queued_bytes_though_the_socket_stays_open() {
         let revoker = ConnectionRevoker::default();
         let (socket, receiver, sent) = filled();
         revoker.register(&socket);
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_connected_after_a_revocation_is_reset_at_once() {
+    fn a_connection_made_after_a_revocation_is_reset_at_once() {
         let revoker = ConnectionRevoker::default();
         revoker.revoke();
         let (socket, receiver, sent) = filled();
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_behind_a_gate_is_not_tried_for_long() {
+    fn a_send_behind_a_gate_is_not_retried_for_long() {
         let gated = ConnectionRevoker::new(Some(Arc::default()));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = Address::Tcp { host: "127.0.0.1".to_owned(), port: listener.local_addr().unwrap().port() };

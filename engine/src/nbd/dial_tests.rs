@@ -105,7 +105,7 @@ fn an_oldstyle_server_is_too_old() {
 }
 
 #[test]
-fn nobody_there_is_told_apart_from_nothing_there() {
+fn each_kind_of_missing_server_has_its_own_error() {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let error = refused(dial(&format!("nbd://127.0.0.1:{port}/x")), Code::Unreachable, "refused");
     assert_eq!(error.errno, Some(nix::errno::Errno::ECONNREFUSED as i32));
@@ -118,7 +118,7 @@ fn nobody_there_is_told_apart_from_nothing_there() {
 }
 
 #[test]
-fn a_peer_that_says_nothing_costs_the_limit_and_no_more() {
+fn a_silent_peer_costs_at_most_the_limit() {
     let room = scratch();
     // The kernel completes the connection, but it is never accepted.
     let _listener = UnixListener::bind(room.path().join("socket")).unwrap();
@@ -169,7 +169,7 @@ fn scripted(bytes: Vec<u8>) -> (u16, thread::JoinHandle<()>) {
 }
 
 #[test]
-fn a_peer_that_closes_or_talks_nonsense_in_the_middle_is_refused() {
+fn a_peer_that_closes_or_violates_the_protocol_is_refused() {
     let greeting = b"NBDMAGICIHAVEOPT\0\x03".to_vec();
     let reply = b"\0\x03\xe8\x89\x04\x55\x65\xa9\0\0\0\x0b\x80\0\0\x01\0\0\0\0".to_vec();
     let sound = [greeting.clone(), reply].concat();
@@ -187,8 +187,8 @@ fn a_peer_that_closes_or_talks_nonsense_in_the_middle_is_refused() {
 }
 
 #[test]
-fn a_thousand_dials_in_vain_leave_nothing_behind() {
-    let test = "nbd::dial_tests::a_thousand_dials_in_vain_leave_nothing_behind";
+fn a_thousand_failed_dials_leak_nothing() {
+    let test = "nbd::dial_tests::a_thousand_failed_dials_leak_nothing";
     if !is_alone(test) {
         return;
     }
@@ -216,8 +216,8 @@ fn a_thousand_dials_in_vain_leave_nothing_behind() {
 }
 
 #[test]
-fn two_hundred_connections_leave_nothing_behind() {
-    let test = "nbd::dial_tests::two_hundred_connections_leave_nothing_behind";
+fn two_hundred_connections_leak_nothing() {
+    let test = "nbd::dial_tests::two_hundred_connections_leak_nothing";
     if !is_alone(test) {
         return;
     }

@@ -222,17 +222,17 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(3000))]
 
         #[test]
-        fn spoiled_answers_break_no_promise(seed: u64) {
+        fn mutated_replies_keep_the_invariants(seed: u64) {
             fuzz_reply_mutation(seed);
         }
 
         #[test]
-        fn spoiled_handshakes_break_no_promise(seed: u64) {
+        fn mutated_handshakes_keep_the_invariants(seed: u64) {
             fuzz_negotiate_mutation(seed);
         }
 
         #[test]
-        fn any_bytes_break_no_promise(data: Vec<u8>) {
+        fn any_bytes_keep_the_invariants(data: Vec<u8>) {
             fuzz_replies(&data);
             fuzz_negotiate(&data);
         }

@@ -32,7 +32,7 @@ fn nbdkit_states_its_block_sizes() {
 }
 
 #[test]
-fn a_server_without_structured_replies_is_taken_as_it_is() {
+fn a_server_without_structured_replies_is_accepted() {
     let server = need!("nbdkit", nbdkit(&["--mask-handshake=1", "--no-sr", "memory", "1M"]));
     let negotiated = go(&mut server.greeted(), &ALLOCATION).unwrap();
     assert_eq!((negotiated.style, negotiated.contexts), (ReplyStyle::Simple, MetaContexts::default()));
@@ -40,7 +40,7 @@ fn a_server_without_structured_replies_is_taken_as_it_is() {
 }
 
 #[test]
-fn an_oldstyle_server_is_refused_in_words() {
+fn an_oldstyle_server_is_refused_with_a_message() {
     let server = need!("nbdkit", nbdkit(&["-o", "memory", "1M"]));
     let mut stream = UnixStream::connect(server.socket()).unwrap();
     let refusal = greet(&mut stream).unwrap_err();
@@ -48,7 +48,7 @@ fn an_oldstyle_server_is_refused_in_words() {
 }
 
 #[test]
-fn qemu_gives_a_dirty_bitmap_and_nothing_goes_without_it() {
+fn qemu_offers_a_dirty_bitmap_and_a_missing_one_is_an_error() {
     let server = need!("qemu", qemu(&["-B", "sunday"]));
     let wanted = WantedExport { dirty_bitmap: Some("sunday"), ..ALLOCATION };
     let negotiated = go(&mut server.greeted(), &wanted).unwrap();
@@ -184,7 +184,7 @@ fn violation_of_go(says: &[&[u8]]) -> String {
 }
 
 #[test]
-fn only_fixed_newstyle_is_greeted() {
+fn only_fixed_newstyle_is_accepted() {
     let mut sound = Scripted::new(&[b"NBDMAGICIHAVEOPT\0\x03next"]);
     assert_eq!(greet(&mut sound).unwrap(), Greeting { flags: 3 });
     assert_eq!((&sound.hears[..], sound.unread()), (&[0, 0, 0, 1][..], &b"next"[..]));
@@ -198,7 +198,7 @@ fn only_fixed_newstyle_is_greeted() {
 }
 
 #[test]
-fn a_server_from_before_go_is_entered_by_the_name_of_the_export() {
+fn a_server_without_go_is_entered_with_export_name() {
     let refusals = [no(EXTENDED_HEADERS), no(STRUCTURED_REPLY), no(GO)].concat();
     let wanted = WantedExport { export: "golden", ..ALLOCATION };
     let mut peer = Scripted::new(&[&refusals, &EXPORT_SIZE[2..], &[0; 124], b"next"]);
@@ -213,7 +213,7 @@ fn a_server_from_before_go_is_entered_by_the_name_of_the_export() {
 }
 
 #[test]
-fn go_asks_for_block_sizes_and_leaves_the_next_byte_alone() {
+fn go_requests_block_sizes_and_reads_no_byte_too_many() {
     let name = reply(GO, 3, b"\0\x01golden");
     let unknown = reply(GO, 3, b"\x12\x34whatever");
     let said = [name, unknown, sizes(512, 4096, u32::MAX), reply(GO, 3, EXPORT_SIZE), ack(GO)].concat();
@@ -228,7 +228,7 @@ fn go_asks_for_block_sizes_and_leaves_the_next_byte_alone() {
 }
 
 #[test]
-fn contexts_are_asked_for_by_name() {
+fn contexts_are_requested_by_name() {
     let said = [ack(SET_META_CONTEXT), reply(GO, 3, EXPORT_SIZE), ack(GO)].concat();
     let mut peer = Scripted::new(&[&ack(EXTENDED_HEADERS), &said]);
     let negotiated = go(&mut peer, &WantedExport { export: "gold", ..ALLOCATION }).unwrap();
@@ -245,7 +245,7 @@ fn contexts_of_a_failed_selection_do_not_count() {
 }
 
 #[test]
-fn a_refusal_is_answered_with_a_goodbye() {
+fn a_refusal_is_answered_with_abort() {
     let refused = reply(GO, ERR_POLICY, b"not\nyou\x1b[2J");
     let mut peer = Scripted::new(&[&no(EXTENDED_HEADERS), &no(STRUCTURED_REPLY), &refused]);
     match go(&mut peer, &ALLOCATION) {
@@ -275,7 +275,7 @@ fn tls_starts_right_after_its_acknowledgement() {
 }
 
 #[test]
-fn replies_out_of_line_are_violations() {
+fn unexpected_replies_are_violations() {
     let mut wrong_magic = ack(SET_META_CONTEXT);
     wrong_magic[0] ^= 1;
     assert!(violation(&[&wrong_magic]).contains("magic"));
@@ -291,7 +291,7 @@ fn replies_out_of_line_are_violations() {
 }
 
 #[test]
-fn contexts_that_were_not_asked_for_are_violations() {
+fn contexts_that_were_not_requested_are_violations() {
     let selected = |data: &[u8]| reply(SET_META_CONTEXT, 4, data);
     let allocation = selected(b"\0\0\0\x01base:allocation");
     let dirty = selected(b"\0\0\0\x01qemu:dirty-bitmap:sunday");
@@ -302,7 +302,7 @@ fn contexts_that_were_not_asked_for_are_violations() {
 }
 
 #[test]
-fn facts_that_cannot_be_are_violations() {
+fn impossible_export_facts_are_violations() {
     let export =
         |size: u64, flags: u16| reply(GO, 3, &[&[0, 0], &size.to_be_bytes()[..], &flags.to_be_bytes()].concat());
     assert!(violation_of_go(&[&ack(GO)]).contains("without saying its size"));
@@ -333,7 +333,7 @@ fn names_too_long_to_send_are_refused_before_they_are_sent() {
 }
 
 #[test]
-fn a_listing_takes_what_servers_tell() {
+fn a_listing_accepts_all_that_servers_send() {
     let names = [reply(LIST, 2, b"\0\0\0\x04gold\x07words"), reply(LIST, 2, b"\0\0\0\0"), ack(LIST)].concat();
     let described = [reply(INFO, 3, EXPORT_SIZE), ack(INFO), reply(INFO, ERR_POLICY, b"")].concat();
     let exports = list(&mut Scripted::new(&[&names, &described])).unwrap();
@@ -348,7 +348,7 @@ fn a_listing_takes_what_servers_tell() {
 }
 
 #[test]
-fn listings_that_cannot_be_are_violations() {
+fn impossible_listings_are_violations() {
     let long = [&4097_u32.to_be_bytes()[..], &[b'n'; 4097]].concat();
     let malformed: [&[u8]; 4] = [b"\0\0\0", b"\0\0\0\x05gold", b"\0\0\0\x02\xff\xfe", &long];
     for data in malformed {

@@ -124,8 +124,8 @@ fn rests() {
 }
 
 #[test]
-fn a_relay_rests_whatever_is_full_or_gone_and_ends_with_the_plain_end() {
-    let test = "nbd::tls_relay_tests::a_relay_rests_whatever_is_full_or_gone_and_ends_with_the_plain_end";
+fn a_relay_does_not_spin_and_ends_with_the_plain_end() {
+    let test = "nbd::tls_relay_tests::a_relay_does_not_spin_and_ends_with_the_plain_end";
     if !is_alone(test) {
         return;
     }
@@ -161,7 +161,7 @@ fn a_relay_rests_whatever_is_full_or_gone_and_ends_with_the_plain_end() {
 }
 
 #[test]
-fn what_a_server_said_before_it_closed_arrives_then_the_end_of_file() {
+fn bytes_sent_before_a_server_closed_arrive_before_the_end_of_file() {
     for says_goodbye in [true, false] {
         let (mut plain, mut server) = need!("what_a_server_said", connected());
         // These bytes are never read; they must not turn the end of file into a reset.
@@ -180,7 +180,7 @@ fn what_a_server_said_before_it_closed_arrives_then_the_end_of_file() {
 }
 
 #[test]
-fn what_was_accepted_before_the_plain_end_shut_down_is_sent_and_answered() {
+fn bytes_accepted_before_the_plain_end_shut_down_are_sent_and_answered() {
     let (mut plain, mut server) = need!("what_was_accepted", connected());
     let serving = thread::spawn(move || {
         let mut heard = Vec::new();
@@ -198,7 +198,7 @@ fn what_was_accepted_before_the_plain_end_shut_down_is_sent_and_answered() {
 }
 
 #[test]
-fn a_plain_end_that_is_closed_cuts_the_server_off_at_once() {
+fn a_closed_plain_end_resets_the_server_connection_at_once() {
     let (mut plain, mut server) = need!("a_plain_end_that_is_closed", connected());
     plain.set_nonblocking(true).unwrap();
     assert!(fill(&mut plain, &pattern(0, MUCH)) < MUCH);
@@ -210,7 +210,7 @@ fn a_plain_end_that_is_closed_cuts_the_server_off_at_once() {
 }
 
 #[test]
-fn nonsense_in_the_middle_of_tls_is_the_end_after_what_came_whole() {
+fn invalid_tls_records_end_the_stream_after_the_valid_ones() {
     let (mut plain, mut server) = need!("nonsense", connected());
     server.write_all(b"whole").unwrap();
     server.flush().unwrap();

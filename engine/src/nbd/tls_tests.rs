@@ -77,7 +77,7 @@ fn qemu_is_verified_and_carries_data() {
 }
 
 #[test]
-fn a_server_of_another_authority_is_refused_unless_nobody_looks() {
+fn a_server_of_another_authority_is_refused_unless_verification_is_off() {
     let room = scratch();
     let theirs = need!("another_authority", certificates(&room.path().join("certificates")));
     let others = need!("another_authority", certificates(&room.path().join("others")));
@@ -91,7 +91,7 @@ fn a_server_of_another_authority_is_refused_unless_nobody_looks() {
 }
 
 #[test]
-fn a_server_that_wants_to_know_its_clients_gets_a_certificate() {
+fn a_server_that_requires_client_certificates_gets_one() {
     let room = scratch();
     let theirs = need!("client_certificate", certificates(&room.path().join("certificates")));
     let _nbdkit = need!("client_certificate", nbdkit(room.path(), &theirs, &["--tls-verify-peer", "memory", "16M"]));

@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_displayed_is_canonical() {
+    fn a_displayed_uri_is_canonical() {
         for (text, canonical) in [
             ("nbd://H:10809", "nbd://h/"),
             ("nbds://h:10810/a%2Fb%3f", "nbds://h:10810/a/b%3F"),
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_supported_is_named() {
+    fn unsupported_parameters_are_named() {
         for (text, words) in [
             ("nbd+vsock://2/x", "vsock"),
             ("nbds+ssh://h/x", "ssh"),
@@ -455,7 +455,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_displayed_parses_back(address in any_address(), export in "[^\0]{0,40}", secure: bool) {
+        fn a_displayed_uri_parses_back(address in any_address(), export in "[^\0]{0,40}", secure: bool) {
             let uri = NbdUri { address, export, tls: secure.then(TlsOptions::default) };
             prop_assert_eq!(NbdUri::parse(&uri.to_string()).unwrap(), uri);
         }

@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn it_settles_just_below_the_target() {
+    fn the_window_settles_just_below_the_target() {
         let mut controller = ProtectionWindow::new(TARGET, BLOCK, 64 << 20);
         let mut breaches = 0;
         for tick in 0..500 {
@@ -111,7 +111,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_stays_between_one_block_and_the_cap(
+        fn the_window_stays_between_one_block_and_the_cap(
             latencies in prop::collection::vec(prop::option::of(0_u64..10_000_000), 0..200),
             cap in 0_u64..(64 << 20),
         ) {

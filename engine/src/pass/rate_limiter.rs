@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_of_nothing_is_not_no_limit() {
+    fn a_limit_of_0_is_not_unlimited() {
         let limiter = RateLimiter::new(Some(0));
         assert!(limiter.take(1 << 20, Duration::ZERO).is_ok());
         assert!(limiter.take(1 << 20, Duration::from_secs(1)).is_err());

@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_changes_is_found_out() {
+    fn a_change_of_the_path_is_detected() {
         let (long, short) = (
             Path { latency: Duration::from_millis(20), rate: 1 << 30 },
             Path { latency: Duration::from_micros(100), rate: 1 << 30 },

@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_started_before_a_loss_is_split_off_and_the_rest_stays() {
+    fn ranges_started_before_a_loss_are_split_off() {
         let mut batch = WrittenBatch {
             moved: vec![written(0, 10, Some(1)), written(10, 20, Some(2)), written(20, 30, None)],
             moved_bytes: 30,

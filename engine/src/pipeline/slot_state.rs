@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_block_is_read_looked_at_and_written() {
+    fn a_whole_block_is_read_examined_and_written() {
         let (slot, action) = SlotState::read(ReadRole::Source, span(0, BLOCK), 4096);
         assert_eq!(action, SlotAction::Read(ReadRole::Source, span(0, BLOCK)));
         let (slot, action) = slot.on(SlotEvent::Completed(Ok(BLOCK)));
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_direct_tail_is_asked_for_aligned_and_counts_when_its_bytes_are_there() {
+    fn a_direct_tail_is_read_aligned_and_complete_with_its_bytes() {
         let (slot, action) = SlotState::read(ReadRole::Source, span(0, 5000), 4096);
         assert_eq!(action, SlotAction::Read(ReadRole::Source, span(0, 8192)));
         assert_eq!(slot.on(SlotEvent::Completed(Ok(5000))).1, SlotAction::Examine(ReadRole::Source));
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_read_or_written_is_never_a_success() {
+    fn a_transfer_of_0_bytes_is_never_a_success() {
         let (slot, _) = SlotState::read(ReadRole::Source, span(0, BLOCK), 1);
         assert_eq!(
             slot.on(SlotEvent::Completed(Ok(0))),
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_kernel_is_asked_again_but_not_for_ever() {
+    fn a_busy_kernel_is_retried_but_not_for_ever() {
         let (mut slot, _) = SlotState::write(DataMap::all(4096, BLOCK), 4096);
         for _ in 0..RETRIES_MAX {
             let (next, action) = slot.on(SlotEvent::Completed(Err(Errno::EAGAIN)));

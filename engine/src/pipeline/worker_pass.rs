@@ -545,7 +545,7 @@ mod tests {
 
     /// An acknowledgement from before a server's restart may be read after it.
     #[test]
-    fn leaves_land_with_the_generation_in_which_they_were_started() {
+    fn leaves_are_written_under_the_generation_in_which_they_were_started() {
         let peer = Arc::new(Peer::default());
         let mut pass = pass(&peer);
         let NextStep::Block(block) = pass.next(Duration::ZERO) else { panic!("the first segment holds a block") };

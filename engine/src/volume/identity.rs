@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_says_nothing_is_known_within_one_boot_only() {
+    fn a_device_without_ids_is_known_within_one_boot_only() {
         let plain = identity(VolumeKind::Device, &[]);
         assert_eq!(plain.compare_identity(&plain), IdentityMatch::Unknown);
         let seen = |boot_id, disk_sequence| {

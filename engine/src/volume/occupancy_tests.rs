@@ -86,7 +86,7 @@ impl ProbeTarget for MadeUp {
 }
 
 #[test]
-fn zeros_are_nothing_whatever_the_size() {
+fn zeros_of_any_size_count_as_empty() {
     for size in [0, 1, 512, 4096, 5000, MIB, 4 * MIB, 4 * MIB + 1, 256 * MIB, 8 << 40, u64::MAX >> 2] {
         assert_eq!(MadeUp::new(size).found(), None, "{size} bytes without a map");
         assert_eq!(MadeUp::new(size).mapped(&[]).found(), None, "{size} bytes of holes");
@@ -96,7 +96,7 @@ fn zeros_are_nothing_whatever_the_size() {
 }
 
 #[test]
-fn a_stretch_of_data_is_met_wherever_it_is() {
+fn a_stretch_of_data_is_found_at_any_offset() {
     let size = 256 * MIB;
     for at in (0..255).map(|part| part * MIB + 4711) {
         let stretch = MadeUp { ones: ByteRange::at(at, MIB), ..MadeUp::new(size) };
@@ -108,7 +108,7 @@ fn a_stretch_of_data_is_met_wherever_it_is() {
 }
 
 #[test]
-fn a_map_tells_exactly() {
+fn a_map_gives_the_exact_answer() {
     let size = 8 << 40;
     let byte = MadeUp::new(size).with((3 << 40) + 5, &[1]);
     assert_eq!(byte.mapped(&[(3 << 40, 65536)]).words(), "data at byte 3298534883333 (3.0 TiB)");
@@ -122,7 +122,7 @@ fn a_map_tells_exactly() {
 }
 
 #[test]
-fn what_has_left_its_mark_is_named() {
+fn signatures_are_named() {
     for signature in SIGNATURES {
         for size in [300 * MIB, (300 << 30) + 1536] {
             let Some(at) = signature.at.byte(size) else { continue };

@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn only_exact_bytes_clash() {
+    fn only_exact_regions_overlap() {
         let disk = RegionOf::Device(1);
         let file = |inode| regions(&[(RegionOf::File(1, inode), 0, u64::MAX)], &[disk]);
         assert!(!file(1).meets(&file(2)), "two files on one disk");
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn partitions_clash_where_they_overlap() {
+    fn partitions_overlap_by_their_ranges() {
         let part = |start, end| regions(&[(RegionOf::Device(1), start, end)], &[]);
         assert!(!part(0, 4096).meets(&part(4096, 8192)));
         assert!(part(0, 4097).meets(&part(4096, 8192)));

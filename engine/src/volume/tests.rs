@@ -121,7 +121,7 @@ fn a_device_is_one_run_of_data_and_aligns_to_its_sectors() {
 }
 
 #[test]
-fn read_back_says_where_from() {
+fn read_back_reports_the_source_of_its_bytes() {
     let directory = scratch();
     let path = directory.path().join("file");
     make_file(&path, MIB, &[(0, 4096)]);
@@ -136,7 +136,7 @@ fn read_back_says_where_from() {
         .evict(),
         Ok(ReadBack::Evicted)
     );
-    let memory = need!("read_back_says_where_from", Mounted::fresh("tmpfs", 4));
+    let memory = need!("read_back_reports_the_source_of_its_bytes", Mounted::fresh("tmpfs", 4));
     let path = memory.path().join("file");
     make_file(&path, MIB, &[(0, 4096)]);
     let volume = open_verified_by(
@@ -158,8 +158,8 @@ fn read_back_says_where_from() {
 }
 
 #[test]
-fn reserved_space_reads_as_before_and_a_full_file_system_says_so() {
-    let mounted = need!("reserved_space_reads_as_before_and_a_full_file_system_says_so", Mounted::fresh("tmpfs", 4));
+fn reserving_space_keeps_the_content_and_reports_a_full_file_system() {
+    let mounted = need!("reserving_space_keeps_the_content_and_reports_a_full_file_system", Mounted::fresh("tmpfs", 4));
     let path = mounted.path().join("file");
     let file = make_file(&path, 64 * MIB, &[(0, 4096)]);
     let volume = file::FileVolume::new(file, (&*path).into(), Side::Destination).unwrap();
@@ -191,8 +191,8 @@ fn files_share_extents_where_the_file_system_can() {
 }
 
 #[test]
-fn an_export_tells_what_its_server_tells_and_leaves_the_rest() {
-    let test = "an_export_tells_what_its_server_tells_and_leaves_the_rest";
+fn an_export_reports_the_map_of_its_server() {
+    let test = "an_export_reports_the_map_of_its_server";
     let directory = scratch();
     let path = directory.path().join("image");
     make_file(&path, 4 * MIB, &[(MIB, 65536), (3 * MIB, 1 << 20)]);
@@ -220,8 +220,8 @@ fn an_export_tells_what_its_server_tells_and_leaves_the_rest() {
 }
 
 #[test]
-fn a_loop_device_is_the_part_of_the_file_that_it_shows() {
-    let test = "a_loop_device_is_the_part_of_the_file_that_it_shows";
+fn a_loop_device_is_a_part_of_its_backing_file() {
+    let test = "a_loop_device_is_a_part_of_its_backing_file";
     let directory = scratch();
     let [one, two] = ["one", "two"].map(|name| directory.path().join(name));
     for path in [&one, &two] {

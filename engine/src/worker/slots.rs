@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn spare_slots_go_back_when_the_answers_come() {
+    fn spare_slots_are_returned_when_the_answers_arrive() {
         let mut pool = pool(4, 4);
         let stalled: Vec<_> = (0..4).map(|_| pool.take()).collect();
         pool.set_stalled(4);
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn without_spare_slots_there_is_still_one_for_each() {
+    fn without_spare_slots_each_job_keeps_one_slot() {
         let mut pool = pool(1, 0);
         let (index, block) = pool.take();
         pool.set_stalled(1);

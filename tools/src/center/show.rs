@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_says_where_it_is_how_far_and_why_not() {
+    fn a_line_shows_the_node_the_progress_and_the_reason() {
         assert_eq!(summary(&running()), "t1 RUNNING n1 1.0 GiB of 4.0 GiB, 512.0 MiB/s");
         let waiting = TaskView { state: "PENDING".to_owned(), reason: "no free slot".to_owned(), ..running() };
         assert_eq!(summary(&waiting), "t1 PENDING n1 1.0 GiB of 4.0 GiB, 512.0 MiB/s (no free slot)");
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_in_full_names_its_attempts() {
+    fn a_full_task_lists_its_attempts() {
         let attempt = wire::Attempt { runner: "n1".to_owned(), epoch: Some(7), ..Default::default() };
         let task = wire::Task { id: "t".to_owned(), attempts: vec![attempt], ..Default::default() };
         let lines = task_lines(&TaskView::from(task));

@@ -104,14 +104,14 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_chosen_here_so_that_asking_twice_makes_one_task() {
+    fn a_random_id_makes_a_retried_submission_one_task() {
         let made = || submission(&["noop", "5s"]).request.id;
         assert_ne!(made(), made());
         assert_eq!(submission(&["noop", "--id", "x"]).request.id, "x");
     }
 
     #[test]
-    fn a_name_that_is_no_text_is_refused_before_anything_is_sent() {
+    fn a_name_that_is_not_utf8_is_refused_before_any_call() {
         let words = ["blockhaul", "submit", "copy", "/a", "--node", "n"].map(OsString::from);
         let words = words.into_iter().chain([OsString::from_vec(b"/bad\xff".to_vec())]);
         let Command::Submit(raw) = Cli::try_parse_from(words).unwrap().command else { unreachable!("it says submit") };

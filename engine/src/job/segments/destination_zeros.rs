@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn holes_will_not_do_where_every_byte_is_to_be_allocated() {
+    fn holes_are_not_enough_where_every_byte_must_be_allocated() {
         let peer = Peer::default();
         *lock(&peer.answers) = [Some(vec![extent(0, 5, ExtentKind::Zero), extent(5, 100, ExtentKind::Hole)])].into();
         let mut look = look(Sparse::Never);
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_of_the_generation_in_which_it_was_asked_and_forgotten_after_it() {
+    fn a_reply_belongs_to_the_generation_of_its_request_and_is_dropped_with_it() {
         let peer = Peer::default();
         let hole = || Some(vec![extent(0, 100, ExtentKind::Hole)]);
         *lock(&peer.answers) = [None, hole(), hole()].into();

@@ -149,7 +149,7 @@ fn a_component_of_a_mapped_device_is_busy_at_once() {
 }
 
 #[test]
-fn a_job_cancelled_before_its_start_touches_nothing() {
+fn a_job_cancelled_before_its_start_changes_nothing() {
     let (directory, source, destination) = pair();
     let cancelled = |spec: &CopySpec| {
         prepare(spec, &SupervisedCopy::default(), &JournalService::start().unwrap(), &|| true).unwrap_err().code

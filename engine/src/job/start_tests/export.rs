@@ -27,8 +27,8 @@ fn image(size: u64, filters: &[&str], settings: &[&str]) -> Result<(Server, temp
 }
 
 #[test]
-fn an_export_is_an_end_like_any_other() {
-    let test = "an_export_is_an_end_like_any_other";
+fn an_export_can_be_source_and_destination() {
+    let test = "an_export_can_be_source_and_destination";
     let (source, _image) = need!(test, image(MIB, &[], &[]));
     let blank = Server::nbdkit(&["memory", "2M"]).unwrap();
     let (directory, local, _) = pair();
@@ -124,7 +124,7 @@ fn a_server_that_does_not_listen_is_unreachable_at_once() {
 }
 
 #[test]
-fn a_server_that_says_nothing_does_not_hold_a_cancel() {
+fn a_silent_server_does_not_delay_a_cancel() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let destination = Locator::parse(&format!("nbd://{}/x", silent.local_addr().unwrap())).unwrap();
     let (_directory, source, _) = pair();
@@ -137,8 +137,8 @@ fn a_server_that_says_nothing_does_not_hold_a_cancel() {
 }
 
 #[test]
-fn a_mounted_source_is_busy_whatever_it_is_copied_to() {
-    let test = "a_mounted_source_is_busy_whatever_it_is_copied_to";
+fn a_mounted_source_is_busy_for_every_destination() {
+    let test = "a_mounted_source_is_busy_for_every_destination";
     let mounted = need!(test, Mounted::fresh("ext4", 16));
     let small = need!(test, Server::nbdkit(&["--readonly", "memory", "1M"]));
     // Too small and read-only besides.
@@ -149,8 +149,8 @@ fn a_mounted_source_is_busy_whatever_it_is_copied_to() {
 }
 
 #[test]
-fn blocks_are_what_both_servers_take() {
-    let test = "blocks_are_what_both_servers_take";
+fn the_block_size_fits_both_servers() {
+    let test = "the_block_size_fits_both_servers";
     let bounded = |least: &str, most: &str| {
         let (least, most) = (format!("blocksize-minimum={least}"), format!("blocksize-maximum={most}"));
         Server::nbdkit(&["--filter=blocksize-policy", "memory", "1M", &least, "blocksize-preferred=64K", &most])
@@ -174,8 +174,8 @@ fn blocks_are_what_both_servers_take() {
 }
 
 #[test]
-fn room_is_asked_for_where_a_server_tells_what_it_holds() {
-    let test = "room_is_asked_for_where_a_server_tells_what_it_holds";
+fn free_space_is_checked_where_a_server_reports_block_status() {
+    let test = "free_space_is_checked_where_a_server_reports_block_status";
     let mounted = need!(test, Mounted::fresh("tmpfs", 4));
     let directory = scratch();
     let path = directory.path().join("image");
@@ -188,8 +188,8 @@ fn room_is_asked_for_where_a_server_tells_what_it_holds() {
 }
 
 #[test]
-fn a_resumed_copy_goes_on_with_the_same_export_only() {
-    let test = "a_resumed_copy_goes_on_with_the_same_export_only";
+fn a_copy_resumes_with_the_same_export_only() {
+    let test = "a_copy_resumes_with_the_same_export_only";
     let server = need!(test, Server::nbdkit(&["memory", "1M"]));
     let other = Server::nbdkit(&["memory", "1M"]).unwrap();
     let (directory, local, _) = pair();
@@ -218,8 +218,8 @@ fn with_bitmap() -> Result<(Server, tempfile::TempDir), String> {
 }
 
 #[test]
-fn changes_go_to_an_older_copy_only() {
-    let (server, _image) = need!("changes_go_to_an_older_copy_only", with_bitmap());
+fn changes_are_copied_over_an_older_copy_only() {
+    let (server, _image) = need!("changes_are_copied_over_an_older_copy_only", with_bitmap());
     let (directory, _, destination) = pair();
     let changes = |bitmap: &str, destination: &Path| CopySpec {
         changed_since: Some(bitmap.to_owned()),
@@ -242,8 +242,8 @@ fn changes_go_to_an_older_copy_only() {
 }
 
 #[test]
-fn what_an_unfinished_copy_left_is_no_older_copy() {
-    let (server, _image) = need!("what_an_unfinished_copy_left_is_no_older_copy", with_bitmap());
+fn the_destination_of_an_unfinished_copy_is_no_older_copy() {
+    let (server, _image) = need!("the_destination_of_an_unfinished_copy_is_no_older_copy", with_bitmap());
     let (directory, _, destination) = pair();
     let checkpoint = Checkpoint::File(directory.path().join("journal"));
     let full = CopySpec { checkpoint, ..between(server.export(""), destination.as_path().into()) };
@@ -264,7 +264,7 @@ fn what_an_unfinished_copy_left_is_no_older_copy() {
 }
 
 #[test]
-fn only_exports_have_changes() {
+fn changed_since_is_accepted_for_exports_only() {
     let (_directory, source, destination) = pair();
     let changes = |bitmap: &str| CopySpec { changed_since: Some(bitmap.to_owned()), ..spec(&source, &destination) };
     assert_eq!(changes("monday").check().unwrap_err().code, Code::BadRequest);
@@ -273,8 +273,8 @@ fn only_exports_have_changes() {
 }
 
 #[test]
-fn an_export_with_another_file_behind_it_is_not_gone_on_with() {
-    let test = "an_export_with_another_file_behind_it_is_not_gone_on_with";
+fn a_copy_does_not_resume_with_an_export_of_another_file() {
+    let test = "a_copy_does_not_resume_with_an_export_of_another_file";
     let (server, image) = need!(test, image(MIB, &[], &[]));
     let (directory, local, _) = pair();
     let checkpoint = Checkpoint::File(directory.path().join("journal"));

@@ -41,7 +41,7 @@ fn a_restart_without_a_journal_of_its_own_needs_an_empty_destination() {
 }
 
 #[test]
-fn a_resumed_copy_goes_on_with_the_same_volumes_only() {
+fn a_copy_resumes_with_the_same_volumes_only() {
     let (directory, source, destination) = pair();
     let checkpoint = Checkpoint::File(directory.path().join("journal"));
     let resume = CopySpec { checkpoint, continuation: Continuation::Resume, ..spec(&source, &destination) };
@@ -94,12 +94,12 @@ fn a_journal_on_one_of_the_volumes_is_refused() {
 }
 
 #[test]
-fn a_journal_on_what_a_volume_lies_on_is_refused() {
+fn a_journal_below_a_volume_is_refused() {
     let (directory, source, destination) = pair();
     let (image, link) = (directory.path().join("image"), directory.path().join("link"));
     make_file(&image, MIB, &[]);
     symlink(&image, &link).unwrap();
-    let device = need!("a_journal_on_what_a_volume_lies_on_is_refused", LoopDevice::attach(&image, &[]));
+    let device = need!("a_journal_below_a_volume_is_refused", LoopDevice::attach(&image, &[]));
     for (from, to) in [(device.path.clone(), destination.clone()), (source, device.path.clone())] {
         for file in [&image, &link] {
             let receipt = Some(file.clone());
@@ -135,8 +135,8 @@ fn a_receipt_replaces_nothing_but_an_older_receipt() {
 }
 
 #[test]
-fn a_resumed_copy_counts_what_it_wrote_as_room() {
-    let mounted = need!("a_resumed_copy_counts_what_it_wrote_as_room", Mounted::fresh("tmpfs", 4));
+fn a_resumed_copy_counts_its_written_bytes_as_free_space() {
+    let mounted = need!("a_resumed_copy_counts_its_written_bytes_as_free_space", Mounted::fresh("tmpfs", 4));
     let (directory, source, _) = pair();
     make_file(&source, 3 * MIB, &[(0, 3 << 20)]);
     let destination = mounted.path().join("destination");

@@ -5,8 +5,8 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 #[test]
-fn a_mount_point_that_is_no_text_silences_no_refusal() {
-    let test = "a_mount_point_that_is_no_text_silences_no_refusal";
+fn a_mount_point_that_is_not_utf8_is_still_refused() {
+    let test = "a_mount_point_that_is_not_utf8_is_still_refused";
     let _beside = need!(test, Mounted::named(OsStr::from_bytes(b"beside\xff"), "tmpfs", 1));
     let mounted = need!(test, Mounted::named(OsStr::from_bytes(b"point\xfe\n\\"), "ext4", 16));
     let (_directory, source, destination) = pair();
@@ -16,8 +16,8 @@ fn a_mount_point_that_is_no_text_silences_no_refusal() {
 }
 
 #[test]
-fn a_loop_device_over_a_file_that_is_no_text_is_that_file() {
-    let test = "a_loop_device_over_a_file_that_is_no_text_is_that_file";
+fn a_loop_device_over_a_file_with_a_non_utf8_name_is_that_file() {
+    let test = "a_loop_device_over_a_file_with_a_non_utf8_name_is_that_file";
     let directory = scratch();
     // The kernel ends the name with a line's end of its own.
     let image = directory.path().join(OsStr::from_bytes(b"image\xff\n"));

@@ -3,8 +3,8 @@
 use super::*;
 
 #[test]
-fn demands_that_cannot_be_met_are_refused_before_anything_is_touched() {
-    let test = "demands_that_cannot_be_met_are_refused_before_anything_is_touched";
+fn impossible_demands_are_refused_before_anything_is_changed() {
+    let test = "impossible_demands_are_refused_before_anything_is_changed";
     let (_directory, source, destination) = pair();
     make_file(&destination, 10, &[(0, 10)]);
     let overwrite = CopySpec { overwrite: Overwrite::Yes, ..spec(&source, &destination) };
@@ -19,8 +19,8 @@ fn demands_that_cannot_be_met_are_refused_before_anything_is_touched() {
 }
 
 #[test]
-fn routes_follow_what_the_file_systems_can() {
-    let test = "routes_follow_what_the_file_systems_can";
+fn routes_follow_the_features_of_the_file_systems() {
+    let test = "routes_follow_the_features_of_the_file_systems";
     let on = |kind: &str, change: &dyn Fn(&mut CopySpec)| -> std::result::Result<(String, u32), String> {
         let mounted = Mounted::fresh(kind, if kind == "xfs" || kind == "btrfs" { 320 } else { 16 })?;
         let (source, destination) = (mounted.path().join("source"), mounted.path().join("destination"));

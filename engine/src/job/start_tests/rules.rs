@@ -17,7 +17,7 @@ fn a_new_destination_is_created_locked_and_sized() {
 }
 
 #[test]
-fn what_is_no_volume_is_refused() {
+fn a_file_that_is_no_volume_is_refused() {
     let (directory, source, destination) = pair();
     let fifo = directory.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -34,7 +34,7 @@ fn what_is_no_volume_is_refused() {
 }
 
 #[test]
-fn what_is_missing_is_not_found() {
+fn a_missing_volume_is_not_found() {
     let (directory, source, destination) = pair();
     let missing = directory.path().join("missing");
     let error = refused(&spec(&missing, &destination), Code::NotFound, &["missing", "does not exist"]);
@@ -47,8 +47,8 @@ fn what_is_missing_is_not_found() {
 }
 
 #[test]
-fn what_is_read_only_is_refused() {
-    let mounted = need!("what_is_read_only_is_refused", Mounted::fresh("ext4", 16));
+fn a_read_only_destination_is_refused() {
+    let mounted = need!("a_read_only_destination_is_refused", Mounted::fresh("ext4", 16));
     let (_directory, source, _) = pair();
     let (existing, immutable) = (mounted.path().join("existing"), mounted.path().join("immutable"));
     make_file(&existing, 0, &[]);
@@ -106,8 +106,8 @@ fn a_device_with_data_anywhere_needs_consent() {
 }
 
 #[test]
-fn what_a_device_holds_is_named() {
-    let test = "what_a_device_holds_is_named";
+fn the_content_of_a_device_is_named() {
+    let test = "the_content_of_a_device_is_named";
     for (make, word) in [
         (&["mkfs.ext4", "-q", "-F"][..], "ext4 file system"),
         (&["mkfs.xfs", "-q", "-f"], "xfs file system"),
@@ -156,8 +156,8 @@ fn a_full_file_system_is_refused_and_a_sparse_source_fits() {
 }
 
 #[test]
-fn rights_are_asked_for_as_the_user_who_runs_it() {
-    let test = "rights_are_asked_for_as_the_user_who_runs_it";
+fn permissions_are_checked_as_the_user_of_the_process() {
+    let test = "permissions_are_checked_as_the_user_of_the_process";
     need!(test, &[Need::Root]);
     let (directory, source, destination) = pair();
     make_file(&destination, 0, &[]);

@@ -15,9 +15,9 @@ fn one_volume_under_two_names_is_refused() {
 }
 
 #[test]
-fn loop_devices_and_what_they_show_are_one_volume() {
+fn a_loop_device_and_its_backing_file_are_one_volume() {
     let (directory, source, _) = pair();
-    let over = need!("loop_devices_and_what_they_show_are_one_volume", LoopDevice::attach(&source, &[]));
+    let over = need!("a_loop_device_and_its_backing_file_are_one_volume", LoopDevice::attach(&source, &[]));
     let nested = LoopDevice::attach(&over.path, &[]).unwrap();
     let node = directory.path().join("node");
     let rdev = fs::metadata(&over.path).unwrap().rdev();

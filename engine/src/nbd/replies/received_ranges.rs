@@ -72,7 +72,7 @@ mod tests {
     proptest! {
         /// Against a vector of flags: what overlaps is refused and changes nothing, the rest adds up.
         #[test]
-        fn pieces_add_up_as_flags_do(pieces in proptest::collection::vec((0_u32..40, 1_u32..12), 0..40)) {
+        fn pieces_equal_a_model_of_one_flag_per_byte(pieces in proptest::collection::vec((0_u32..40, 1_u32..12), 0..40)) {
             let (mut arrived, mut flags) = (ReceivedRanges::new(), [false; 52]);
             for (start, len) in pieces {
                 let range = start as usize..(start + len) as usize;
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_without_end_are_refused() {
+    fn too_many_pieces_are_refused() {
         let mut arrived = ReceivedRanges::new();
         let refused = (0..u32::MAX / 2).find(|it| arrived.add(it * 2, it * 2 + 1).is_err());
         assert_eq!(refused, Some(PIECES_MAX as u32));

@@ -46,13 +46,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
-    fn sound_answers_are_understood_however_they_are_cut(seed: u64, cuts: u64) {
+    fn valid_replies_are_parsed_however_they_are_cut(seed: u64, cuts: u64) {
         play(SampleStream::new(seed), cuts);
     }
 }
 
 #[test]
-fn samples_meet_every_way_of_receiving() {
+fn samples_cover_every_way_of_receiving() {
     let early: Vec<u64> = (0..300).map(|seed| play(SampleStream::new(seed), !seed)).collect();
     assert!(early.contains(&0) && early.iter().any(|&bytes| bytes > 0));
 }
@@ -156,7 +156,7 @@ fn an_unknown_handle_is_a_violation() {
 }
 
 #[test]
-fn a_second_answer_to_one_request_is_a_violation() {
+fn a_second_reply_to_one_request_is_a_violation() {
     let twice = "an answer to a request that was answered already";
     assert_eq!(SIMPLE.violation(ExpectedReply::Nothing, &[simple(0, 0), simple(0, 0)]), twice);
     assert_eq!(CHUNKS.violation(ExpectedReply::Nothing, &[CHUNKS.done(), simple(0, 0)]), twice);
@@ -164,7 +164,7 @@ fn a_second_answer_to_one_request_is_a_violation() {
 }
 
 #[test]
-fn an_answer_to_an_earlier_request_of_a_slot_is_a_violation() {
+fn a_reply_to_an_earlier_request_of_a_slot_is_a_violation() {
     let mut owner = TestReceiver::new(ReplyStyle::Simple, MetaContexts::default(), 1);
     let first = owner.ask(0, ExpectedReply::Nothing);
     owner.receive_all(&simple(0, first), &mut SeededNumbers(0)).unwrap();
@@ -265,7 +265,7 @@ fn lengths_that_no_chunk_has_are_violations_before_their_bytes() {
 }
 
 #[test]
-fn chunks_that_answer_another_kind_of_request_are_violations() {
+fn chunks_of_another_kind_of_request_are_violations() {
     for server in [CHUNKS, EXTENDED] {
         let wrong = "a chunk that does not answer the request";
         for expected in [ExpectedReply::Nothing, STATUS] {
@@ -375,7 +375,7 @@ fn status_past_the_end_is_cut_and_may_not_go_on() {
 }
 
 #[test]
-fn a_count_of_descriptors_that_is_not_theirs_is_a_violation() {
+fn a_wrong_count_of_descriptors_is_a_violation() {
     let mut status = EXTENDED.status(7, &[512, 0, 512, 0]);
     status[HEAD_BYTES_MAX + 7] = 1;
     assert_eq!(EXTENDED.violation(STATUS, &[status]), "block status with a wrong count of descriptors");
@@ -392,7 +392,7 @@ fn no_more_descriptors_are_kept_than_the_bound() {
 }
 
 #[test]
-fn a_body_that_arrives_in_pieces_is_wanted_from_where_it_stopped() {
+fn a_body_that_arrives_in_pieces_continues_where_it_stopped() {
     let mut replies = Replies::new(ReplyStyle::Structured, CONTEXTS, 1);
     let mut events = Vec::new();
     assert_eq!(replies.wants(), NextReceive::Head { most: usize::MAX });
@@ -413,7 +413,7 @@ fn a_body_that_arrives_in_pieces_is_wanted_from_where_it_stopped() {
 }
 
 #[test]
-fn a_simple_read_that_fails_brings_no_payload() {
+fn a_failed_simple_read_has_no_payload() {
     let owner = SIMPLE.answer(READ, &[simple(5, 0)]).unwrap();
     assert_eq!((owner.ended[0].1, owner.ended[0].0.named.contains(&1)), (Err(Errno::EIO), false));
 }
