@@ -1,7 +1,7 @@
 //! Fills volumes with data made from a seed, and compares them.
 //!
-//! Both bypass the page cache where the file system can, so that neither warms it for the next trial. All sizes and offsets
-//! are multiples of [`ALIGN_BYTES`].
+//! Both bypass the page cache where the file system can, so that neither warms it for the next trial. All sizes and
+//! offsets are multiples of [`ALIGN_BYTES`].
 
 use crate::interrupt::Interrupt;
 use nix::fcntl::OFlag;
@@ -53,7 +53,8 @@ pub(crate) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     }
 }
 
-/// Creates a file of `len` bytes with incompressible data in the ranges `data` and holes elsewhere. The data depends only on the seed.
+/// Creates a file of `len` bytes with incompressible data in the ranges `data` and holes elsewhere. The data depends
+/// only on the seed.
 ///
 /// # Errors
 /// As writing a file; `Interrupted` if the run was interrupted.
@@ -77,7 +78,8 @@ pub(crate) fn create(
     file.sync_all()
 }
 
-/// Compares the first `len` bytes of two files. Returns the approximate offset of the first difference, `None` if there is none.
+/// Compares the first `len` bytes of two files. Returns the approximate offset of the first difference, `None` if there
+/// is none.
 ///
 /// # Errors
 /// As reading files; `Interrupted` if the run was interrupted.

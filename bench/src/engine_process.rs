@@ -1,8 +1,8 @@
 //! Runs the engine as a library in a process of its own.
 //!
-//! The process is this program, started again with a request as its argument; it prints a report. CPU time and memory of a
-//! trial are therefore the engine's and not the harness's, and the harness survives a crash and cleans up. The clock runs
-//! from the first submission to the last report, because users of the library start an engine once.
+//! The process is this program, started again with a request as its argument; it prints a report. CPU time and memory
+//! of a trial are therefore the engine's and not the harness's, and the harness survives a crash and cleans up. The
+//! clock runs from the first submission to the last report, because users of the library start an engine once.
 
 use blockhaul_engine::engine::{Engine, EngineConfig, Face};
 use blockhaul_engine::job::{JobHandle, Reason};
@@ -27,7 +27,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Time between two samples while waiting for the moment to cancel.
 const FAST_POLL_INTERVAL: Duration = Duration::from_micros(500);
 
-/// What the engine process has to do.
+/// Request to the engine process.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct EngineRequest {
@@ -67,7 +67,7 @@ fn is_not(choice: &bool) -> bool {
     !choice
 }
 
-/// What the engine process reports.
+/// Report of the engine process.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct EngineReport {
     /// From the first submission to the last report.

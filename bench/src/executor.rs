@@ -31,7 +31,8 @@ pub(crate) trait Executor {
     /// [`Failure::WrongBytes`], or the verification itself failed.
     fn verify(&mut self, target: &Target) -> Result<(), Failure>;
 
-    /// Counts the system calls of an additional trial that is not timed; `None` where they cannot be counted from outside.
+    /// Counts the system calls of an additional trial that is not timed; `None` where they cannot be counted from
+    /// outside.
     ///
     /// # Errors
     /// The trial failed.
@@ -40,7 +41,7 @@ pub(crate) trait Executor {
     }
 }
 
-/// Why a trial does not count.
+/// Reason why a trial does not count.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
     /// The run was interrupted.
@@ -64,7 +65,7 @@ impl From<Stopped> for Failure {
     }
 }
 
-/// What was measured in one trial.
+/// Measurements of one trial.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Measurement {
     pub wall_seconds: f64,

@@ -1,7 +1,7 @@
 //! Reads 4 KiB blocks at random places of a disk and records the latency of each read.
 //!
-//! Reads are due at fixed times, however long the last one took: a reader that waited for slow reads would read less often
-//! exactly when the disk is slow. A late start counts as latency.
+//! Reads are due at fixed times, however long the last one took: a reader that waited for slow reads would read less
+//! often exactly when the disk is slow. A late start counts as latency.
 
 use crate::content::{ALIGN_BYTES, AlignedBuffer, open};
 use crate::histogram;

@@ -1,7 +1,7 @@
 //! Defines the goals of the project for speed and size, as formulas over a run; `--check` enforces them.
 //!
-//! A goal that could not be measured is not met: a missing rival is no win. Ratios above 1 mean that ours is faster. CPU
-//! time here is that of processes; the time of kernel threads is an estimate, and shared with others.
+//! A goal that could not be measured is not met: a missing rival is no win. Ratios above 1 mean that ours is faster.
+//! CPU time here is that of processes; the time of kernel threads is an estimate, and shared with others.
 
 use crate::results::{Goal, Metric, Outcome, Results, ScenarioResult, Sense, TargetResult, Trial};
 use crate::scale::{GIB, MIB};

@@ -1,9 +1,9 @@
 //! Records latency distributions and writes them as files.
 //!
-//! A `.hgrm` file is the format of HdrHistogram's plotters: value, percentile, cumulated count and `1/(1-percentile)` per
-//! line. Our files have a line for every recorded value instead of chosen percentiles. A file therefore holds the whole
-//! distribution, and files of several trials, cores or runs merge by adding their counts. Values are microseconds with two
-//! significant digits.
+//! A `.hgrm` file is the format of HdrHistogram's plotters: value, percentile, cumulated count and `1/(1-percentile)`
+//! per line. Our files have a line for every recorded value instead of chosen percentiles. A file therefore holds the
+//! whole distribution, and files of several trials, cores or runs merge by adding their counts. Values are microseconds
+//! with two significant digits.
 
 use crate::results::{Latency, Quantile};
 use hdrhistogram::Histogram;

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long the load of other programs is measured before the first trial.
+/// Time for which the load of other programs is measured before the first trial.
 const BUSY_SAMPLE_TIME: Duration = Duration::from_millis(300);
 
 /// Describes the host and the file system of the directory for volumes.

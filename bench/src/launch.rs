@@ -1,8 +1,8 @@
 //! Starts programs, samples them while they run, and measures them from outside.
 //!
-//! Every program gets a process group of its own: Ctrl-C on the terminal reaches only this process, which then kills its
-//! children by id. A thread per invocation waits in `wait4`, so the kernel decides when a program has ended, and polling
-//! adds nothing to its time. The caller's sampler runs meanwhile.
+//! Every program gets a process group of its own: Ctrl-C on the terminal reaches only this process, which then kills
+//! its children by id. A thread per invocation waits in `wait4`, so the kernel decides when a program has ended, and
+//! polling adds nothing to its time. The caller's sampler runs meanwhile.
 
 use crate::executor::Failure;
 use crate::interrupt::Interrupt;
@@ -33,7 +33,8 @@ pub(crate) struct LaunchOutcome {
     pub wall: Duration,
     pub user: Duration,
     pub system: Duration,
-    /// Sum over the invocations of the peak memory of their largest step: an upper bound. `None` if one was too short to sample.
+    /// Sum over the invocations of the peak memory of their largest step: an upper bound. `None` if one was too short
+    /// to sample.
     pub peak_rss_bytes: Option<u64>,
     /// Standard output of each invocation.
     pub stdout: Vec<String>,
@@ -211,7 +212,7 @@ struct InvocationOutcome {
     ended: Option<Instant>,
     stdout: String,
     stderr: String,
-    /// Why a step could not be started.
+    /// Reason why a step could not be started.
     start_error: Option<String>,
 }
 
@@ -264,13 +265,13 @@ fn pid(id: u32) -> Pid {
 
 impl LaunchOutcome {
     /// # Errors
-    /// How the first failed program ended, and the end of its standard error.
+    /// The exit status of the first failed program, and the end of its standard error.
     pub(crate) fn check_success(&self) -> Result<(), String> {
         let failed = self.statuses.iter().position(|status| !status.success());
         failed.map_or(Ok(()), |at| Err(self.failure_message(at)))
     }
 
-    /// Returns how an invocation ended, and the end of its standard error.
+    /// Returns the exit status of an invocation, and the end of its standard error.
     pub(crate) fn failure_message(&self, at: usize) -> String {
         let end = match (self.statuses[at].code(), self.statuses[at].signal()) {
             (Some(code), _) => format!("exit code {code}"),

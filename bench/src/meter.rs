@@ -1,8 +1,8 @@
 //! Reads CPU time, memory and written bytes of processes and kernel workers from `/proc`.
 //!
 //! CPU time and memory of processes come from `wait4` when they end; workers of io_uring are threads of the process and
-//! included. Writeback, loop devices and file system journals run in threads of the kernel. Their CPU time is read before
-//! and after a trial. It is an estimate, because other processes use these threads as well.
+//! included. Writeback, loop devices and file system journals run in threads of the kernel. Their CPU time is read
+//! before and after a trial. It is an estimate, because other processes use these threads as well.
 
 use std::collections::BTreeMap;
 use std::fs;

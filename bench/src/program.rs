@@ -1,8 +1,8 @@
 //! Finds the programs to measure and to measure with, and their versions.
 //!
-//! Rivals and tools are searched on `PATH`, then where system tools live. The `blockhaul` command and the bare ring loop
-//! are searched beside this program first, because they must come from the same build. Under cargo, this program has cargo
-//! build them.
+//! Rivals and tools are searched on `PATH`, then where system tools live. The `blockhaul` command and the bare ring
+//! loop are searched beside this program first, because they must come from the same build. Under cargo, this program
+//! has cargo build them.
 
 use crate::results;
 use std::collections::BTreeMap;

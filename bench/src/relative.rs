@@ -1,8 +1,8 @@
 //! Compares our copy with every other target of a scenario.
 //!
-//! A rival is a command, so it is compared with our command, or with the engine where our command did not run; in a series,
-//! with the same step. Only targets whose trials all ended well are compared: a target that is missing, failed or wrote
-//! wrong bytes was not beaten.
+//! A rival is a command, so it is compared with our command, or with the engine where our command did not run; in a
+//! series, with the same step. Only targets whose trials all ended well are compared: a target that is missing, failed
+//! or wrote wrong bytes was not beaten.
 
 use crate::results::{Kind, Outcome, ScenarioResult, TargetResult, Trial};
 use crate::stats::{self, Ratio};
@@ -14,7 +14,7 @@ const GIB: f64 = (1u64 << 30) as f64;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RelativeResult<'a> {
     pub other: &'a TargetResult,
-    /// How many times as good ours is; above 1 ours is better, whatever the metric.
+    /// Ratio of ours to the other; above 1 ours is better, whatever the metric.
     pub ratio: Ratio,
 }
 

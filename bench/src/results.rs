@@ -1,8 +1,8 @@
 //! Defines `results.json`: what one run found.
 //!
-//! Raw samples and host facts are kept with every number derived from them, so that a later run can be compared with this
-//! one and a reader can check the summary. `docs/bench.md` owns the schema. Quantities carry their unit in their names;
-//! times are seconds since the start of the run unless stated otherwise.
+//! Raw samples and host facts are kept with every number derived from them, so that a later run can be compared with
+//! this one and a reader can check the summary. `docs/bench.md` owns the schema. Quantities carry their unit in their
+//! names; times are seconds since the start of the run unless stated otherwise.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -90,7 +90,7 @@ pub(crate) struct ScenarioResult {
     pub data_bytes: u64,
     /// Block sizes, depths, fill, delays: everything that distinguishes the scenario.
     pub parameters: BTreeMap<String, String>,
-    /// What grows from step to step, if the targets are steps of series; drawn as lines.
+    /// The axis of the series, if the targets are steps of series; drawn as lines.
     #[serde(default)]
     pub axis: Option<Axis>,
     pub targets: Vec<TargetResult>,
@@ -161,7 +161,7 @@ pub(crate) struct TargetResult {
     pub warnings: Vec<Warning>,
 }
 
-/// What grows from step to step of a series.
+/// Quantity that grows from step to step of a series.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Axis {
     /// With its unit, such as `parallel jobs` or `block size in KiB`.
@@ -177,7 +177,7 @@ pub(crate) struct Step {
     pub at: f64,
 }
 
-/// How the trials of a target ended.
+/// Outcome of the trials of a target.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "status", content = "why")]
 pub(crate) enum Outcome {

@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Instant, SystemTime};
 
-/// What to run, and where.
+/// Scenarios to run, and their directories.
 #[derive(Clone)]
 pub(crate) struct RunOptions {
     pub scenarios: Vec<scenario::Scenario>,
@@ -85,7 +85,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<RunOutcome, String> {
     Ok(RunOutcome { results: session.results, stopped })
 }
 
-/// How a scenario ended.
+/// Outcome of a scenario.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ScenarioEnd {
     Complete,
@@ -218,7 +218,8 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Builds the result of a scenario and evaluates its goals. One that could not be prepared has no `prepared` and no targets.
+/// Builds the result of a scenario and evaluates its goals. One that could not be prepared has no `prepared` and no
+/// targets.
 fn scenario_result(
     scenario: &scenario::Scenario,
     prepared: Option<PreparedScenario>,

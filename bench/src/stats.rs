@@ -1,10 +1,10 @@
 //! Computes medians, spreads and ratios with confidence intervals.
 //!
 //! Medians, because one disturbed trial must not move the result; spreads as median absolute deviations for the same
-//! reason. A ratio of two medians comes with a bootstrap interval: both samples are resampled many times with replacement
-//! under a fixed seed, so that the same samples always give the same interval. Resampling few trials cannot show how far
-//! the next one may lie. Below [`FEW`] trials the interval is therefore at least as wide as Student's t makes it on the
-//! logarithms. The interval of a single trial excludes nothing.
+//! reason. A ratio of two medians comes with a bootstrap interval: both samples are resampled many times with
+//! replacement under a fixed seed, so that the same samples always give the same interval. Resampling few trials cannot
+//! show how far the next one may lie. Below [`FEW`] trials the interval is therefore at least as wide as Student's t
+//! makes it on the logarithms. The interval of a single trial excludes nothing.
 //!
 //! Nothing here panics on samples from a file: invalid samples give `None`.
 
@@ -68,8 +68,8 @@ pub(crate) struct Ratio {
 }
 
 impl Ratio {
-    /// Divides the median of `above` by the median of `below`. Returns `None` if either has no samples, or one that is not a
-    /// positive number.
+    /// Divides the median of `above` by the median of `below`. Returns `None` if either has no samples, or one that is
+    /// not a positive number.
     pub(crate) fn of_medians(above: &[f64], below: &[f64]) -> Option<Self> {
         let (above, below) = (positive(above)?, positive(below)?);
         let value = middle(&above) / middle(&below);
@@ -215,8 +215,8 @@ mod tests {
         assert!(near.low < 1.02 && !far.holds_one(), "{near:?} {far:?}");
     }
 
-    /// Counts, out of 200 each, how many pairs of samples with 3 % noise are told apart: pairs of one distribution, and pairs
-    /// whose medians differ by 15 %.
+    /// Counts, out of 200 each, how many pairs of samples with 3 % noise are found different: pairs of one
+    /// distribution, and pairs whose medians differ by 15 %.
     fn told_apart(trials: usize) -> (i32, i32) {
         let mut rng = Rng::with_seed(7);
         let mut noisy = |centre: f64| -> Vec<f64> {
@@ -237,8 +237,11 @@ mod tests {
     fn the_interval_has_about_its_confidence() {
         for (trials, found_at_least) in [(3, 60), (5, 150), (9, 195)] {
             let (false_alarms, found) = told_apart(trials);
-            assert!(false_alarms <= 8, "{trials} trials: {false_alarms} of 200 equal pairs were told apart");
-            assert!(found >= found_at_least, "{trials} trials: only {found} of 200 different pairs were told apart");
+            assert!(false_alarms <= 8, "{trials} trials: {false_alarms} of 200 equal pairs were found different");
+            assert!(
+                found >= found_at_least,
+                "{trials} trials: only {found} of 200 different pairs were found different"
+            );
         }
     }
 

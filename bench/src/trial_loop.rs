@@ -1,8 +1,8 @@
 //! Runs the trials of a scenario and decides which of them count.
 //!
-//! Trials are interleaved (A B C A B C), so that a change of the machine affects all targets alike. Each trial is reset,
-//! run and verified. A target that fails or writes wrong bytes runs no further trials and gets no summary: nobody can win
-//! by skipping the work.
+//! Trials are interleaved (A B C A B C), so that a change of the machine affects all targets alike. Each trial is
+//! reset, run and verified. A target that fails or writes wrong bytes runs no further trials and gets no summary: a
+//! target cannot win by skipping the work.
 
 use crate::executor::{Executor, Failure, Measurement};
 use crate::histogram;
@@ -15,7 +15,7 @@ use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// How the trials of a scenario are run.
+/// Parameters of the trials of a scenario.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TrialSettings {
     pub metric: Metric,

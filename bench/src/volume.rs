@@ -14,8 +14,8 @@ pub(crate) enum Volume {
     File(PathBuf),
     /// A block device. As a destination it is zeroed and allocated before each trial.
     Device(PathBuf),
-    /// An export, and the file behind it if its bytes can be read there. As a destination that file is zeroed and allocated
-    /// before each trial.
+    /// An export, and the file behind it if its bytes can be read there. As a destination that file is zeroed and
+    /// allocated before each trial.
     Export { uri: String, backing: Option<PathBuf> },
 }
 

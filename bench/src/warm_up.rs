@@ -1,7 +1,7 @@
 //! Touches memory before each trial, so that no trial pays for the first touch.
 //!
-//! A virtual machine pays host time when it touches memory for the first time, and gives the memory back some time after it
-//! was freed.
+//! A virtual machine pays host time when it touches memory for the first time, and gives the memory back some time
+//! after it was freed.
 
 use crate::executor::{Executor, Failure, Measurement};
 use crate::interrupt::Interrupt;
@@ -25,7 +25,7 @@ pub(crate) struct WarmUpExecutor<'a> {
     pub interrupt: &'a Interrupt,
     /// Bytes to touch and free before each trial; limited to half of the available memory.
     pub bytes: u64,
-    /// Why touching memory failed, if it did.
+    /// Reason why touching memory failed, if it did.
     pub failed: Option<String>,
 }
 

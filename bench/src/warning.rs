@@ -16,7 +16,7 @@ const SHORT_SECONDS: f64 = 0.05;
 /// Fewer trials do not show their scatter.
 const FEW_TRIALS: u32 = 5;
 
-/// Why a number, or all numbers of a run, may be misleading.
+/// Reason why a number, or all numbers of a run, may be misleading.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum WarningKind {
     /// Trials of one target scatter: the share of the median.
@@ -143,7 +143,8 @@ fn slowdown(walls: &[f64]) -> Option<f64> {
     (fastest > slowest && fastest > 0.0).then(|| 1.0 - slowest / fastest)
 }
 
-/// Returns the warnings about the whole run: CPUs busy before it, CPU time stolen during it, number of trials and build.
+/// Returns the warnings about the whole run: CPUs busy before it, CPU time stolen during it, number of trials and
+/// build.
 pub(crate) fn of_run(busy_cpus: Option<f64>, cpus: u32, stolen_share: Option<f64>, trials: u32) -> Vec<Warning> {
     let busy = busy_cpus.filter(|busy| *busy > BUSY_SHARE * f64::from(cpus)).map(WarningKind::BusyHost);
     let stolen = stolen_share.filter(|share| *share > STOLEN_SHARE).map(WarningKind::Stolen);

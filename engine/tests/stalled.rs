@@ -233,13 +233,13 @@ fn a_job_that_hangs_at_its_start_is_reported_and_ends_later() {
 /// Blocks until the test releases it.
 struct Hanging {
     begun: Mutex<Sender<()>>,
-    told: Mutex<Receiver<()>>,
+    released: Mutex<Receiver<()>>,
 }
 
 impl Admission for Hanging {
     fn admit(&self, _destination: &AdmissionRequest<'_>) -> Result<()> {
         self.begun.lock().unwrap().send(()).unwrap();
-        let _ = self.told.lock().unwrap().recv();
+        let _ = self.released.lock().unwrap().recv();
         Ok(())
     }
 }
@@ -250,8 +250,8 @@ fn a_blocked_thread_of_a_job_delays_its_own_job_only() {
     let engine = engine(Face::Auto);
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let small = source(folder.path(), "small", 1);
-    let ((begun, has_begun), (tell, told)) = (channel(), channel());
-    let admission = Arc::new(Hanging { begun: Mutex::new(begun), told: Mutex::new(told) });
+    let ((begun, has_begun), (release, released)) = (channel(), channel());
+    let admission = Arc::new(Hanging { begun: Mutex::new(begun), released: Mutex::new(released) });
     let supervision = Supervision { admission: Some(admission), ..Supervision::default() };
     let target = folder.path().join("copy");
     let job = engine.submit_supervised(copy(&small, &target, Direct::Auto), supervision);
@@ -262,7 +262,7 @@ fn a_blocked_thread_of_a_job_delays_its_own_job_only() {
     let busy = engine.submit(copy(&small, &target, Direct::Auto)).wait();
     assert_eq!(busy.error.map(|error| error.code), Some(Code::Busy), "it has its lock until it is quiet");
     assert!(!job.wait_quiet_for(Duration::ZERO));
-    tell.send(()).unwrap();
+    release.send(()).unwrap();
     assert!(job.wait_quiet_for(PATIENCE));
     is_left_behind(&job.wait());
     succeeds(&engine.submit(copy(&small, &target, Direct::Auto)), "the next job");

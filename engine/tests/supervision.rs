@@ -22,12 +22,12 @@ const MIB: u64 = 1 << 20;
 const SIZE: u64 = 24 * MIB;
 
 /// A directory on a file system with `O_DIRECT`, a source of 24 MiB in it, and an engine.
-struct Room {
+struct TestBed {
     folder: tempfile::TempDir,
     engine: Engine,
 }
 
-impl Room {
+impl TestBed {
     fn new() -> Self {
         Self::with(Face::Auto, Path::new("/var/tmp"))
     }
@@ -35,9 +35,9 @@ impl Room {
     fn with(face: Face, place: &Path) -> Self {
         let folder = tempfile::tempdir_in(place).unwrap();
         let engine = Engine::start(EngineConfig { cores: Some(1), face, ..EngineConfig::default() }).unwrap();
-        let room = Self { folder, engine };
-        fs::write(room.path("source"), bytes()).unwrap();
-        room
+        let bed = Self { folder, engine };
+        fs::write(bed.path("source"), bytes()).unwrap();
+        bed
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -112,56 +112,56 @@ fn is_held_up(job: &JobHandle) -> bool {
 
 #[test]
 fn nothing_of_the_destination_changes_before_the_gate_opens() {
-    let room = Room::new();
-    fs::write(room.path("destination"), b"as it was").unwrap();
+    let bed = TestBed::new();
+    fs::write(bed.path("destination"), b"as it was").unwrap();
     let gate = Arc::new(Gate::closed());
-    let job = room.submit(CopySpec { overwrite: Overwrite::Yes, ..room.spec() }, gated(&gate));
+    let job = bed.submit(CopySpec { overwrite: Overwrite::Yes, ..bed.spec() }, gated(&gate));
     assert!(is_held_up(&job));
-    assert_eq!(fs::read(room.path("destination")).unwrap(), b"as it was");
+    assert_eq!(fs::read(bed.path("destination")).unwrap(), b"as it was");
     gate.open_until(Duration::MAX);
-    room.assert_copied(&job.wait());
+    bed.assert_copied(&job.wait());
 }
 
 /// Closes the gate of a copy under way, sees that nothing changes, and lets it go on.
-fn closes_and_opens(room: &Room, direct: Direct) {
+fn closes_and_opens(bed: &TestBed, direct: Direct) {
     let gate = Arc::new(Gate::closed());
     gate.open_until(Duration::MAX);
     let limit_bytes_per_second = Some(32 * MIB);
-    let job = room.submit(CopySpec { direct, limit_bytes_per_second, ..room.spec() }, gated(&gate));
+    let job = bed.submit(CopySpec { direct, limit_bytes_per_second, ..bed.spec() }, gated(&gate));
     while job.progress().written < MIB {
         std::thread::yield_now();
     }
     gate.close();
     // What was submitted lands; then there is nothing more.
     assert!(is_held_up(&job));
-    let (written, content) = (job.progress().written, fs::read(room.path("destination")).unwrap());
+    let (written, content) = (job.progress().written, fs::read(bed.path("destination")).unwrap());
     assert!(is_held_up(&job) && written < SIZE, "{:?}", job.progress());
-    assert!(job.progress().written == written && fs::read(room.path("destination")).unwrap() == content);
+    assert!(job.progress().written == written && fs::read(bed.path("destination")).unwrap() == content);
     job.set_limit(None);
     gate.open_until(Gate::now() + Duration::from_secs(3600));
     let report = job.wait();
-    room.assert_copied(&report);
+    bed.assert_copied(&report);
     assert_eq!(job.durable_ranges(), RangeSet::from_iter([ByteRange::new(0, SIZE)]), "{report:?}");
-    fs::remove_file(room.path("destination")).unwrap();
+    fs::remove_file(bed.path("destination")).unwrap();
 }
 
 #[test]
 fn a_copy_waits_at_a_closed_gate_and_continues_on_every_path() {
     for (face, place) in [(Face::Auto, "/var/tmp"), (Face::Auto, "/dev/shm"), (Face::Threads, "/var/tmp")] {
-        let room = Room::with(face, Path::new(place));
+        let bed = TestBed::with(face, Path::new(place));
         for direct in [Direct::Auto, Direct::No] {
-            closes_and_opens(&room, direct);
+            closes_and_opens(&bed, direct);
         }
     }
 }
 
 #[test]
 fn a_copy_cancelled_behind_a_closed_gate_ends_with_its_reason_and_can_be_resumed() {
-    let room = Room::new();
+    let bed = TestBed::new();
     let gate = Arc::new(Gate::closed());
     gate.open_until(Duration::MAX);
     let limit_bytes_per_second = Some(32 * MIB);
-    let job = room.submit(CopySpec { limit_bytes_per_second, ..room.spec() }, gated(&gate));
+    let job = bed.submit(CopySpec { limit_bytes_per_second, ..bed.spec() }, gated(&gate));
     while job.durable_ranges().bytes() < MIB {
         std::thread::yield_now();
     }
@@ -177,25 +177,25 @@ fn a_copy_cancelled_behind_a_closed_gate_ends_with_its_reason_and_can_be_resumed
     );
     let durable = job.durable_ranges();
     assert!(durable.bytes() == report.bytes.durable && durable.bytes() >= MIB, "{report:?}");
-    let report = room.engine.submit(CopySpec { continuation: Continuation::Resume, ..room.spec() }).wait();
-    room.assert_copied(&report);
+    let report = bed.engine.submit(CopySpec { continuation: Continuation::Resume, ..bed.spec() }).wait();
+    bed.assert_copied(&report);
     assert_eq!((report.bytes.resumed, report.digest.is_some()), (durable.bytes(), true));
 }
 
 #[test]
 fn a_copy_that_never_passed_the_gate_leaves_the_destination_unchanged() {
-    let room = Room::new();
-    fs::write(room.path("destination"), b"as it was").unwrap();
+    let bed = TestBed::new();
+    fs::write(bed.path("destination"), b"as it was").unwrap();
     let gate = Arc::new(Gate::closed());
     for name in ["destination", "missing"] {
-        let destination = room.path(name).into();
-        let job = room.submit(CopySpec { overwrite: Overwrite::Yes, destination, ..room.spec() }, gated(&gate));
+        let destination = bed.path(name).into();
+        let job = bed.submit(CopySpec { overwrite: Overwrite::Yes, destination, ..bed.spec() }, gated(&gate));
         assert!(is_held_up(&job));
         job.cancel(Reason::UserCancel);
         assert_eq!(job.wait().status, Status::Cancelled);
-        let _ = fs::remove_file(room.path("journal"));
+        let _ = fs::remove_file(bed.path("journal"));
     }
-    assert!(fs::read(room.path("destination")).unwrap() == b"as it was" && !room.path("missing").exists());
+    assert!(fs::read(bed.path("destination")).unwrap() == b"as it was" && !bed.path("missing").exists());
 }
 
 /// The inode, whether it is empty, whether there is a journal, and the size: as an admission was shown them.
@@ -230,112 +230,111 @@ impl Admission for Judge {
 
 #[test]
 fn admission_is_requested_once_and_before_the_first_change() {
-    let room = Room::new();
+    let bed = TestBed::new();
     let refusal = || Err(Error::bad_request("not you"));
     let (judge, supervision) = Judge::with(refusal());
-    room.refused(room.spec(), supervision, Code::BadRequest);
+    bed.refused(bed.spec(), supervision, Code::BadRequest);
     let asked = judge.asked();
     assert!(matches!(asked[..], [(Some(_), true, false, 0)]), "{asked:?}");
-    assert!(!room.path("destination").exists() && !room.path("journal").exists(), "what was created is gone");
+    assert!(!bed.path("destination").exists() && !bed.path("journal").exists(), "what was created is gone");
 
-    fs::write(room.path("destination"), b"as it was").unwrap();
-    let inode = fs::metadata(room.path("destination")).unwrap().ino();
+    fs::write(bed.path("destination"), b"as it was").unwrap();
+    let inode = fs::metadata(bed.path("destination")).unwrap().ino();
     let (judge, supervision) = Judge::with(refusal());
-    room.refused(CopySpec { overwrite: Overwrite::Yes, ..room.spec() }, supervision, Code::BadRequest);
+    bed.refused(CopySpec { overwrite: Overwrite::Yes, ..bed.spec() }, supervision, Code::BadRequest);
     assert_eq!(judge.asked(), [(Some(inode), false, false, 9)]);
-    assert_eq!(fs::read(room.path("destination")).unwrap(), b"as it was");
+    assert_eq!(fs::read(bed.path("destination")).unwrap(), b"as it was");
 
     // A rule comes first.
     let (judge, supervision) = Judge::with(Ok(()));
-    room.refused(room.spec(), supervision, Code::Exists);
+    bed.refused(bed.spec(), supervision, Code::Exists);
     assert_eq!(judge.asked(), []);
 
-    fs::remove_file(room.path("destination")).unwrap();
-    room.half_copied();
+    fs::remove_file(bed.path("destination")).unwrap();
+    bed.half_copied();
     let (judge, supervision) = Judge::with(Ok(()));
-    let report = room.submit(CopySpec { continuation: Continuation::Resume, ..room.spec() }, supervision).wait();
-    room.assert_copied(&report);
+    let report = bed.submit(CopySpec { continuation: Continuation::Resume, ..bed.spec() }, supervision).wait();
+    bed.assert_copied(&report);
     let asked = judge.asked();
     assert!(matches!(asked[..], [(Some(_), false, true, SIZE)]), "{asked:?}");
 }
 
 /// Both volumes by descriptor.
-fn opened(room: &Room, created: bool) -> Supervision {
-    let file = File::options().read(true).write(true).create(true).truncate(false).open(room.path("destination"));
-    let parent = Some(File::open(room.folder.path()).unwrap().into());
+fn opened(bed: &TestBed, created: bool) -> Supervision {
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(bed.path("destination"));
+    let parent = Some(File::open(bed.folder.path()).unwrap().into());
     let destination = OpenedDestination { file: OwnedFd::from(file.unwrap()), created, parent };
-    let source = Some(File::open(room.path("source")).unwrap().into());
+    let source = Some(File::open(bed.path("source")).unwrap().into());
     Supervision { source, destination: Some(destination), ..Supervision::default() }
 }
 
 #[test]
 fn a_copy_uses_the_given_descriptors_whatever_the_names_lead_to() {
     for verify in [Verify::No, Verify::Yes] {
-        let room = Room::new();
-        let supervision = opened(&room, true);
+        let bed = TestBed::new();
+        let supervision = opened(&bed, true);
         for name in ["source", "destination"] {
-            fs::rename(room.path(name), room.path(&format!("moved {name}"))).unwrap();
-            fs::write(room.path(name), b"of another owner").unwrap();
+            fs::rename(bed.path(name), bed.path(&format!("moved {name}"))).unwrap();
+            fs::write(bed.path(name), b"of another owner").unwrap();
         }
-        let report = room.submit(CopySpec { verify, ..room.spec() }, supervision).wait();
+        let report = bed.submit(CopySpec { verify, ..bed.spec() }, supervision).wait();
         assert_eq!(report.status, Status::Succeeded, "{report:?}");
-        assert!(fs::read(room.path("moved destination")).unwrap() == bytes(), "the copy differs");
-        assert_eq!(fs::read(room.path("destination")).unwrap(), b"of another owner");
+        assert!(fs::read(bed.path("moved destination")).unwrap() == bytes(), "the copy differs");
+        assert_eq!(fs::read(bed.path("destination")).unwrap(), b"of another owner");
     }
 }
 
 #[test]
 fn a_given_destination_follows_the_rules_and_is_never_removed() {
-    let room = Room::new();
-    fs::write(room.path("destination"), b"as it was").unwrap();
-    room.refused(room.spec(), opened(&room, false), Code::Exists);
+    let bed = TestBed::new();
+    fs::write(bed.path("destination"), b"as it was").unwrap();
+    bed.refused(bed.spec(), opened(&bed, false), Code::Exists);
     let (_, refusing) = Judge::with(Err(Error::bad_request("not you")));
-    let refusing = Supervision { admission: refusing.admission, ..opened(&room, true) };
-    room.refused(room.spec(), refusing, Code::BadRequest);
-    assert_eq!(fs::read(room.path("destination")).unwrap(), b"as it was");
+    let refusing = Supervision { admission: refusing.admission, ..opened(&bed, true) };
+    bed.refused(bed.spec(), refusing, Code::BadRequest);
+    assert_eq!(fs::read(bed.path("destination")).unwrap(), b"as it was");
     // The same file on both sides, by other names.
-    let twice =
-        Supervision { source: Some(File::open(room.path("destination")).unwrap().into()), ..opened(&room, true) };
-    room.refused(room.spec(), twice, Code::SameVolume);
+    let twice = Supervision { source: Some(File::open(bed.path("destination")).unwrap().into()), ..opened(&bed, true) };
+    bed.refused(bed.spec(), twice, Code::SameVolume);
     // Its name is removed before the copy ends: the copied data would be lost.
-    let supervision = opened(&room, true);
-    fs::remove_file(room.path("destination")).unwrap();
-    room.refused(room.spec(), supervision, Code::NotFound);
+    let supervision = opened(&bed, true);
+    fs::remove_file(bed.path("destination")).unwrap();
+    bed.refused(bed.spec(), supervision, Code::NotFound);
 }
 
 #[test]
 fn descriptors_without_a_volume_or_a_path_are_refused() {
-    let room = Room::new();
-    let folder = || Some(File::open(room.folder.path()).unwrap().into());
+    let bed = TestBed::new();
+    let folder = || Some(File::open(bed.folder.path()).unwrap().into());
     let given = Supervision { source: folder(), ..Supervision::default() };
-    room.refused(room.spec(), given, Code::BadRequest);
+    bed.refused(bed.spec(), given, Code::BadRequest);
     let export = blockhaul_engine::volume::Locator::parse("nbd://127.0.0.1:1/x").unwrap();
-    let spec = CopySpec { source: export, ..room.spec() };
-    let report = room.refused(spec, opened(&room, true), Code::BadRequest);
+    let spec = CopySpec { source: export, ..bed.spec() };
+    let report = bed.refused(spec, opened(&bed, true), Code::BadRequest);
     assert!(report.error.unwrap().message.contains("no descriptor"));
 }
 
 #[test]
 fn a_copy_by_descriptors_is_resumed_by_its_journal() {
-    let room = Room::new();
-    let durable = room.half_copied();
-    let spec = CopySpec { continuation: Continuation::Resume, ..room.spec() };
-    let report = room.submit(spec, opened(&room, false)).wait();
-    room.assert_copied(&report);
+    let bed = TestBed::new();
+    let durable = bed.half_copied();
+    let spec = CopySpec { continuation: Continuation::Resume, ..bed.spec() };
+    let report = bed.submit(spec, opened(&bed, false)).wait();
+    bed.assert_copied(&report);
     assert_eq!(report.bytes.resumed, durable.bytes());
 }
 
 #[test]
 fn claimed_ranges_are_not_copied_again() {
     for verify in [Verify::No, Verify::Yes] {
-        let room = Room::new();
-        let durable = room.half_copied();
+        let bed = TestBed::new();
+        let durable = bed.half_copied();
         // What is not durable may be anything.
-        let destination = File::options().write(true).open(room.path("destination")).unwrap();
+        let destination = File::options().write(true).open(bed.path("destination")).unwrap();
         durable.gaps(ByteRange::new(0, SIZE)).for_each(|gap| destination.write_all_at(b"rest", gap.start()).unwrap());
-        let spec = CopySpec { verify, ..room.taken_over() };
-        let report = room.submit(spec, claiming(&durable)).wait();
-        room.assert_copied(&report);
+        let spec = CopySpec { verify, ..bed.taken_over() };
+        let report = bed.submit(spec, claiming(&durable)).wait();
+        bed.assert_copied(&report);
         assert_eq!((report.bytes.resumed, report.bytes.written), (durable.bytes(), SIZE - durable.bytes()));
         let reason = report.digest_reason.unwrap_or_default();
         assert!(report.digest.is_some() == (verify == Verify::Yes), "{reason}");
@@ -345,60 +344,60 @@ fn claimed_ranges_are_not_copied_again() {
 
 #[test]
 fn a_verification_reads_claimed_ranges() {
-    let room = Room::new();
-    let durable = room.half_copied();
+    let bed = TestBed::new();
+    let durable = bed.half_copied();
     let first = durable.iter().next().unwrap();
-    let destination = File::options().write(true).open(room.path("destination")).unwrap();
+    let destination = File::options().write(true).open(bed.path("destination")).unwrap();
     // Between the ends, where no sample is read.
     destination.write_all_at(b"\0", first.start() + MIB + 100).unwrap();
-    let spec = CopySpec { verify: Verify::Yes, ..room.taken_over() };
-    let error = room.refused(spec.clone(), claiming(&durable), Code::VerifyMismatch).error.unwrap();
+    let spec = CopySpec { verify: Verify::Yes, ..bed.taken_over() };
+    let error = bed.refused(spec.clone(), claiming(&durable), Code::VerifyMismatch).error.unwrap();
     assert_eq!(error.offset, Some(first.start() + MIB), "{error:?}");
     destination.write_all_at(b"\0", first.start() + 100).unwrap();
-    fs::remove_file(room.path("journal of another host")).unwrap();
-    room.refused(spec, claiming(&durable), Code::CheckpointMismatch);
+    fs::remove_file(bed.path("journal of another host")).unwrap();
+    bed.refused(spec, claiming(&durable), Code::CheckpointMismatch);
 }
 
 #[test]
 fn claims_are_trimmed_to_leaves_and_added_to_the_journals_ranges() {
-    let room = Room::new();
-    let durable = room.half_copied();
+    let bed = TestBed::new();
+    let durable = bed.half_copied();
     let last = durable.iter().last().unwrap().end();
     // The copy of the rest is made by hand; of its ends too little is claimed for a whole leaf.
-    let destination = File::options().write(true).open(room.path("destination")).unwrap();
+    let destination = File::options().write(true).open(bed.path("destination")).unwrap();
     let (start, end) = (last + MIB, SIZE - MIB);
     destination.write_all_at(&bytes()[start as usize..end as usize], start).unwrap();
     destination.sync_all().unwrap();
     let claims = RangeSet::from_iter([ByteRange::new(start + 1, end - 1)]);
-    let spec = CopySpec { continuation: Continuation::Resume, overwrite: Overwrite::Yes, ..room.spec() };
-    let report = room.submit(spec, claiming(&claims)).wait();
-    room.assert_copied(&report);
+    let spec = CopySpec { continuation: Continuation::Resume, overwrite: Overwrite::Yes, ..bed.spec() };
+    let report = bed.submit(spec, claiming(&claims)).wait();
+    bed.assert_copied(&report);
     assert_eq!(report.bytes.resumed, durable.bytes() + (end - start) - 2 * (64 << 10));
 }
 
 #[test]
 fn claims_that_do_not_fit_or_without_resume_are_refused() {
-    let room = Room::new();
+    let bed = TestBed::new();
     let claims = RangeSet::from_iter([ByteRange::new(0, 4 * MIB)]);
-    let error = room.refused(room.taken_over(), claiming(&claims), Code::CheckpointMismatch).error.unwrap();
-    assert!(error.message.contains("missing") && !room.path("destination").exists(), "{error:?}");
-    room.refused(room.spec(), claiming(&claims), Code::BadRequest);
-    let created = Supervision { durable: Some(claims.clone()), ..opened(&room, true) };
-    room.refused(room.taken_over(), created, Code::CheckpointMismatch);
-    fs::write(room.path("destination"), vec![7; 4 * MIB as usize - 1]).unwrap();
-    let error = room.refused(room.taken_over(), claiming(&claims), Code::CheckpointMismatch).error.unwrap();
+    let error = bed.refused(bed.taken_over(), claiming(&claims), Code::CheckpointMismatch).error.unwrap();
+    assert!(error.message.contains("missing") && !bed.path("destination").exists(), "{error:?}");
+    bed.refused(bed.spec(), claiming(&claims), Code::BadRequest);
+    let created = Supervision { durable: Some(claims.clone()), ..opened(&bed, true) };
+    bed.refused(bed.taken_over(), created, Code::CheckpointMismatch);
+    fs::write(bed.path("destination"), vec![7; 4 * MIB as usize - 1]).unwrap();
+    let error = bed.refused(bed.taken_over(), claiming(&claims), Code::CheckpointMismatch).error.unwrap();
     assert!(error.message.contains("4194303 bytes"), "{error:?}");
-    assert_eq!(fs::metadata(room.path("destination")).unwrap().len(), 4 * MIB - 1);
+    assert_eq!(fs::metadata(bed.path("destination")).unwrap().len(), 4 * MIB - 1);
     // No claims are none.
-    room.assert_copied(&room.submit(room.taken_over(), claiming(&RangeSet::new())).wait());
+    bed.assert_copied(&bed.submit(bed.taken_over(), claiming(&RangeSet::new())).wait());
 }
 
 #[test]
 fn a_job_without_servers_ignores_a_cut() {
-    let room = Room::new();
-    let job = room.submit(room.spec(), Supervision::default());
+    let bed = TestBed::new();
+    let job = bed.submit(bed.spec(), Supervision::default());
     job.revoke_connections();
     let report = job.wait();
     job.revoke_connections();
-    room.assert_copied(&report);
+    bed.assert_copied(&report);
 }

@@ -1,14 +1,15 @@
 //! Checks what a test needs of its host, and skips tests whose needs are not met.
 //!
-//! On a developer's machine such a test prints its name and passes. In CI (`CI` is set) it fails: a test that is never run
-//! proves nothing, and `cargo xtask test` installs everything that tests need.
+//! On a developer's machine such a test prints its name and passes. In CI (`CI` is set) it fails: a test that is never
+//! run proves nothing, and `cargo xtask test` installs everything that tests need.
 
 use nix::unistd::Uid;
 use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Skips the calling test, which must return `()`, if `$needs` is not met; otherwise evaluates to what the needs provide.
+/// Skips the calling test, which must return `()`, if `$needs` is not met; otherwise evaluates to what the needs
+/// provide.
 ///
 /// `$needs` is a list of [`Need`]s, or the `Result` of a set-up whose error says what is missing.
 #[macro_export]

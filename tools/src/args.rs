@@ -1,8 +1,8 @@
 //! Declares the command line: names, defaults and help.
 //!
-//! Each command has one raw structure. It checks single values (a size is a size) and which flags exclude each other. The
-//! code that resolves a request destructures the raw structure in full, so that a new flag does not compile until it is
-//! handled.
+//! Each command has one raw structure. It checks single values (a size is a size) and which flags exclude each other.
+//! The code that resolves a request destructures the raw structure in full, so that a new flag does not compile until
+//! it is handled.
 
 use crate::center::args::{RawDrain, RawFence, RawList, RawQuery, RawRemove, RawSet, RawSubmit, RawTaskId};
 use crate::log_args::RawLog;
@@ -166,8 +166,8 @@ pub(crate) struct RawCopy {
 /// Shared by the commands that move or read every byte.
 #[derive(Debug, Args)]
 pub(crate) struct RawEngine {
-    /// Unit of I/O and of cancellation: a power of two from 4KiB to 64MiB, reduced to the server's limit [default: chosen by
-    /// the engine]
+    /// Unit of I/O and of cancellation: a power of two from 4KiB to 64MiB, reduced to the server's limit [default:
+    /// chosen by the engine]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) block_size: Option<u64>,
     /// Blocks in flight per core, 1 to 256 [default: chosen by the engine]
@@ -261,7 +261,7 @@ pub(crate) struct RawDoctor {
     pub(crate) log: RawLog,
 }
 
-/// How a job shows itself.
+/// Output of a job.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct RawOutput {
     /// Print only JSON lines on stdout: progress every 250 ms, the report last
@@ -272,7 +272,7 @@ pub(crate) struct RawOutput {
     pub(crate) progress: ProgressBarMode,
 }
 
-/// When to draw a bar.
+/// Use of a progress bar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum ProgressBarMode {
     /// On a terminal, unless `--json` is given.

@@ -62,8 +62,8 @@ fn check(request: &CopyRequest) -> Result<CheckReport> {
     start_engine(request, state_dir::examine)?.check(&request.spec)
 }
 
-/// Starts the engine, then applies the refusals that come before a job: a missing source, and a state directory that is not
-/// `usable`.
+/// Starts the engine, then applies the refusals that come before a job: a missing source, and a state directory that is
+/// not `usable`.
 fn start_engine(request: &CopyRequest, usable: fn(&Path) -> Result<()>) -> Result<Engine> {
     let engine = Engine::start(engine_config_for(request))?;
     source_exists(&request.spec.source)?;
@@ -73,8 +73,8 @@ fn start_engine(request: &CopyRequest, usable: fn(&Path) -> Result<()>) -> Resul
     Ok(engine)
 }
 
-/// Configures the engine: a resumed copy needs slots for the blocks of its first start, a copy with exports has more and
-/// smaller ones.
+/// Configures the engine: a resumed copy needs slots for the blocks of its first start, a copy with exports has more
+/// and smaller ones.
 fn engine_config_for(request: &CopyRequest) -> EngineConfig {
     let CopyRequest { spec, config, .. } = request;
     let volumes = [&spec.source, &spec.destination];
@@ -227,8 +227,8 @@ fn source_exists(source: &Locator) -> Result<()> {
     })
 }
 
-/// Returns the error of a source export that cannot be opened. Called only after a later step failed, because some servers
-/// serve one client and end.
+/// Returns the error of a source export that cannot be opened. Called only after a later step failed, because some
+/// servers serve one client and end.
 fn source_export_error(spec: &CopySpec) -> Option<Error> {
     let how = ReadOptions { network: spec.network, ..ReadOptions::new(spec.direct) };
     spec.source.path().is_none().then(|| open_source(&spec.source, &how).err())?

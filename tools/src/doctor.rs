@@ -1,7 +1,7 @@
 //! Runs `blockhaul doctor`: shows what this host offers the engine, and suggests changes.
 //!
-//! The engine examines the host and returns one serialisable report. The table is built from its fields, so that a new fact
-//! appears without a change here.
+//! The engine examines the host and returns one serialisable report. The table is built from its fields, so that a new
+//! fact appears without a change here.
 
 use crate::args::RawDoctor;
 use crate::exit::Exit;

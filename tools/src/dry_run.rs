@@ -20,7 +20,7 @@ struct Plan {
     /// All zero if the copy would be refused.
     #[serde(flatten)]
     report: CheckReport,
-    /// Why the copy would be refused; empty if it would not.
+    /// Reasons why the copy would be refused; empty if it would not.
     refusals: Vec<Error>,
 }
 

@@ -4,7 +4,7 @@ use blockhaul_engine::error::{Code, Error};
 use blockhaul_engine::progress::{Report, Status};
 use std::process::ExitCode;
 
-/// How the process ends.
+/// Exit code of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// 0: the command succeeded.

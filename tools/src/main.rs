@@ -1,7 +1,7 @@
 //! `blockhaul`: copies and compares volumes, examines them and this host, and calls task centers.
 //!
-//! A command resolves its raw flags, calls the engine or a center, and returns how the process ends. Errors from before a
-//! job exists are printed here, once.
+//! A command resolves its raw flags, calls the engine or a center, and returns how the process ends. Errors from before
+//! a job exists are printed here, once.
 
 #![forbid(unsafe_code)]
 

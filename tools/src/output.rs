@@ -1,13 +1,14 @@
 //! Writes to stdout and stderr.
 //!
-//! With `--json`, stdout carries JSON objects, one per line, and nothing else; the last line of a job, or of a command that
-//! failed, is a report. stderr is for people: one line `blockhaul: CODE: message` per failure, logs, and the progress bar.
+//! With `--json`, stdout carries JSON objects, one per line, and nothing else; the last line of a job, or of a command
+//! that failed, is a report. stderr is for people: one line `blockhaul: CODE: message` per failure, logs, and the
+//! progress bar.
 //!
 //! Every line stays one line and cannot control a terminal, whatever a server or a center sent: text passes
 //! [`shown::line`], and JSON has its own escapes for what is not printable.
 //!
-//! Only [`finish`] waits, at the end of every command: a reader that is slow or does not read delays neither a copy nor its
-//! stop. A failed write turns success into failure, except for a closed pipe, whose reader has seen enough.
+//! Only [`finish`] waits, at the end of every command: a reader that is slow or does not read delays neither a copy nor
+//! its stop. A failed write turns success into failure, except for a closed pipe.
 
 use crate::exit::Exit;
 use blockhaul_control::standard_streams::{self, Priority};
@@ -28,8 +29,8 @@ static STDOUT_IS_VOLUME: AtomicBool = AtomicBool::new(false);
 /// Set if stderr leads to a volume; nothing is written to it then.
 static STDERR_IS_VOLUME: AtomicBool = AtomicBool::new(false);
 
-/// Refuses a stdout or stderr that leads to one of these volumes or journals. Must be called before a command prints its
-/// first line. Nothing, not even the refusal, is written to such a stream.
+/// Refuses a stdout or stderr that leads to one of these volumes or journals. Must be called before a command prints
+/// its first line. Nothing, not even the refusal, is written to such a stream.
 ///
 /// # Errors
 /// `EBadRequest`.

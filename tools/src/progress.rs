@@ -17,7 +17,7 @@ const JSON_INTERVAL: Duration = Duration::from_millis(250);
 /// Time between two updates of the bar.
 const BAR_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How the progress of a job is shown.
+/// Form in which the progress of a job is shown.
 #[derive(Debug)]
 pub(crate) struct ProgressDisplay {
     json: bool,
@@ -25,7 +25,8 @@ pub(crate) struct ProgressDisplay {
 }
 
 impl ProgressDisplay {
-    /// Chooses by flags: JSON lines with `--json`; a bar on request, or if stderr is a terminal and JSON is not requested.
+    /// Chooses by flags: JSON lines with `--json`; a bar on request, or if stderr is a terminal and JSON is not
+    /// requested.
     pub(crate) fn choose(RawOutput { json, progress }: RawOutput) -> Self {
         let target = match progress {
             ProgressBarMode::None => None,

@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
 
-/// How the copy is retried.
+/// Mode of the retried copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RetryMode {
     /// From the checkpoint.
@@ -43,12 +43,12 @@ pub(crate) fn command(arguments: impl IntoIterator<Item = OsString>, mode: Retry
     words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ")
 }
 
-/// Returns whether the word is the flag of `mode`, or excludes it.
+/// Returns whether an argument is the flag of `mode`, or excludes it.
 fn replaced(word: &OsStr, mode: RetryMode) -> bool {
     word == mode.flag() || (mode != RetryMode::Overwrite && (word == "--resume" || word == "--restart"))
 }
 
-/// Quotes a word for a POSIX shell; unprintable bytes become `$'\xNN'`, which bash, zsh and ksh know.
+/// Quotes an argument for a POSIX shell; unprintable bytes become `$'\xNN'`, which bash, zsh and ksh know.
 fn quote(word: &OsStr) -> String {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./:=,+@%".contains(byte);
     match word.to_str() {

@@ -7,8 +7,8 @@
 //! | SIGUSR1 | prints the progress on stderr |
 //! | SIGXFSZ | none: the write beyond the limit fails, and the job reports it |
 //!
-//! Signals are caught before the engine starts, so that none is lost in between. A process that ends by the second signal
-//! leaves what SIGKILL would leave: the last checkpoint is valid.
+//! Signals are caught before the engine starts, so that none is lost in between. A process that ends by the second
+//! signal leaves what SIGKILL would leave: the last checkpoint is valid.
 
 use crate::output::print_stderr_nowait;
 use crate::progress;

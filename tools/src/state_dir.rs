@@ -58,9 +58,9 @@ fn writable(directory: &Path) -> std::result::Result<(), Errno> {
     access(directory, AccessFlags::W_OK | AccessFlags::X_OK)
 }
 
-/// Returns the absolute path of a destination, which identifies its checkpoint. Links in the directory part are resolved,
-/// so that all paths of a file give one result. A link in the last part is kept, because `/dev/disk/by-id/...` outlives
-/// the device number it points to.
+/// Returns the absolute path of a destination, which identifies its checkpoint. Links in the directory part are
+/// resolved, so that all paths of a file give one result. A link in the last part is kept, because
+/// `/dev/disk/by-id/...` outlives the device number it points to.
 pub(crate) fn absolute_destination(destination: &Path) -> PathBuf {
     let absolute = std::path::absolute(destination).unwrap_or_else(|_| destination.to_owned());
     match (absolute.parent().map(Path::canonicalize), absolute.file_name()) {

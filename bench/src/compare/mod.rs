@@ -1,9 +1,9 @@
 //! Compares two runs: tells a slower engine from a changed machine.
 //!
-//! Our targets are compared by the raw samples of both runs, never by their summaries. A difference counts when the interval
-//! of the ratio excludes 1, when the difference is large enough to matter, and when rivals of the same version did not
-//! change as much. If they did, the machine changed, and nothing can be said about ours. Runs of other machines, sizes or
-//! parameters are not compared.
+//! Our targets are compared by the raw samples of both runs, never by their summaries. A difference counts when the
+//! interval of the ratio excludes 1, when the difference is large enough to matter, and when rivals of the same version
+//! did not change as much. If they did, the machine changed, and the comparison of ours has no result. Runs of other
+//! machines, sizes or parameters are not compared.
 
 mod runs;
 mod text;
@@ -44,12 +44,12 @@ pub(crate) struct Row {
     /// Medians, in the unit of the metric.
     pub old: Option<f64>,
     pub new: Option<f64>,
-    /// How many times as good the new run is; `None` if unknown.
+    /// Ratio of the new run to the old one; above 1 the new run is better. `None` if unknown.
     pub ratio: Option<Ratio>,
     /// The same ratio for rivals of unchanged version: shows how the machine changed.
     pub rivals: Option<f64>,
     pub verdict: Verdict,
-    /// Why the target cannot be compared.
+    /// Reason why the target cannot be compared.
     pub why: Option<String>,
 }
 

@@ -10,7 +10,8 @@ pub(super) struct LegendEntry {
     pub meaning: String,
 }
 
-/// Renders a chart with caption and legend. The legend is text outside of the drawing, so that it wraps and can be copied.
+/// Renders a chart with caption and legend. The legend is text outside of the drawing, so that it wraps and can be
+/// copied.
 pub(super) fn figure(title: &str, how_to_read: &str, entries: &[LegendEntry], drawing: Markup) -> Markup {
     html! {
         figure {

@@ -1,8 +1,8 @@
 //! Defines the colours of charts, for light and dark.
 //!
-//! A chart carries its light colours as plain attributes, so that it can be shown anywhere. The page overrides each of them
-//! by its attribute (`[fill="#2563EB"]`) with a variable that follows the reader's preference: one drawing serves both. The
-//! series differ in lightness as well, for readers who see fewer hues.
+//! A chart carries its light colours as plain attributes, so that it can be shown anywhere. The page overrides each of
+//! them by its attribute (`[fill="#2563EB"]`) with a variable that follows the reader's preference: one drawing serves
+//! both. The series differ in lightness as well, for colour-blind readers.
 
 use plotters::style::RGBColor;
 use std::fmt::Write;
@@ -95,7 +95,7 @@ mod tests {
         drawn.sort();
         let all = drawn.len();
         drawn.dedup();
-        assert_eq!(drawn.len(), all, "a rule by attribute cannot tell them apart");
+        assert_eq!(drawn.len(), all, "a rule by attribute cannot distinguish them");
     }
 
     /// Contrast as WCAG defines it: 3 for what is drawn, 4.5 for what is read.

@@ -1,7 +1,7 @@
 //! Draws two axes and the data between them.
 //!
-//! An axis is linear or logarithmic, has given or computed ticks, and always a title with its unit. Points outside of the
-//! axes and points that are not finite are not drawn.
+//! An axis is linear or logarithmic, has given or computed ticks, and always a title with its unit. Points outside of
+//! the axes and points that are not finite are not drawn.
 
 use super::canvas::{Canvas, Position, TextAnchor, WIDTH};
 use super::palette::{GRID, INK, MUTED, ThemeColor};
@@ -47,8 +47,8 @@ impl Axis {
         (largest > 0.0).then_some(Self { title, scale: AxisScale::Linear, low: 0.0, high, ticks })
     }
 
-    /// Returns a logarithmic axis around all positive numbers, with ticks at 1, 2 and 5 of every power of ten, or fewer;
-    /// `None` if no number is positive.
+    /// Returns a logarithmic axis around all positive numbers, with ticks at 1, 2 and 5 of every power of ten, or
+    /// fewer; `None` if no number is positive.
     pub(super) fn log(title: String, numbers: impl Iterator<Item = f64>, label: fn(f64) -> String) -> Option<Self> {
         let (low, high) = bounds(numbers.filter(|number| *number > 0.0))?;
         let (low, high) = (low / 1.2, high * 1.2);

@@ -1,7 +1,7 @@
 //! Draws bars that show how many times as good ours is.
 //!
-//! A bar extends from 1 to the ratio on a logarithmic axis, so that twice and half are equally long. Its colour says whether
-//! the interval includes "no difference". The thin line across its end is that interval.
+//! A bar extends from 1 to the ratio on a logarithmic axis, so that twice and half are equally long. Its colour says
+//! whether the interval includes "no difference". The thin line across its end is that interval.
 
 use super::canvas::{Canvas, TextAnchor, WIDTH, svg};
 use super::legend::{LegendEntry, figure};

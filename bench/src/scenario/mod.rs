@@ -1,7 +1,7 @@
 //! Lists the scenarios and prepares what their trials need.
 //!
-//! Every scenario has a fixed name, a fixed seed and a directory of its own for its volumes and servers. A scenario that
-//! needs rights or programs that this machine lacks is skipped, with the reason in the results.
+//! Every scenario has a fixed name, a fixed seed and a directory of its own for its volumes and servers. A scenario
+//! that needs rights or programs that this machine lacks is skipped, with the reason in the results.
 
 mod cancel;
 mod digest;
@@ -87,7 +87,7 @@ impl Scenario {
     }
 }
 
-/// What scenarios need to prepare themselves.
+/// Inputs of the preparation of a scenario.
 pub(crate) struct SetupContext<'a> {
     name: &'static str,
     pub programs: &'a Programs,

@@ -110,7 +110,7 @@ fn delay(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
     let pairs = [dir.pair(0, source, destination, bytes)];
     let workload = context.workload(&pairs, Caching::Direct);
     let mut targets = everybody(&workload);
-    // Depths that a user who knows the delay would try.
+    // Depths that suit the delay.
     for (name, flags) in [
         ("nbdcopy-1m", ["--requests=64", "--request-size=1048576", "--queue-size=67108864"]),
         ("nbdcopy-256", ["--requests=256", "--request-size=262144", "--queue-size=67108864"]),

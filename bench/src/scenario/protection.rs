@@ -16,7 +16,7 @@ use std::time::Duration;
 
 pub(super) const PROTECTION: Scenario = Scenario {
     name: "protection",
-    about: "The p90 of somebody who reads 4 KiB every 500 us from the disk that a copy keeps busy.",
+    about: "The p90 of a program that reads 4 KiB every 500 us from the disk that a copy keeps busy.",
     metric: Metric::Microseconds,
     prepare,
 };

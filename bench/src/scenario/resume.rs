@@ -97,7 +97,8 @@ impl Executor for ResumeExecutor {
 }
 
 impl ResumeExecutor {
-    /// Runs the commands and kills them once half of the bytes are written. Returns the measurement and the bytes written.
+    /// Runs the commands and kills them once half of the bytes are written. Returns the measurement and the bytes
+    /// written.
     fn kill_half_way(&self, commands: &[Invocation]) -> Result<(Measurement, u64), Failure> {
         let (mut written, mut killed, half) = (0, false, self.bytes / 2);
         let mut on_sample = |sample: &ProcessSample| {

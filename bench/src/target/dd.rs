@@ -5,7 +5,8 @@ use crate::results::Kind;
 use crate::target::{Invocation, Target};
 use crate::volume::VolumePair;
 
-/// Builds a target with direct or cached I/O, blocks of 1 MiB unless the workload sets a size, and one flush at the end.
+/// Builds a target with direct or cached I/O, blocks of 1 MiB unless the workload sets a size, and one flush at the
+/// end.
 pub(crate) fn copy(workload: &Workload<'_>) -> Target {
     workload.target("dd", Kind::Rival, "dd", |program, pair| line(program, pair, workload))
 }

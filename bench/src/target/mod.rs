@@ -1,9 +1,9 @@
 //! Defines the targets of a scenario: the engine, the `blockhaul` command, rival programs and the limits of the device
 //! and of the harness.
 //!
-//! Each file turns a [`Workload`] into the command line that does it best. Flags follow what the authors of each program
-//! recommend and what was measured. Every destination ends on stable storage, and its space is reserved first where the
-//! program can do that.
+//! Each file turns a [`Workload`] into the command line that does it best. Flags follow what the authors of each
+//! program recommend and what was measured. Every destination ends on stable storage, and its space is reserved first
+//! where the program can do that.
 
 pub(crate) mod blockhaul;
 pub(crate) mod cp;

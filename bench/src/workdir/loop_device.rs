@@ -1,7 +1,7 @@
 //! Attaches a file as a loop device for as long as this process lives.
 //!
-//! The device is detached right after it was attached, while this process holds it open. The kernel then releases it at the
-//! last close, even if this process is killed.
+//! The device is detached right after it was attached, while this process holds it open. The kernel then releases it at
+//! the last close, even if this process is killed.
 
 use super::{ScenarioDir, is_root};
 use crate::executor::Failure;

@@ -7,8 +7,8 @@ use nix::sched::{CloneFlags, unshare};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Creates a mount namespace for this process: mounts made from now on end with the process. Does nothing without rights;
-/// mounting then fails as well.
+/// Creates a mount namespace for this process: mounts made from now on end with the process. Does nothing without
+/// rights; mounting then fails as well.
 pub(crate) fn keep_to_ourselves() {
     if unshare(CloneFlags::CLONE_NEWNS).is_ok() {
         // Mounts of other processes still propagate to this namespace, but not from it.

@@ -10,12 +10,12 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long a server may take to listen; ten times what any server needs.
+/// Longest time for a server to listen; ten times as long as any server takes.
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// Time between two checks.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// How clients reach a server.
+/// Address of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Listen {
     Unix,
@@ -32,8 +32,8 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts `nbdkit WORDS` and waits until it listens. Must be called on the main thread: the kernel ends the server with
-    /// the thread that started it.
+    /// Starts `nbdkit WORDS` and waits until it listens. Must be called on the main thread: the kernel ends the server
+    /// with the thread that started it.
     pub(super) fn start(
         program: &str,
         dir: &ScenarioDir,

@@ -1,7 +1,7 @@
 //! Checks that the numbers of a run do not contradict each other.
 //!
-//! Derived numbers (summaries, rates, goals) must follow from the measured ones. Measured numbers must be possible: trials
-//! follow one another, end before the run does, and use no more CPU than there is.
+//! Derived numbers (summaries, rates, goals) must follow from the measured ones. Measured numbers must be possible:
+//! trials follow one another, end before the run does, and use no more CPU than there is.
 
 use serde_json::Value;
 
@@ -9,8 +9,8 @@ use serde_json::Value;
 const ROUNDING: f64 = 1e-6;
 /// Tolerance in seconds: the clocks of a trial and of the run are read one after the other.
 const CLOCK_TOLERANCE_SECONDS: f64 = 0.01;
-/// Tolerance in seconds: CPU time is counted in ticks per thread, and programs that time themselves, such as fio, also use CPU
-/// outside of the time they report.
+/// Tolerance in seconds: CPU time is counted in ticks per thread, and programs that time themselves, such as fio, also
+/// use CPU outside of the time they report.
 const CPU_TOLERANCE_SECONDS: f64 = 1.0;
 
 /// Fails with the number that contradicts another one.

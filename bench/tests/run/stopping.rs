@@ -63,7 +63,7 @@ impl<'a> Running<'a> {
     }
 
     fn end(&mut self, signal: Signal) -> ExitStatus {
-        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).expect("nobody has waited for it");
+        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).expect("the process was not waited for");
         let mut status = None;
         wait_until("it does not end", || {
             status = self.child.try_wait().expect("it is our child");
@@ -96,7 +96,7 @@ fn stop_politely(scenario: &str, signal: Signal, needs_a_device: bool) {
     let status = running.end(signal);
     assert_eq!(status.code(), Some(130));
     assert_eq!(running.processes(), [""; 0]);
-    // The kernel lets go of a device some time after its last user.
+    // The kernel releases a device some time after its last user.
     wait_until("devices are left", || running.loop_devices().is_empty());
     assert_eq!(running.mounts(), 0);
     assert!(fs::read_dir(dir.volumes()).unwrap().next().is_none(), "files are left");
@@ -122,7 +122,7 @@ fn sigterm_leaves_no_mounts() {
     stop_politely("reflink", Signal::SIGTERM, true);
 }
 
-/// Nobody can remove files after SIGKILL; what the kernel holds for the run goes by itself.
+/// After SIGKILL no process removes the files; the kernel removes everything else.
 #[test]
 fn a_run_that_is_killed_leaves_no_servers_devices_or_mounts() {
     need!("a_run_that_is_killed_leaves_no_servers_devices_or_mounts", &[Need::Root]);

@@ -13,21 +13,21 @@ use proptest::prelude::*;
 use std::sync::{Arc, Mutex};
 
 /// Leaf by leaf, what a reader says; checks on the way that runs are in order and agree with the durable set.
-fn told(reader: &JournalReader) -> Vec<Option<Content>> {
+fn contents(reader: &JournalReader) -> Vec<Option<Content>> {
     let header = reader.header();
     let leaf_bytes = u64::from(header.leaf_bytes);
-    let mut told = vec![None; header.size_bytes.div_ceil(leaf_bytes) as usize];
+    let mut contents = vec![None; header.size_bytes.div_ceil(leaf_bytes) as usize];
     let (mut end, mut bytes) = (0, 0);
     for run in reader.runs(ByteRange::new(0, header.size_bytes)) {
         let run = run.unwrap();
         assert!(run.range.start() >= end && reader.durable().contains(run.range));
         (end, bytes) = (run.range.end(), bytes + run.range.len());
         for piece in run.range.split(leaf_bytes) {
-            told[(piece.start() / leaf_bytes) as usize] = Some(run.cut(piece, leaf_bytes).content);
+            contents[(piece.start() / leaf_bytes) as usize] = Some(run.cut(piece, leaf_bytes).content);
         }
     }
     assert_eq!(bytes, reader.durable().bytes());
-    told
+    contents
 }
 
 fn read(file: &[u8]) -> Result<JournalReader> {
@@ -75,7 +75,7 @@ proptest! {
         prop_assert_eq!(reader.state() == JournalState::Finished, sample.finish.is_some());
         prop_assert_eq!(reader.records(), sample.commits.len() as u64);
         prop_assert_eq!(reader.end(), sample.file().len() as u64);
-        prop_assert_eq!(told(&reader), sample.model(sample.commits.len()));
+        prop_assert_eq!(contents(&reader), sample.model(sample.commits.len()));
     }
 
     #[test]
@@ -99,15 +99,15 @@ proptest! {
             let taken = cut.index(commit.record.bytes.len());
             file.extend(&commit.record.bytes[..taken]);
             let reader = read(&file).unwrap();
-            prop_assert_eq!(told(&reader), sample.model(done));
+            prop_assert_eq!(contents(&reader), sample.model(done));
             prop_assert_eq!(reader.end(), commit.record.offset);
             prop_assert_eq!(reader.state(), JournalState::Unfinished);
             let mut file = file_after(&sample, done + 1, done);
-            prop_assert_eq!(told(&read(&file).unwrap()), sample.model(done + 1));
+            prop_assert_eq!(contents(&read(&file).unwrap()), sample.model(done + 1));
             // A slot torn in its middle leaves the other one.
             let torn = &commit.slot.bytes[..cut.index(SECTOR_BYTES)];
             file[commit.slot.offset as usize..][..torn.len()].copy_from_slice(torn);
-            prop_assert_eq!(told(&read(&file).unwrap()), sample.model(done + 1));
+            prop_assert_eq!(contents(&read(&file).unwrap()), sample.model(done + 1));
         }
     }
 
@@ -126,7 +126,7 @@ proptest! {
                 }
             }
             let reader = read(&file).unwrap();
-            let all = told(&reader);
+            let all = contents(&reader);
             prop_assert!(all == sample.model(done) || all == sample.model(done + 1));
             prop_assert!(reader.end() >= commit.record.offset);
         }
@@ -143,7 +143,7 @@ proptest! {
             Err(error) => prop_assert_eq!(error.code, Code::CheckpointCorrupt),
             Ok(reader) => {
                 prop_assert!(is_slot, "byte {}", at);
-                prop_assert_eq!(told(&reader), sample.model(sample.commits.len()));
+                prop_assert_eq!(contents(&reader), sample.model(sample.commits.len()));
                 prop_assert_eq!(reader.finish(), sample.finish.as_ref());
             }
         }
@@ -173,7 +173,7 @@ proptest! {
             apply(&mut file, &commit.record);
             apply(&mut file, &commit.slot);
         }
-        prop_assert_eq!(told(&read(&file).unwrap()), sample.model(1));
+        prop_assert_eq!(contents(&read(&file).unwrap()), sample.model(1));
     }
 }
 
@@ -188,7 +188,7 @@ fn every_flipped_bit_of_a_receipt_is_detected() {
             Err(error) => assert_eq!(error.code, Code::CheckpointCorrupt, "bit {bit}"),
             Ok(reader) => {
                 assert!((512..1536).contains(&(bit / 8)), "bit {bit}");
-                assert_eq!((reader.finish(), told(&reader)), (intact.finish(), told(&intact)), "bit {bit}");
+                assert_eq!((reader.finish(), contents(&reader)), (intact.finish(), contents(&intact)), "bit {bit}");
             }
         }
     }
@@ -392,7 +392,7 @@ fn the_later_record_wins() {
     let again = Run { range: ByteRange::new(5 * 4096, 25 * 4096), content: Content::Leaves(vec![1; 20]) };
     let record = appender.append(vec![again]).unwrap().remove(0).record;
     let reader = read(&[&file[..], &record.bytes].concat()).unwrap();
-    let model = told(&reader);
+    let model = contents(&reader);
     let expect = |index: u64| match index {
         0..5 => Content::Leaves(vec![leaf(index)]),
         5..25 => Content::Leaves(vec![1]),

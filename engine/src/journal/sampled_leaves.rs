@@ -84,7 +84,7 @@ mod tests {
         picks.add(ByteRange::new(0, 100), true);
         let offsets = picks.offsets();
         assert_eq!(offsets[..3], [300, 100, 990], "newest, first, last");
-        assert!(offsets.contains(&90) && offsets.contains(&0), "zeros tell, too: {offsets:?}");
+        assert!(offsets.contains(&90) && offsets.contains(&0), "zeros are sampled as well: {offsets:?}");
         assert!(offsets.iter().all(|offset| offset % 10 == 0));
     }
 

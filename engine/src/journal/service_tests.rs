@@ -22,9 +22,9 @@ fn services() -> Vec<JournalService> {
 
 /// Appends and waits.
 fn append(journal: &mut JournalFile, runs: Vec<Run>) -> Result<()> {
-    let (tell, told) = mpsc::channel();
-    journal.append(runs, move |result| tell.send(result).unwrap());
-    told.recv().unwrap()
+    let (sender, receiver) = mpsc::channel();
+    journal.append(runs, move |result| sender.send(result).unwrap());
+    receiver.recv().unwrap()
 }
 
 fn whole(reader: &JournalReader) -> Vec<Run> {
@@ -128,13 +128,13 @@ fn batches_are_recorded_in_order_and_each_is_answered() {
     for service in services() {
         let path = home.path().join("checkpoint");
         let mut journal = service.create(JournalLocation::Replace(&path), &small()).unwrap();
-        let (tell, told) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         for index in 0..40 {
-            let tell = tell.clone();
-            journal.append(vec![leaves(index, 1, 4096)], move |result| tell.send((index, result)).unwrap());
+            let sender = sender.clone();
+            journal.append(vec![leaves(index, 1, 4096)], move |result| sender.send((index, result)).unwrap());
         }
-        drop((journal, tell));
-        assert_eq!(told.into_iter().collect::<Vec<_>>(), (0..40).map(|index| (index, Ok(()))).collect::<Vec<_>>());
+        drop((journal, sender));
+        assert_eq!(receiver.into_iter().collect::<Vec<_>>(), (0..40).map(|index| (index, Ok(()))).collect::<Vec<_>>());
         drop(service);
         assert_eq!(JournalReader::open(&path).unwrap().records(), 40);
     }
@@ -209,9 +209,9 @@ fn a_file_is_replaced_only_on_request_and_only_if_it_is_a_journal() {
     }
     let inode = fs::metadata(&path).unwrap().ino();
     let fresh = home.path().join("checkpoint.new");
-    fs::write(&fresh, "somebody's file").unwrap();
+    fs::write(&fresh, "another file").unwrap();
     assert_eq!(service.create(JournalLocation::Replace(&path), &small()).unwrap_err().code, Code::Exists);
-    assert_eq!(fs::read(&fresh).unwrap(), b"somebody's file");
+    assert_eq!(fs::read(&fresh).unwrap(), b"another file");
     // Left by a crash.
     fs::write(&fresh, &fs::read(&path).unwrap()[..700]).unwrap();
     service.create(JournalLocation::Replace(&path), &small()).unwrap().close().unwrap();
@@ -254,13 +254,13 @@ fn a_journal_in_use_can_be_inspected() {
     for service in services() {
         let path = home.path().join("checkpoint");
         let mut journal = service.create(JournalLocation::Replace(&path), &small()).unwrap();
-        let (tell, told) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         for index in 0..200 {
-            let tell = tell.clone();
-            journal.append(vec![leaves(index % 40, 1, 4096)], move |_| tell.send(index).unwrap());
+            let sender = sender.clone();
+            journal.append(vec![leaves(index % 40, 1, 4096)], move |_| sender.send(index).unwrap());
         }
-        drop(tell);
-        while let Ok(index) = told.recv() {
+        drop(sender);
+        while let Ok(index) = receiver.recv() {
             assert!(JournalReader::open(&path).unwrap().records() > index);
         }
     }
@@ -379,9 +379,9 @@ fn a_name_replaced_meanwhile_is_not_removed() {
         let path = home.path().join("checkpoint");
         let journal = service.create(JournalLocation::Replace(&path), &small()).unwrap();
         fs::rename(&path, home.path().join("moved")).unwrap();
-        fs::write(&path, "somebody else's").unwrap();
+        fs::write(&path, "another owner's").unwrap();
         journal.finish(END, FinishedJournal::Remove).unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"somebody else's");
+        assert_eq!(fs::read(&path).unwrap(), b"another owner's");
         fs::remove_file(&path).unwrap();
     }
 }
@@ -409,13 +409,13 @@ fn two_creators_of_one_name_never_both_win() {
 fn the_thread_ends_with_its_last_user() {
     for service in services() {
         let mut journal = service.create(JournalLocation::Scratch, &small()).unwrap();
-        let (tell, told) = mpsc::channel::<()>();
+        let (sender, receiver) = mpsc::channel::<()>();
         let last = service.clone();
         drop(service);
         // The callback holds the last handle but for the journal: the thread must not wait for itself.
-        journal.append(vec![leaves(0, 1, 4096)], move |_| drop((last, tell)));
+        journal.append(vec![leaves(0, 1, 4096)], move |_| drop((last, sender)));
         drop(journal);
-        assert!(told.recv().is_err());
+        assert!(receiver.recv().is_err());
     }
 }
 

@@ -24,17 +24,17 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// `command` stays in the foreground and writes `room/pid` once it listens.
-    fn start(command: &[&str], room: &Path) -> Result<Self, String> {
-        let log = File::create(room.join("log")).unwrap();
+    /// `command` stays in the foreground and writes `dir/pid` once it listens.
+    fn start(command: &[&str], dir: &Path) -> Result<Self, String> {
+        let log = File::create(dir.join("log")).unwrap();
         let mut program = Program::new(command[0]);
         program.args(&command[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let child = program.spawn().map_err(|error| format!("{}: {error}", command[0]))?;
         let mut server = Self { child };
-        let pid = room.join("pid");
+        let pid = dir.join("pid");
         while fs::read(&pid).map_or(0, |content| content.len()) == 0 {
             if let Some(status) = server.child.try_wait().unwrap() {
-                let log = fs::read_to_string(room.join("log")).unwrap_or_default();
+                let log = fs::read_to_string(dir.join("log")).unwrap_or_default();
                 panic!("{}: {status}: {log}", command.join(" "));
             }
             thread::sleep(Duration::from_millis(5));
@@ -42,25 +42,25 @@ impl Server {
         Ok(server)
     }
 
-    /// nbdkit with a socket in `room`, which is used for nothing else.
-    pub(super) fn nbdkit(room: &Path, arguments: &[&str]) -> Result<Self, String> {
-        let (pid, socket) = (text(&room.join("pid")), text(&room.join("socket")));
-        Self::start(&[&["nbdkit", "-f", "-P", &pid, "-U", &socket], arguments].concat(), room)
+    /// nbdkit with a socket in `dir`, which is used for nothing else.
+    pub(super) fn nbdkit(dir: &Path, arguments: &[&str]) -> Result<Self, String> {
+        let (pid, socket) = (text(&dir.join("pid")), text(&dir.join("socket")));
+        Self::start(&[&["nbdkit", "-f", "-P", &pid, "-U", &socket], arguments].concat(), dir)
     }
 
     /// nbdkit at a port of this host, and the port.
-    pub(super) fn nbdkit_tcp(room: &Path, arguments: &[&str]) -> Result<(Self, u16), String> {
+    pub(super) fn nbdkit_tcp(dir: &Path, arguments: &[&str]) -> Result<(Self, u16), String> {
         // The port is free again once it is known; the kernel does not reuse it so soon.
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let (pid, number) = (text(&room.join("pid")), port.to_string());
+        let (pid, number) = (text(&dir.join("pid")), port.to_string());
         let command = [&["nbdkit", "-f", "-P", &pid, "-i", "127.0.0.1", "-p", &number], arguments].concat();
-        Ok((Self::start(&command, room)?, port))
+        Ok((Self::start(&command, dir)?, port))
     }
 
-    /// qemu-nbd with a socket in `room`, for any number of clients, one after another or at once.
-    pub(super) fn qemu(room: &Path, arguments: &[&str]) -> Result<Self, String> {
-        let (pid, socket) = (format!("--pid-file={}", text(&room.join("pid"))), text(&room.join("socket")));
-        Self::start(&[&["qemu-nbd", "-t", "-e", "0", &pid, "-k", &socket], arguments].concat(), room)
+    /// qemu-nbd with a socket in `dir`, for any number of clients, one after another or at once.
+    pub(super) fn qemu(dir: &Path, arguments: &[&str]) -> Result<Self, String> {
+        let (pid, socket) = (format!("--pid-file={}", text(&dir.join("pid"))), text(&dir.join("socket")));
+        Self::start(&[&["qemu-nbd", "-t", "-e", "0", &pid, "-k", &socket], arguments].concat(), dir)
     }
 
     /// The number of its open descriptors.

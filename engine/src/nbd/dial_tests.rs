@@ -24,8 +24,8 @@ fn dial(uri: &str) -> Result<Session> {
     dial_within(uri, PATIENT, &|| false)
 }
 
-fn unix(room: &Path, export: &str) -> String {
-    format!("nbd+unix:///{export}?socket={}", text(&room.join("socket")))
+fn unix(dir: &Path, export: &str) -> String {
+    format!("nbd+unix:///{export}?socket={}", text(&dir.join("socket")))
 }
 
 #[track_caller]
@@ -99,9 +99,9 @@ fn exports_are_listed() {
 
 #[test]
 fn an_oldstyle_server_is_too_old() {
-    let room = scratch();
-    let _nbdkit = need!("an_oldstyle_server_is_too_old", Server::nbdkit(room.path(), &["-o", "null"]));
-    refused(dial(&unix(room.path(), "")), Code::Unsupported, "oldstyle");
+    let dir = scratch();
+    let _nbdkit = need!("an_oldstyle_server_is_too_old", Server::nbdkit(dir.path(), &["-o", "null"]));
+    refused(dial(&unix(dir.path(), "")), Code::Unsupported, "oldstyle");
 }
 
 #[test]
@@ -111,36 +111,36 @@ fn each_kind_of_missing_server_has_its_own_error() {
     assert_eq!(error.errno, Some(nix::errno::Errno::ECONNREFUSED as i32));
     refused(dial("nbd://no-such-host.invalid/x"), Code::Unreachable, "no-such-host.invalid");
 
-    let room = scratch();
-    refused(dial(&unix(room.path(), "x")), Code::NotFound, "is the server running?");
-    drop(UnixListener::bind(room.path().join("socket")).unwrap());
-    refused(dial(&unix(room.path(), "x")), Code::Unreachable, "refused");
+    let dir = scratch();
+    refused(dial(&unix(dir.path(), "x")), Code::NotFound, "is the server running?");
+    drop(UnixListener::bind(dir.path().join("socket")).unwrap());
+    refused(dial(&unix(dir.path(), "x")), Code::Unreachable, "refused");
 }
 
 #[test]
 fn a_silent_peer_costs_at_most_the_limit() {
-    let room = scratch();
+    let dir = scratch();
     // The kernel completes the connection, but it is never accepted.
-    let _listener = UnixListener::bind(room.path().join("socket")).unwrap();
+    let _listener = UnixListener::bind(dir.path().join("socket")).unwrap();
     let limit = Duration::from_millis(120);
-    refused(dial_within(&unix(room.path(), "x"), limit, &|| false), Code::Unreachable, "no answer in time");
+    refused(dial_within(&unix(dir.path(), "x"), limit, &|| false), Code::Unreachable, "no answer in time");
     let looks = Cell::new(0);
     let cancelled = || {
         looks.set(looks.get() + 1);
         looks.get() > 5
     };
-    let error = dial_within(&unix(room.path(), "x"), Duration::MAX, &cancelled).unwrap_err();
+    let error = dial_within(&unix(dir.path(), "x"), Duration::MAX, &cancelled).unwrap_err();
     assert_eq!(error.code, Code::Cancelled);
 }
 
 #[test]
 fn a_full_queue_of_connections_is_waited_for() {
-    let room = scratch();
-    let listener = UnixListener::bind(room.path().join("socket")).unwrap();
+    let dir = scratch();
+    let listener = UnixListener::bind(dir.path().join("socket")).unwrap();
     nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
     let dials: Vec<_> = (0..3)
         .map(|_| {
-            let uri = unix(room.path(), "x");
+            let uri = unix(dir.path(), "x");
             thread::spawn(move || dial_within(&uri, Duration::from_millis(150), &|| false))
         })
         .collect();
@@ -221,13 +221,13 @@ fn two_hundred_connections_leak_nothing() {
     if !is_alone(test) {
         return;
     }
-    let room = scratch();
-    let nbdkit = need!(test, Server::nbdkit(room.path(), &["null", "1M"]));
-    drop(dial(&unix(room.path(), "")).unwrap());
+    let dir = scratch();
+    let nbdkit = need!(test, Server::nbdkit(dir.path(), &["null", "1M"]));
+    drop(dial(&unix(dir.path(), "")).unwrap());
     let ours = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let (before, theirs) = (ours(), nbdkit.descriptors());
     for _ in 0..200 {
-        drop(dial(&unix(room.path(), "")).unwrap());
+        drop(dial(&unix(dir.path(), "")).unwrap());
         refused(dial("nbd+unix:///?socket=/no/such/socket"), Code::NotFound, "/no/such/socket");
     }
     assert_eq!(ours(), before);

@@ -16,15 +16,15 @@ fn dial(uri: &str) -> Result<Session> {
     Dialer::new(&NbdUri::parse(uri).unwrap(), Side::Source, None)?.dial(PATIENT, &|| false)
 }
 
-/// The server in `room`, with the certificates of a directory.
-fn secure(room: &Path, certificates: &Path) -> String {
-    format!("nbds+unix:///?socket={}&tls-certificates={}", text(&room.join("socket")), text(certificates))
+/// The server in `dir`, with the certificates of a directory.
+fn secure(dir: &Path, certificates: &Path) -> String {
+    format!("nbds+unix:///?socket={}&tls-certificates={}", text(&dir.join("socket")), text(certificates))
 }
 
 /// nbdkit that insists on TLS.
-fn nbdkit(room: &Path, certificates: &Path, further: &[&str]) -> Result<Server, String> {
+fn nbdkit(dir: &Path, certificates: &Path, further: &[&str]) -> Result<Server, String> {
     let directory = format!("--tls-certificates={}", text(certificates));
-    Server::nbdkit(room, &[&["--tls=require", &directory], further].concat())
+    Server::nbdkit(dir, &[&["--tls=require", &directory], further].concat())
 }
 
 #[track_caller]
@@ -48,11 +48,11 @@ fn carries_data(session: &Session) {
 
 #[test]
 fn nbdkit_is_verified_and_carries_data() {
-    let (room, remote) = (scratch(), scratch());
-    let theirs = need!("nbdkit_is_verified", certificates(&room.path().join("certificates")));
-    let _nbdkit = need!("nbdkit_is_verified", nbdkit(room.path(), &theirs, &["memory", "16M"]));
-    let ours = authority_only(&theirs, &room.path().join("ours"));
-    carries_data(&dial(&secure(room.path(), &ours)).unwrap());
+    let (dir, remote) = (scratch(), scratch());
+    let theirs = need!("nbdkit_is_verified", certificates(&dir.path().join("certificates")));
+    let _nbdkit = need!("nbdkit_is_verified", nbdkit(dir.path(), &theirs, &["memory", "16M"]));
+    let ours = authority_only(&theirs, &dir.path().join("ours"));
+    carries_data(&dial(&secure(dir.path(), &ours)).unwrap());
 
     let directory = format!("--tls-certificates={}", text(&theirs));
     let started = Server::nbdkit_tcp(remote.path(), &["--tls=require", &directory, "memory", "16M"]);
@@ -66,38 +66,38 @@ fn nbdkit_is_verified_and_carries_data() {
 
 #[test]
 fn qemu_is_verified_and_carries_data() {
-    let room = scratch();
-    let theirs = need!("qemu_is_verified", certificates(&room.path().join("certificates")));
-    let image = room.path().join("image");
+    let dir = scratch();
+    let theirs = need!("qemu_is_verified", certificates(&dir.path().join("certificates")));
+    let image = dir.path().join("image");
     fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
     let object = format!("tls-creds-x509,id=tls,endpoint=server,dir={},verify-peer=on", text(&theirs));
     let arguments = ["--object", &object, "--tls-creds", "tls", "-f", "raw", &text(&image)];
-    let _qemu = need!("qemu_is_verified", Server::qemu(room.path(), &arguments));
-    carries_data(&dial(&secure(room.path(), &theirs)).unwrap());
+    let _qemu = need!("qemu_is_verified", Server::qemu(dir.path(), &arguments));
+    carries_data(&dial(&secure(dir.path(), &theirs)).unwrap());
 }
 
 #[test]
 fn a_server_of_another_authority_is_refused_unless_verification_is_off() {
-    let room = scratch();
-    let theirs = need!("another_authority", certificates(&room.path().join("certificates")));
-    let others = need!("another_authority", certificates(&room.path().join("others")));
-    let _nbdkit = need!("another_authority", nbdkit(room.path(), &theirs, &["memory", "16M"]));
-    let uri = secure(room.path(), &authority_only(&others, &room.path().join("ours")));
+    let dir = scratch();
+    let theirs = need!("another_authority", certificates(&dir.path().join("certificates")));
+    let others = need!("another_authority", certificates(&dir.path().join("others")));
+    let _nbdkit = need!("another_authority", nbdkit(dir.path(), &theirs, &["memory", "16M"]));
+    let uri = secure(dir.path(), &authority_only(&others, &dir.path().join("ours")));
     let error = refused(dial(&uri), Code::Permission, "tls-certificates=DIRECTORY");
     assert!(!error.retryable);
-    let wrong_name = format!("{}&tls-hostname=example.com", secure(room.path(), &theirs));
+    let wrong_name = format!("{}&tls-hostname=example.com", secure(dir.path(), &theirs));
     refused(dial(&wrong_name), Code::Permission, "tls-hostname=NAME");
     carries_data(&dial(&format!("{uri}&tls-verify-peer=0&tls-hostname=example.com")).unwrap());
 }
 
 #[test]
 fn a_server_that_requires_client_certificates_gets_one() {
-    let room = scratch();
-    let theirs = need!("client_certificate", certificates(&room.path().join("certificates")));
-    let _nbdkit = need!("client_certificate", nbdkit(room.path(), &theirs, &["--tls-verify-peer", "memory", "16M"]));
-    carries_data(&dial(&secure(room.path(), &theirs)).unwrap());
-    let ours = authority_only(&theirs, &room.path().join("ours"));
-    let error = dial(&secure(room.path(), &ours)).expect_err("a refusal");
+    let dir = scratch();
+    let theirs = need!("client_certificate", certificates(&dir.path().join("certificates")));
+    let _nbdkit = need!("client_certificate", nbdkit(dir.path(), &theirs, &["--tls-verify-peer", "memory", "16M"]));
+    carries_data(&dial(&secure(dir.path(), &theirs)).unwrap());
+    let ours = authority_only(&theirs, &dir.path().join("ours"));
+    let error = dial(&secure(dir.path(), &ours)).expect_err("a refusal");
     // Servers say so, or just close.
     assert!([Code::Permission, Code::Unreachable].contains(&error.code), "{error}");
     assert!(error.message.contains("client"), "{error}");
@@ -116,12 +116,12 @@ fn with_and_without_tls_must_fit_the_server() {
 
 #[test]
 fn certificates_that_cannot_be_used_are_named() {
-    let room = scratch();
-    let sound = need!("cannot_be_used", certificates(&room.path().join("sound")));
+    let dir = scratch();
+    let sound = need!("cannot_be_used", certificates(&dir.path().join("sound")));
     let broken = |name: &str, change: &dyn Fn(&Path)| {
-        let directory = authority_only(&sound, &room.path().join(name));
+        let directory = authority_only(&sound, &dir.path().join(name));
         change(&directory);
-        refused(dial(&secure(room.path(), &directory)), Code::BadRequest, "").message
+        refused(dial(&secure(dir.path(), &directory)), Code::BadRequest, "").message
     };
     let take = |name: &'static str, to: &'static str| {
         let from = sound.join(name);
@@ -151,10 +151,10 @@ fn two_hundred_connections_leave_no_thread_and_no_descriptor() {
     if !is_alone(test) {
         return;
     }
-    let room = scratch();
-    let theirs = need!(test, certificates(&room.path().join("certificates")));
-    let nbdkit = need!(test, nbdkit(room.path(), &theirs, &["memory", "16M"]));
-    let uri = secure(room.path(), &theirs);
+    let dir = scratch();
+    let theirs = need!(test, certificates(&dir.path().join("certificates")));
+    let nbdkit = need!(test, nbdkit(dir.path(), &theirs, &["memory", "16M"]));
+    let uri = secure(dir.path(), &theirs);
     drop(dial(&uri).unwrap());
     eventually("the first one is gone", || pumps().is_empty());
     let ours = || fs::read_dir("/proc/self/fd").unwrap().count();

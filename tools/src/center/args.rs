@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use std::ffi::OsString;
 use std::time::Duration;
 
-/// Where a center is, and how it answers.
+/// Addresses of a center, and the form of the output.
 #[derive(Debug, Args)]
 pub(crate) struct RawCenter {
     /// Addresses of any nodes of the center; the leader is found automatically
@@ -47,7 +47,8 @@ pub(crate) enum RawWork {
 /// Shared by all kinds of tasks.
 #[derive(Debug, Args)]
 pub(crate) struct RawTask {
-    /// ID of the task: at most 64 letters, digits, '.', '_' and '-'; submitting an ID again is the same task [default: random]
+    /// ID of the task: at most 64 letters, digits, '.', '_' and '-'; submitting an ID again is the same task [default:
+    /// random]
     #[arg(long, value_name = "ID")]
     pub(crate) id: Option<String>,
     /// The only node that may run the task; paths without a node are on this one
@@ -95,7 +96,7 @@ pub(crate) struct RawCopyTask {
     /// How to keep an earlier runner from writing to the destination [default: local for a path, lease for an export]
     #[arg(long, value_name = "local|lease|command|manual")]
     pub(crate) fence: Option<String>,
-    /// Promise that nobody changes the source meanwhile; required for --fence lease unless its export is read-only
+    /// Promise that the source does not change meanwhile; required for --fence lease unless its export is read-only
     #[arg(long)]
     pub(crate) source_stable: bool,
     /// Identify the destination by this name, if one volume has several addresses
@@ -124,7 +125,7 @@ pub(crate) struct RawVerifyTask {
 
 #[derive(Debug, Args)]
 pub(crate) struct RawNoopTask {
-    /// How long the task takes
+    /// Duration of the task
     #[arg(value_name = "DURATION", default_value = "0ms", value_parser = parse_duration)]
     pub(crate) duration: Duration,
     #[command(flatten)]

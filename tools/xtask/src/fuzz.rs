@@ -1,7 +1,7 @@
 //! Runs the fuzz targets: decoders of bytes from outside.
 //!
-//! They live in `fuzz/` (a package of its own, outside of the workspace) and need `cargo-fuzz` and a nightly compiler. The
-//! test command runs the same decoders over mutated bytes without either.
+//! They live in `fuzz/` (a package of its own, outside of the workspace) and need `cargo-fuzz` and a nightly compiler.
+//! The test command runs the same decoders over mutated bytes without either.
 
 use crate::Refused;
 use crate::step::{Tally, Verdict, root};
@@ -10,7 +10,7 @@ use std::process::Command;
 /// Runs every target for this many seconds as a command of its own.
 ///
 /// # Errors
-/// What is wrong with the arguments, or what to install.
+/// A message about invalid arguments, or about what to install.
 pub(crate) fn run(seconds: &str) -> Result<Verdict, Refused> {
     let seconds = seconds.parse().map_err(|_| format!("'{seconds}' is not a number of seconds"))?;
     let mut tally = Tally::default();

@@ -1,7 +1,7 @@
 //! `cargo xtask`: runs what developers and CI run.
 //!
-//! Each command is a list of steps. A step is a program with its arguments. It is printed before it runs and timed, and a
-//! failed step does not keep the following ones from running.
+//! Each command is a list of steps. A step is a program with its arguments. It is printed before it runs and timed, and
+//! a failed step does not keep the following ones from running.
 
 #![forbid(unsafe_code)]
 

@@ -4,8 +4,8 @@ use crate::step::Verdict;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Packages, each with the programs that show that it is installed, from whatever source. A name that starts with a slash
-/// is a file.
+/// Packages, each with the programs that show that it is installed, from whatever source. A name that starts with a
+/// slash is a file.
 const PACKAGES: [(&str, &[&str]); 19] = [
     ("nbdkit", &["nbdkit"]),
     ("libnbd-bin", &["nbdcopy", "nbdinfo"]),

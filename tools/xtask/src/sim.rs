@@ -1,9 +1,10 @@
 //! Runs the simulations: tests that read their seeds from the environment.
 //!
-//! Each reads the first seed from `BLOCKHAUL_SIM_SEED` and the number of seeds from `BLOCKHAUL_SIM_SEEDS`, and prints the
-//! command that replays a failed seed. The simulation of the engine (`engine/src/sim/mod.rs`) is built as a release, because
-//! hashing takes most of its time. That of the task center (`control/src/sim/mod.rs`) is built with the other tests of the
-//! workspace: optimising its dependencies, down to TLS, would take longer than thousands of seeds.
+//! Each reads the first seed from `BLOCKHAUL_SIM_SEED` and the number of seeds from `BLOCKHAUL_SIM_SEEDS`, and prints
+//! the command that replays a failed seed. The simulation of the engine (`engine/src/sim/mod.rs`) is built as a
+//! release, because hashing takes most of its time. That of the task center (`control/src/sim/mod.rs`) is built with
+//! the other tests of the workspace: optimising its dependencies, down to TLS, would take longer than thousands of
+//! seeds.
 
 use crate::Refused;
 use crate::step::{Step, Tally, Verdict, cargo};
@@ -47,10 +48,11 @@ impl Seeds {
         Self { first: 0, count }
     }
 
-    /// Parses `[engine|control] --seeds N [--seed S]`; `--seed S` alone replays that seed. `--first` is another name of `--seed`.
+    /// Parses `[engine|control] --seeds N [--seed S]`; `--seed S` alone replays that seed. `--first` is another name of
+    /// `--seed`.
     ///
     /// # Errors
-    /// What is wrong with the arguments.
+    /// A message about the invalid arguments.
     pub(crate) fn parse(words: &[&str]) -> Result<(Subject, Self), Refused> {
         match words {
             ["engine", flags @ ..] => Ok((Subject::Engine, Self::of(flags)?)),

@@ -155,8 +155,8 @@ fn run_quietly(mut command: Command) -> std::io::Result<(Verdict, Tests, String)
 
 /// Returns `cargo` with these arguments, at the root of the workspace.
 ///
-/// Removes the variables that cargo set for this program: build scripts that read them would see a change against a build
-/// from a shell, and half of the dependencies would be rebuilt.
+/// Removes the variables that cargo set for this program: build scripts that read them would see a change against a
+/// build from a shell, and half of the dependencies would be rebuilt.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(root());

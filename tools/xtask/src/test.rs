@@ -6,7 +6,8 @@ use crate::{Refused, fuzz, packages, sim};
 /// Seconds for each fuzz target: long enough to notice one that no longer works.
 const FUZZ_SECONDS: u32 = 5;
 
-/// Checks formatting, lints and documentation, and runs every test, the simulations, and the fuzz targets where they can run.
+/// Checks formatting, lints and documentation, and runs every test, the simulations, and the fuzz targets where they
+/// can run.
 ///
 /// # Errors
 /// None; failures are counted.

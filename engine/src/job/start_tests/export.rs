@@ -288,10 +288,10 @@ fn a_copy_does_not_resume_with_an_export_of_another_file() {
         let again = CopySpec { continuation: Continuation::Restart, overwrite: Overwrite::Yes, ..copy.clone() };
         let mut first = start(&again).unwrap();
         let content = Content::Leaves(vec![crate::pipeline::examine::leaf_digest(&[0xa5; 65536])]);
-        let (tell, told) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let run = Run { range: ByteRange::new(0, 65536), content };
-        first.journal.append(vec![run], move |result| tell.send(result).unwrap());
-        told.recv().unwrap().unwrap();
+        first.journal.append(vec![run], move |result| sender.send(result).unwrap());
+        receiver.recv().unwrap().unwrap();
         first.journal.close().unwrap();
         if let Some(path) = copy.destination.path() {
             File::options().write(true).open(path).unwrap().write_all_at(&[0xa5; 65536], 0).unwrap();

@@ -4,11 +4,11 @@ use super::*;
 use crate::pipeline::examine::leaf_digest;
 
 fn append(prepared: &mut PreparedCopy, range: ByteRange) {
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     prepared
         .journal
-        .append(vec![Run { range, content: Content::Undigested }], move |result| tell.send(result).unwrap());
-    told.recv().unwrap().unwrap();
+        .append(vec![Run { range, content: Content::Undigested }], move |result| sender.send(result).unwrap());
+    receiver.recv().unwrap().unwrap();
 }
 
 #[test]
@@ -163,10 +163,10 @@ fn without_identities_only_data_that_is_equal_proves_a_volume() {
         let block_size = Some(crate::spec::BlockSize::new(65536).unwrap());
         let mut first = start(&CopySpec { checkpoint, block_size, ..spec(&source, &destination) }).unwrap();
         fs::write(&destination, fs::read(&source).unwrap()).unwrap();
-        let (tell, told) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let run = Run { range: ByteRange::at(at * 65536, 65536), content };
-        first.journal.append(vec![run.clone()], move |result| tell.send(result).unwrap());
-        told.recv().unwrap().unwrap();
+        first.journal.append(vec![run.clone()], move |result| sender.send(result).unwrap());
+        receiver.recv().unwrap().unwrap();
         let journal = first.journal.reader().unwrap();
         let [from, to] = [(&source, Side::Source), (&destination, Side::Destination)].map(|(path, side)| {
             let reading = crate::volume::ReadOptions::new(Direct::No);
