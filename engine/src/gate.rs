@@ -8,7 +8,7 @@ use nix::time::{ClockId, clock_gettime};
 use std::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Release};
 use std::time::Duration;
 
-/// See the module's head. Shared by the owner of the right to write and the jobs behind it.
+/// A gate, shared by the owner of the right to write and the jobs behind it.
 #[derive(Debug, Default)]
 pub struct Gate(AtomicU64);
 

@@ -21,7 +21,7 @@ pub(crate) const DIRECT_ALIGN_BYTES: u32 = 4 << 10;
 /// times the CPU.
 pub(crate) const HUGE_PAGE_BYTES: usize = 2 << 20;
 
-/// Buffers for headers and probes start at, and are made of, pages of this size.
+/// Page size of buffers for headers and probes.
 pub(crate) const SMALL_PAGE_BYTES: usize = 4 << 10;
 
 /// Bytes of buffers per core by default. Deeper queues raise latency without raising the rate.
@@ -43,18 +43,18 @@ pub(crate) const RESERVE_BYTES_MAX: u64 = 4 << 30;
 /// The largest piece cloned by one call, which cannot be cancelled either.
 pub(crate) const CLONE_BYTES_MAX: u64 = 1 << 30;
 
-/// Checkpoint at the latest after so many bytes: at most this much is copied again after a crash.
+/// Most bytes between checkpoints: at most this much is copied again after a crash.
 pub(crate) const CHECKPOINT_BYTES: u64 = 256 << 20;
-/// Leaves that were written and are not recorded: past this a record is made whatever their bytes, past twice this no
-/// more are looked for. About 4 MiB.
+/// Written leaves that are not recorded at which a record is made, whatever their bytes; at twice this number no
+/// further segments are planned. About 4 MiB.
 pub(crate) const WRITTEN_RANGES_MAX: usize = 32 << 10;
-/// Runs of what a job says is durable at most: the shorter ones are left out. Small enough to be sent and kept
-/// anywhere; a copy rarely has more than segments in hand.
+/// Most runs of durable ranges that a job reports; shorter ones are left out. Small enough to be sent and stored; a
+/// copy rarely has more runs than segments in progress.
 pub(crate) const DURABLE_RUNS_MAX: usize = 256;
-/// Checkpoint at the latest after so long.
+/// Longest time between checkpoints.
 pub(crate) const CHECKPOINT_TIME: Duration = Duration::from_secs(1);
 
-/// Bytes of each volume that are read again before a copy goes on: few enough to be read in no time from anywhere,
+/// Bytes of each volume that are read again before a copy resumes: few enough to be read quickly from anywhere,
 pub(crate) const SAMPLE_BYTES: u64 = 8 << 20;
 /// but so many leaves at least, however large,
 pub(crate) const SAMPLE_LEAVES_MIN: usize = 2;
@@ -68,10 +68,10 @@ pub(crate) const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// Longest wait for operations in flight at the end, before the job reports `quiesced: false` and leaks their memory.
 pub(crate) const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
-/// Longest time of the job's thread in one call after a stop was asked for, before it is reported as one that does not
-/// come back: the drain limit, and a little for what keeps that limit by itself.
+/// Longest time of the job's thread in one call after a stop request, before it is reported as blocked: a little more
+/// than the drain limit, which most calls keep themselves.
 pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(11);
-/// Interval in which a caller that waits for a job checks whether its thread still comes back.
+/// Interval in which a caller that waits for a job checks whether its thread is blocked.
 pub(crate) const LOOK_AT_THREAD: Duration = Duration::from_millis(250);
 
 /// Longest time of an operation before its device counts as one that does not answer: longer than a busy disk takes for
@@ -93,20 +93,20 @@ pub(crate) const CONNECTIONS_MAX: usize = 4;
 pub(crate) const CONNECTIONS_ASKED_MAX: usize = 256;
 /// Longest time of one attempt to connect and negotiate.
 pub(crate) const DIAL_LIMIT: Duration = Duration::from_secs(10);
-/// The same for connections beyond the first: a server that has no room may leave them waiting.
+/// As above for connections beyond the first: a server without room may let them wait.
 pub(crate) const FURTHER_DIAL_LIMIT: Duration = Duration::from_secs(2);
 /// Waits between attempts to connect again.
 pub(crate) const REDIAL_BACKOFF: ExponentialBackoff =
     ExponentialBackoff { first: Duration::from_millis(100), max: Duration::from_secs(2) };
-/// Longest time of a request on its way through network and server after its sender has given it up.
+/// Longest lifetime of a request in network and server after its sender has abandoned it.
 pub(crate) const REQUEST_LIFE: Duration = Duration::from_secs(30);
-/// Longest time that TCP keeps unacknowledged bytes of a gated job: shorter than any right to write is held.
+/// Longest time that TCP keeps unacknowledged bytes of a gated job: shorter than any write lease.
 pub(crate) const GATED_USER_TIMEOUT: Duration = Duration::from_millis(2500);
-/// Bytes that one question for block status covers: from this, doubled while the answers are short,
+/// Bytes that one request for block status covers: from this, doubled while the replies are short,
 pub(crate) const STATUS_WINDOW_MIN: u64 = 256 << 20;
 /// to this. Lengths have 32 bits.
 pub(crate) const STATUS_WINDOW_MAX: u64 = 2 << 30;
-/// Zeros asked for at a time where the server is no faster than with data: such a request must stay short.
+/// Largest request for zeros where the server is no faster than with data: such a request must stay short.
 pub(crate) const SLOW_ZERO_BYTES: u64 = 8 << 20;
 /// Payloads from this size on are sent without a copy, where the kernel can.
 pub(crate) const ZERO_COPY_BYTES_MIN: u32 = 64 << 10;
@@ -114,7 +114,7 @@ pub(crate) const ZERO_COPY_BYTES_MIN: u32 = 64 << 10;
 pub(crate) const RETRY_FOR: Duration = Duration::from_secs(60);
 /// Longest time of a request before its connection counts as lost: longer than a busy disk behind a server takes.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// Time until a volume is asked again that did not know its extents yet, unless it reports earlier that it does.
+/// Time until a volume with pending block status is called again, unless it signals earlier.
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// Deepest burst of a limited job: long enough to hide timer jitter, too short to be felt by others.

@@ -15,7 +15,7 @@ use std::os::unix::ffi::OsStrExt;
 
 /// A value with a name that is shown.
 pub trait Shown {
-    /// The name, escaped where it must be. See the module's head.
+    /// Returns the name, escaped as the module's head describes.
     fn shown(&self) -> Escaped<'_>;
 }
 

@@ -16,7 +16,7 @@ use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-/// See the module's head. The default asks for nothing.
+/// Conditions of a supervisor for a job. The default has none.
 #[derive(Default)]
 pub struct Supervision {
     /// Until when what changes the destination may be submitted: writes, zeros, clones, flushes, its size. `None`:

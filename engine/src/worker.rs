@@ -42,17 +42,17 @@ pub(crate) const EXTRA_OPERATIONS: usize = 32;
 
 /// Operations in flight for connections to servers. One takes two, and more while the network reads what was sent.
 pub(crate) const CONNECTION_OPERATIONS: usize = 256;
-/// Those that a job has whatever the others take.
+/// Operations for connections that are reserved for each job.
 const CONNECTION_OPERATIONS_MIN: usize = 4;
 
 /// Wait of a worker between two turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WaitMode {
-    /// Submit, and wait for so many completions for so long.
+    /// Submit, and wait for `want` completions for at most `limit`.
     Ring { want: usize, limit: Duration },
-    /// Nothing is in flight: sleep until woken, for so long at most.
+    /// No operation is in flight: sleep until woken, for at most this time.
     Park(Duration),
-    /// Asked to stop, and nothing is left to do.
+    /// End: a stop was requested, and no work is left.
     End,
 }
 
@@ -62,7 +62,7 @@ struct OccupiedSlot {
     pass: u32,
     task: BlockTask,
     slot: SlotState,
-    /// Content that was found in it, or that is expected.
+    /// Content found in the block, or expected.
     content: LeafContent,
     started: Instant,
     /// Time at which the operation in flight was pushed.
@@ -93,7 +93,7 @@ struct FlushInFlight {
     since: Instant,
 }
 
-/// See the module's head.
+/// The loop of one core.
 #[derive(Debug)]
 pub(crate) struct Worker<R> {
     ring: R,
@@ -107,7 +107,7 @@ pub(crate) struct Worker<R> {
     block_bytes: usize,
     zeros: [Option<ZeroInFlight>; EXTRA_OPERATIONS],
     flushes: [Option<FlushInFlight>; EXTRA_OPERATIONS],
-    /// Of operations in the ring, those for connections.
+    /// Number of ring operations for connections.
     connection_operations: usize,
     /// Operations that wait for the end of the turn, or for a gate.
     held: VecDeque<HeldOperation>,
@@ -122,7 +122,8 @@ pub(crate) struct Worker<R> {
 const SLOT: u64 = 0;
 const ZERO: u64 = 1;
 pub(crate) const FLUSH: u64 = 2;
-/// The first of those for connections, by the number of the connection's operation; the index is the pass's.
+/// First table of operations for connections, plus the number of the connection's operation; the index is that of the
+/// pass.
 const CONNECTION: u64 = 3;
 
 fn token(table: u64, index: usize) -> Token {
@@ -130,7 +131,7 @@ fn token(table: u64, index: usize) -> Token {
 }
 
 impl<R: Ring> Worker<R> {
-    /// A worker over `ring` with one slot for each of `blocks` and `spare`, which are of one size.
+    /// Creates a worker over `ring` with one slot for each of `blocks` and `spare`, which have the same size.
     pub(crate) fn new(ring: R, blocks: Vec<Block>, spare: Vec<Block>, inbox: Arc<WorkerInbox>) -> Self {
         let (pool, now) = (SlotPool::new(blocks, spare), ring.now());
         let (count, block_bytes) = (pool.count(), pool.block_bytes());
@@ -154,7 +155,7 @@ impl<R: Ring> Worker<R> {
         }
     }
 
-    /// Serves passes until asked to stop, and says whether everything was answered then. `syscalls` is kept up to date
+    /// Serves passes until a stop is requested, and returns whether all operations were answered. Updates `syscalls`
     /// for reports.
     pub(crate) fn run(mut self, syscalls: &std::sync::atomic::AtomicU64) -> bool {
         let _ = self.inbox.thread.set(std::thread::current());
@@ -169,7 +170,8 @@ impl<R: Ring> Worker<R> {
         }
     }
 
-    /// Keeps for the life of the process what operations are in flight on: their descriptors, and so the locks.
+    /// Leaks the passes with operations in flight, so that their descriptors and locks are kept for the life of the
+    /// process.
     fn leave(self) -> bool {
         let mut is_quiet = true;
         for pass in self.passes.iter().filter(|pass| pass.in_flight > 0) {
@@ -190,7 +192,7 @@ impl<R: Ring> Worker<R> {
         }
     }
 
-    /// One turn of the loop.
+    /// Runs one turn of the loop.
     pub(crate) fn turn(&mut self) -> WaitMode {
         self.now = self.ring.now();
         self.take_passes();
@@ -243,14 +245,14 @@ impl<R: Ring> Worker<R> {
         }
     }
 
-    /// Starts blocks until slots, windows or segments run out; says when a rate limit lets the next one through.
+    /// Starts blocks until slots, windows or segments run out; returns when a rate limit admits the next one.
     fn start_blocks(&mut self) -> Option<Duration> {
         let mut wait: Option<Duration> = None;
         // Inline blocks free their slot at once: bounded, so that a turn ends and reports.
         let mut budget = self.slots.len().max(1);
         let mut idle = 0;
         while budget > 0 && self.pool.free() > 0 && idle < self.passes.len() {
-            // The least served first; the `idle` ones that had nothing to do are behind it.
+            // The least served pass first; idle passes follow.
             let Some(index) = self.least_served(idle) else { break };
             if !self.leaves_slots(index) {
                 self.passes.swap(index, idle);
@@ -277,8 +279,8 @@ impl<R: Ring> Worker<R> {
         wait
     }
 
-    /// Finds the operations that are late, once a tick, and has slots and threads replaced that wait for them. A job
-    /// alone delays no other.
+    /// Finds late operations, once a tick, and replaces the slots and threads that wait for them. Does nothing for a
+    /// single job, which delays no other.
     fn look_for_stalls(&mut self) {
         if self.now < self.next_look {
             return;
@@ -290,7 +292,7 @@ impl<R: Ring> Worker<R> {
         self.pool.set_stalled(stalled);
     }
 
-    /// Counts late operations by pass; gives the slots among them.
+    /// Counts late operations by pass; returns the number of their slots.
     fn count_late(&mut self) -> usize {
         let Self { passes, slots, zeros, flushes, now, .. } = self;
         let mut stalled = 0;
@@ -308,8 +310,8 @@ impl<R: Ring> Worker<R> {
         stalled
     }
 
-    /// Returns whether a pass may have one more slot. A block more leaves one for each pass that has none: what a
-    /// server does not answer is held until its job gives up, and the least served pass would take all there is.
+    /// Returns whether a pass may take one more slot. One slot is kept for each pass that has none: a slot whose server
+    /// does not answer is held until its job stops, and the least served pass would take all slots.
     fn leaves_slots(&self, index: usize) -> bool {
         let pass = &self.passes[index];
         if pass.is_stalled || pass.slots >= self.pool.slots_per_job_max() {
@@ -349,7 +351,7 @@ impl<R: Ring> Worker<R> {
         self.act(index, block, action);
     }
 
-    /// Carries out what a slot's transition asks for, up to the next operation or the end of the block.
+    /// Carries out the actions of a slot's transitions, up to the next operation or the end of the block.
     fn act(&mut self, index: usize, mut block: Block, mut action: SlotAction) {
         let in_slot = self.slots[index].as_mut().expect("a slot that acts is in use");
         let pass = pass_of(&mut self.passes, in_slot.pass);
@@ -530,7 +532,7 @@ impl<R: Ring> Worker<R> {
         }
     }
 
-    /// Looks after connections to servers, and what they have answered.
+    /// Advances the connections to servers, and handles their answers.
     fn poll_connections(&mut self) {
         for index in 0..self.passes.len() {
             self.passes[index].poll_connections(self.now);
@@ -538,11 +540,11 @@ impl<R: Ring> Worker<R> {
         }
     }
 
-    /// Submits what gates have kept back, as the last thing before the ring does: a gate says nothing about later.
-    /// Operations behind a closed gate stay, unless their job has given up.
+    /// Submits operations that were held back for gates, immediately before the ring submits: an open gate may close
+    /// later. Operations behind a closed gate stay, unless their job stops.
     fn submit_through_gates(&mut self) {
         if !self.held.is_empty() {
-            // What runs at once takes its time, and comes first.
+            // Inline operations take time, so they run before the others are checked.
             self.submit_held(SubmitVia::Inline);
             self.submit_held(SubmitVia::Ring);
         }
@@ -583,11 +585,11 @@ impl<R: Ring> Worker<R> {
         }
     }
 
-    /// Takes what connections to servers have for the ring.
+    /// Pushes the operations of connections to the ring.
     fn push_connection_operations(&mut self) {
         for pass in &mut self.passes {
             let give_up = pass.state.is_given_up();
-            // Never more than it leaves: a server that takes nothing holds what it was sent.
+            // At most as many as are left for other passes: a server that does not receive holds its operations.
             while self.connection_operations < CONNECTION_OPERATIONS
                 && pass.connection_operations
                     < (CONNECTION_OPERATIONS - self.connection_operations).max(CONNECTION_OPERATIONS_MIN)
@@ -600,7 +602,7 @@ impl<R: Ring> Worker<R> {
         }
     }
 
-    /// Acts on what the servers of a pass have answered, and on what follows at once.
+    /// Handles the answers of a pass's servers, and the operations that complete at once.
     fn take_answers(&mut self, pass: usize) {
         while let Some(completion) = self.passes[pass].connections.answer() {
             self.complete(completion);
@@ -629,7 +631,7 @@ impl<R: Ring> Worker<R> {
         );
     }
 
-    /// Passes results on, acknowledges halts and forgets passes that are released.
+    /// Reports results, acknowledges halts and drops released passes.
     fn report(&mut self) {
         for pass in &mut self.passes {
             pass.publish();
@@ -643,12 +645,12 @@ impl<R: Ring> Worker<R> {
         match self.ring.in_flight() {
             _ if self.inbox.stop.load(Acquire) && self.passes.iter().all(WorkerPass::is_abandoned) => WaitMode::End,
             0 if self.passes.is_empty() => WaitMode::Park(Duration::MAX),
-            // They are acted on in the next turn.
+            // Handled in the next turn.
             _ if !self.inline.is_empty() => WaitMode::Ring { want: 0, limit: Duration::ZERO },
             // Slots are free and segments may be left: inline operations have completed already.
             _ if self.pool.free() > 0 && self.may_go_on() => WaitMode::Ring { want: 0, limit: Duration::ZERO },
             0 => WaitMode::Park(limit),
-            // Peers answer when they please: what one has said is not kept waiting for another.
+            // Peers reply at any time: a reply must not wait for the replies of other peers.
             _ if self.connection_operations > 0 => WaitMode::Ring { want: 1, limit },
             in_flight => WaitMode::Ring { want: (self.least_in_flight().min(in_flight) / 4).clamp(1, 8), limit },
         }
@@ -658,14 +660,15 @@ impl<R: Ring> Worker<R> {
         (0..self.passes.len()).any(|index| self.passes[index].may_go_on() && self.leaves_slots(index))
     }
 
-    /// Of the passes that something is in flight for: none is kept waiting for the answers of another one's device.
+    /// Returns the least number of operations in flight of any pass: no pass must wait for answers of another pass's
+    /// device.
     fn least_in_flight(&self) -> usize {
         let counts = self.passes.iter().map(|pass| pass.in_flight - pass.late.min(pass.in_flight));
         counts.filter(|&count| count > 0).min().unwrap_or(1)
     }
 }
 
-/// A worker pass stays while anything of it is under way.
+/// A worker pass and its operations; kept while an operation of it is in flight.
 fn pass_of(passes: &mut [WorkerPass], id: u32) -> &mut WorkerPass {
     passes.iter_mut().find(|pass| pass.id == id).expect("a pass stays while an operation of it is in flight")
 }

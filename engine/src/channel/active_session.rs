@@ -1,7 +1,7 @@
 //! Tracks one NBD session in use: its requests, and the send and the receive in flight.
 //!
-//! A request is in `requests` from its send to its answer. Its block is away while the ring has it, and comes back with
-//! the completion. A session is closed only when the ring has given back everything of it.
+//! A request is in `requests` from its send to its answer. The ring has its block until the completion. A session is
+//! closed only when the ring has returned all of its memory.
 
 use super::nbd_request::{NbdRequest, RequestKind};
 use crate::buffer::Block;
@@ -16,24 +16,23 @@ use std::os::fd::AsRawFd;
 /// A session in use.
 #[derive(Debug)]
 pub(super) struct ActiveSession {
-    /// `None` once it is broken and closed.
+    /// The socket; `None` once it is broken and closed.
     pub session: Option<Session>,
     pub generation: u64,
     pub replies: Replies,
-    /// Sent and not answered, by their place in `replies`.
+    /// Requests that are sent and not answered, by their index in `replies`.
     pub requests: Vec<Option<NbdRequest>>,
     pub sending: Option<SendInFlight>,
-    /// Sent, but the network still reads their memory.
+    /// Zero-copy sends whose memory the network still reads.
     pub lent: Vec<SendInFlight>,
     pub receiving: Option<ReceiveInFlight>,
-    /// Whether the socket takes nothing at the moment, of a connection whose sends do not wait; and whether the ring
-    /// has been asked to say when it does.
+    /// For sends that do not wait: whether the socket is full, and whether the ring waits for room in it.
     pub full: bool,
     pub asks_for_room: bool,
     pub broken: bool,
-    /// Whether the server has answered anything on it. Half an answer is none: it may never say more.
+    /// Whether the server has sent a complete reply on this session.
     pub heard: bool,
-    /// Whether it has answered a request since the last look, and when that was so last.
+    /// Whether a request was answered since the last check, and the last check at which one was.
     pub answers: bool,
     pub answered: Instant,
     /// Latest time at which a request was sent that is answered by now.
@@ -42,18 +41,18 @@ pub(super) struct ActiveSession {
     pub next_look: Instant,
 }
 
-/// Heads and at most one body on their way out.
+/// Headers and at most one payload that are being sent.
 #[derive(Debug)]
 pub(super) struct SendInFlight {
     /// Address of its heads, which identifies it.
     pub outbox_at: usize,
     pub head_len: u32,
-    /// The request whose payload it is: place, first byte in its block, length.
+    /// The request of the payload: index, first byte in its block, length.
     pub body: Option<(usize, u32, u32)>,
     pub sent: u32,
     pub since: Instant,
     pub in_ring: bool,
-    /// The request was answered before the kernel gave its block back.
+    /// Whether the request was answered before the kernel returned its block.
     pub answered: Option<(NbdRequest, Result<(), Errno>)>,
 }
 
@@ -68,7 +67,7 @@ impl SendInFlight {
         self.sent >= self.head_len + self.body.map_or(0, |(_, _, len)| len)
     }
 
-    /// Returns whether it has the payload of the request at that place, which is not answered yet.
+    /// Returns whether the send has the payload of the unanswered request at that index.
     pub(super) fn holds(&self, index: usize) -> bool {
         self.answered.is_none() && self.body.is_some_and(|(of, ..)| of == index)
     }
@@ -104,7 +103,7 @@ impl ActiveSession {
         FileId(self.session().socket.as_raw_fd())
     }
 
-    /// Gives the payload of the send under way back to its request.
+    /// Returns the payload of the send in flight to its request.
     pub(super) fn put_back(&mut self, payload: Option<Block>) {
         let Some(sending) = &mut self.sending else { return };
         let (Some(block), Some((index, ..))) = (payload, sending.body) else { return };
@@ -141,13 +140,13 @@ impl ActiveSession {
         Some(Op::Send { file, head, body: None, zero_copy: false, waits })
     }
 
-    /// Asks when the socket takes bytes again; once.
+    /// Requests a wait for room in the socket, once.
     pub(super) fn ask_for_room(&mut self) -> Option<Op> {
         let has_asked = std::mem::replace(&mut self.asks_for_room, true);
         (!has_asked).then(|| Op::Writable { file: self.file() })
     }
 
-    /// The rest of a send waits for a gate: the server is not to blame that it does not answer.
+    /// Restarts the timers while the rest of a send waits for a gate: the server cannot reply to it.
     pub(super) fn hold_send(&mut self, now: Instant) {
         let Some(sending) = &mut self.sending else { return };
         let since = std::mem::replace(&mut sending.since, now);
@@ -155,9 +154,9 @@ impl ActiveSession {
         of_it.for_each(|request| request.sent = now);
     }
 
-    /// Returns whether a request, or what is on its way, waits for longer than the export allows. A server that answers
-    /// what was sent before it in the meantime is slow, not gone: it may take longer over a window than over one
-    /// request. One that answers what was sent after it has lost it. Looked at once a tick.
+    /// Returns whether a request or a send waits for longer than the export allows. A server that still answers earlier
+    /// requests is slow, not dead: a window may take longer than one request. A server that answers later requests has
+    /// lost this one. Checked once a tick.
     pub(super) fn is_overdue(&mut self, now: Instant, export: &ExportConnections) -> bool {
         if now < self.next_look {
             return false;
@@ -182,7 +181,7 @@ impl ActiveSession {
             })
     }
 
-    /// When the last request that changes the export and is not answered was sent.
+    /// Returns when the last unanswered request that changes the export was sent.
     pub(super) fn last_change(&self) -> Option<Instant> {
         self.requests
             .iter()

@@ -6,7 +6,8 @@
 //! others go to the ring.
 //!
 //! A channel keeps its volume, and with it the descriptor and the destination's lock, for as long as any worker has the
-//! pass. A worker lets go of a pass only when nothing of it is in flight. Then the channel has stopped.
+//! pass. A worker drops a pass only when no operation of it is in flight. When all workers have, the channel has
+//! stopped.
 
 mod active_session;
 mod nbd_request;
@@ -25,7 +26,7 @@ use crate::ring::{FileId, Op, Transfer, ZeroMode};
 use crate::volume::{Volume, zero_align};
 use std::sync::Arc;
 
-/// How the operations of a channel start.
+/// Start of a channel's operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SubmitVia {
     /// In the worker's ring.
@@ -36,13 +37,13 @@ pub(crate) enum SubmitVia {
     Nbd,
 }
 
-/// See the module's head.
+/// A channel to one volume.
 #[derive(Debug)]
 pub(crate) struct Channel {
     pub via: SubmitVia,
     /// Requests start and end at multiples of this many bytes.
     pub align: u32,
-    /// Of requests for zeros; see [`zero_align`].
+    /// Alignment of requests for zeros; see [`zero_align`].
     pub zero_align: u64,
     file: FileId,
     side: Side,
@@ -69,7 +70,7 @@ impl Channel {
         }
     }
 
-    /// The export that it leads to.
+    /// Returns the export of the channel, if it has one.
     pub(crate) fn export(&self) -> Option<Arc<ExportConnections>> {
         self.volume.export().map(Arc::clone)
     }
@@ -83,8 +84,8 @@ impl Channel {
         self.volume.generation().unwrap_or(0)
     }
 
-    /// Returns whether a gated worker keeps an operation on this destination back: what goes through the ring, until
-    /// the ring submits; what runs at once, only while the gate is closed. A connection looks at the gate by itself.
+    /// Returns whether a gated worker holds back an operation on this destination: a ring operation until the ring
+    /// submits, an inline one only while the gate is closed. A connection checks the gate itself.
     pub(crate) fn is_held(&self, gate: &Gate) -> bool {
         match self.via {
             SubmitVia::Ring => true,
@@ -109,10 +110,10 @@ impl Channel {
         Op::Flush { file: self.file }
     }
 
-    /// The error for an operation that failed.
+    /// Returns the error for an operation that failed.
     pub(crate) fn fault(&self, operation: Operation, range: ByteRange, fault: TransferFault) -> Error {
         if let Some(failure) = self.volume.export().and_then(|export| export.failure()) {
-            // What ended the export is the cause; this operation is only the first one to hear of it.
+            // The cause is the failure of the export; this operation is only the first one to fail with it.
             return Error { operation, ..failure }.at(range.start(), range.len());
         }
         let what = format!("{operation} {}", self.volume.name());

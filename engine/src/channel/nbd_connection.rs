@@ -32,7 +32,7 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
-/// Sends without a copy on their way, and one more.
+/// Sends of a connection at a time: zero-copy sends in flight, and one more.
 const OUTBOXES_MAX: usize = 16;
 /// Bytes of a connection's buffer for headers, each way.
 const HEAD_BYTES: usize = 4096;
@@ -47,34 +47,34 @@ pub(crate) enum Direction {
 /// Whether a connection must be open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ConnectionRank {
-    /// It waits for one.
+    /// The connection waits for a session.
     Primary,
-    /// It takes one where there is one.
+    /// The connection takes a session if one is available.
     Spare,
 }
 
-/// See the module's head.
+/// One worker's connection to an export.
 #[derive(Debug)]
 pub(crate) struct NbdConnection {
     export: Arc<ExportConnections>,
     rank: ConnectionRank,
     active: Option<ActiveSession>,
-    /// Counted by the export among those that wait for a session.
+    /// Whether the export counts this connection as waiting for a session.
     waiting: bool,
-    /// To be sent.
+    /// Requests that are not sent yet.
     queue: VecDeque<NbdRequest>,
-    /// Requests on one connection at most.
+    /// Most requests on the connection.
     slots: usize,
-    /// For heads of replies; away while the ring has it.
+    /// Buffer for headers of replies; `None` while the ring has it.
     inbox: Option<Block>,
-    /// For heads of requests; away while the ring has them.
+    /// Buffers for headers of requests; absent while the ring has them.
     outboxes: Vec<Block>,
     answers: VecDeque<Completion>,
     events: Vec<ReplyEvent>,
 }
 
 impl NbdConnection {
-    /// A connection for at most `slots` operations at a time.
+    /// Creates a connection for at most `slots` operations at a time.
     pub(super) fn new(
         export: Arc<ExportConnections>,
         rank: ConnectionRank,
@@ -96,7 +96,7 @@ impl NbdConnection {
         })
     }
 
-    /// Takes an operation over. Its completion will be in [`NbdConnection::answer`], exactly once.
+    /// Accepts an operation. [`NbdConnection::answer`] returns its completion exactly once.
     pub(crate) fn accept(&mut self, token: Token, op: Op) {
         let request = NbdRequest::of(token, op, &self.export);
         match request.answer_at_once(&self.export) {
@@ -105,12 +105,13 @@ impl NbdConnection {
         }
     }
 
-    /// An operation that is over.
+    /// Returns the next completed operation.
     pub(crate) fn answer(&mut self) -> Option<Completion> {
         self.answers.pop_front()
     }
 
-    /// Looks after the connection. With `give_up` nothing waits for a new one.
+    /// Advances the connection: breaks it if it is overdue or outdated, closes it when it is broken, and takes a new
+    /// session. With `give_up` requests do not wait for a session.
     pub(crate) fn turn(&mut self, now: Instant, give_up: bool) {
         if let Some(active) = &mut self.active
             && !active.broken
@@ -147,29 +148,29 @@ impl NbdConnection {
         }
     }
 
-    /// Requests that wait for an answer, or to be sent.
+    /// Returns the number of requests that are not answered yet.
     pub(super) fn load(&self) -> usize {
         self.queue.len() + self.active.as_ref().map_or(0, |active| active.replies.outstanding())
     }
 
-    /// Returns whether it is open and works.
+    /// Returns whether the connection is open and not broken.
     pub(super) fn is_up(&self) -> bool {
         self.active.as_ref().is_some_and(|active| !active.broken)
     }
 
-    /// Returns whether it is open, or has something to do.
+    /// Returns whether the connection is open or has requests.
     pub(super) fn is_used(&self) -> bool {
         self.active.is_some() || !self.queue.is_empty()
     }
 
-    /// Leaves its requests, unless it is open, to another connection of the same export.
+    /// Passes its requests to another connection of the same export, unless this one is open.
     pub(super) fn hand_over(&mut self, first: &mut Self) {
         if self.active.is_none() {
             first.queue.append(&mut self.queue);
         }
     }
 
-    /// Gives up requests that wait for a closed gate: what was not sent is never sent.
+    /// Abandons requests that wait for a closed gate; they are never sent.
     fn give_up_held(&mut self) {
         self.fail_queue();
         let is_half_sent = |active: &ActiveSession| active.sending.as_ref().is_some_and(|sending| !sending.in_ring);
@@ -192,7 +193,7 @@ impl NbdConnection {
         }
     }
 
-    /// The next operation for the ring.
+    /// Returns the next operation for the ring.
     pub(crate) fn next_op(&mut self, now: Instant, give_up: bool) -> Option<(Direction, Op)> {
         if self.active.as_ref().is_none_or(|active| active.broken) {
             return None;
@@ -276,7 +277,7 @@ impl NbdConnection {
         }
     }
 
-    /// The ring has answered an operation.
+    /// Handles a completion of the ring.
     pub(crate) fn completed(&mut self, direction: Direction, completion: Completion) {
         match direction {
             Direction::Send => self.sent(completion),
@@ -289,7 +290,7 @@ impl NbdConnection {
         let Completion { result, block, head, copied, more, .. } = completion;
         let active = self.active.as_mut().expect("a connection stays while the ring works for it");
         if std::mem::take(&mut active.asks_for_room) {
-            // Whether it broke says the next send.
+            // The next send shows whether the connection is broken.
             active.full = false;
             return;
         }
@@ -308,7 +309,7 @@ impl NbdConnection {
         }
         let sending = active.sending.as_mut().expect("a send completes once");
         sending.in_ring = false;
-        // What was sent in a second go travels as the head.
+        // The rest of a short send is sent as the head.
         let rest_of_body = block.is_none() && sending.sent >= sending.head_len;
         let (outbox, payload) = if rest_of_body { (None, head) } else { (head, block) };
         self.outboxes.extend(outbox);
@@ -329,7 +330,7 @@ impl NbdConnection {
         }
     }
 
-    /// Every byte of a send without a copy is on its way; the next one may follow.
+    /// Handles the first completion of a zero-copy send: the next send may follow.
     fn zero_copy_sent(&mut self, result: Result<u32, Errno>) {
         let active = self.active.as_mut().expect("a connection stays while the ring works for it");
         let mut sending = active.sending.take().expect("a send is answered once");
@@ -338,12 +339,12 @@ impl NbdConnection {
         let is_sent = sending.is_sent();
         active.lent.push(sending);
         if !is_sent {
-            // The rest cannot follow while the memory is lent.
+            // The rest cannot follow while the network uses the memory.
             self.break_connection("it takes no more bytes", true);
         }
     }
 
-    /// The network has let go of what was lent.
+    /// Handles the second completion of a zero-copy send: the memory is free.
     fn zero_copy_released(&mut self, sending: SendInFlight, block: Option<Block>) {
         let (Some(block), Some((index, ..))) = (block, sending.body) else { return };
         if let Some((mut request, result)) = sending.answered {
@@ -381,7 +382,7 @@ impl NbdConnection {
         }
     }
 
-    /// Carries out what the replies say.
+    /// Applies the events of parsed replies.
     fn act(&mut self) {
         let mut events = std::mem::take(&mut self.events);
         for event in events.drain(..) {
@@ -394,7 +395,7 @@ impl NbdConnection {
                     block[start..start + len as usize].fill(0);
                 }
                 ReplyEvent::Early { index, from, at, len } => {
-                    // The receive had begun before there was a read that could be answered.
+                    // The receive was started before the read was sent.
                     let (Some(inbox), Some(request)) = (&self.inbox, active.requests[index].as_mut()) else { continue };
                     let (start, len) = ((request.start + at) as usize, len as usize);
                     let block = request.block.as_mut().expect("no body of it is on its way");
@@ -426,18 +427,18 @@ impl NbdConnection {
         }
         let request = active.requests[index].take().expect("a request is answered once");
         active.newest_answered = active.newest_answered.max(request.sent);
-        // Also if its block is back: what is left of its payload still has to be sent.
+        // Also if its block is returned: the rest of its payload must still be sent.
         match active.sending.iter_mut().chain(&mut active.lent).find(|sending| sending.holds(index)) {
             Some(sending) => sending.answered = Some((request, result)),
             None => self.finish(request, result),
         }
     }
 
-    /// A request was answered and everything of it is ours again.
+    /// Completes a request that is answered and whose memory is returned.
     fn finish(&mut self, mut request: NbdRequest, result: Result<(), Errno>) {
         if result == Err(Errno::ESHUTDOWN) {
             self.queue.push_back(request);
-            // It may still be busy with the others.
+            // The server may still be busy with other requests.
             return self.break_connection("the server is shutting down", false);
         }
         match (&mut request.kind, result) {
@@ -482,7 +483,7 @@ impl NbdConnection {
                 let what = format!("ask {} for its dirty bitmap", self.export.name());
                 Err(Error::os(self.export.side(), Operation::Map, errno, what).at(range.start(), range.len()))
             }
-            // It cannot tell: then it is data.
+            // A failed request for block status counts as data.
             Err(errno) => {
                 tracing::debug!(export = self.export.name(), offset = range.start(), %errno, "no block status");
                 Ok(vec![Extent { range, kind: ExtentKind::Data }])
@@ -491,7 +492,7 @@ impl NbdConnection {
         self.export.answer_question(generation, range, scan);
     }
 
-    /// The server broke the protocol: nothing it says is believed any more.
+    /// Fails the export after a violation of the protocol.
     fn protocol_error(&mut self, violation: &ProtocolViolation) {
         let message = format!("{} broke the protocol: {}", self.export.name(), violation.0);
         let error = Error::new(Code::Protocol, self.export.side(), Operation::Read, message)
@@ -500,13 +501,13 @@ impl NbdConnection {
         self.break_connection("it broke the protocol", false);
     }
 
-    /// Gives the connection up. `closed`: by the peer, so that nothing of it can land later.
+    /// Breaks the connection. `closed`: the peer has closed it, so that no request takes effect later.
     fn break_connection(&mut self, why: &str, closed: bool) {
         let generation = self.shut_down(closed).filter(|_| !self.export.has_ended());
         generation.into_iter().for_each(|generation| self.export.connection_lost(generation, why));
     }
 
-    /// Ends the connection and says of which generation it was, unless there is none that works.
+    /// Shuts the connection down and returns its generation; `None` if no working connection is open.
     fn shut_down(&mut self, closed: bool) -> Option<u64> {
         let active = self.active.as_mut().filter(|active| !active.broken)?;
         active.broken = true;
@@ -515,10 +516,10 @@ impl NbdConnection {
         // has closed none.
         let closed = (closed || is_hung_up(session)) && !self.export.is_revoked();
         if session.is_tcp {
-            // What the kernel still has to send is dropped at the close, instead of being sent some time later.
+            // The close drops unsent bytes, which would otherwise be sent later.
             let _ = setsockopt(&session.socket, sockopt::Linger, &linger { l_onoff: 1, l_linger: 0 });
         }
-        // Ends what the ring does with it.
+        // Completes the operations of the ring on the socket.
         let _ = shutdown(session.socket.as_raw_fd(), Shutdown::Both);
         if let Some(sent) = active.last_change().filter(|_| !closed) {
             self.export.note_unanswered(sent);
@@ -526,7 +527,7 @@ impl NbdConnection {
         Some(active.generation)
     }
 
-    /// Closes a broken connection once the ring has given everything back.
+    /// Closes a broken connection once the ring has returned all of its memory.
     fn close_broken(&mut self) {
         let is_out = |active: &ActiveSession| {
             active.broken
@@ -535,7 +536,7 @@ impl NbdConnection {
                 && active.sending.as_ref().is_none_or(|sending| !sending.in_ring)
         };
         let Some(active) = self.active.as_mut().filter(|active| is_out(active)) else { return };
-        // Closing it is what makes the network let go of what is lent.
+        // Closing the socket makes the network release the memory of zero-copy sends.
         active.session = None;
         if !active.lent.is_empty() {
             return;
@@ -555,7 +556,7 @@ impl NbdConnection {
         }
     }
 
-    /// Returns whether nothing is under way.
+    /// Returns whether no request and no ring operation is pending.
     pub(crate) fn is_idle(&self) -> bool {
         let quiet = |active: &ActiveSession| {
             !active.broken
@@ -567,12 +568,12 @@ impl NbdConnection {
         self.queue.is_empty() && self.answers.is_empty() && self.active.as_ref().is_none_or(quiet)
     }
 
-    /// Gives up all requests, as the job does not wait for them any more.
+    /// Abandons all requests, as the job does not wait for them any more.
     pub(crate) fn abandon(&mut self) {
         self.break_connection("its job has given up", false);
     }
 
-    /// Gives the session back. Call when [`NbdConnection::is_idle`].
+    /// Returns the session to the export. Call when [`NbdConnection::is_idle`].
     pub(crate) fn close(mut self) {
         self.export.stop_waiting(&mut self.waiting);
         if let Some(ActiveSession { session: Some(session), generation, .. }) = self.active.take() {
@@ -581,7 +582,7 @@ impl NbdConnection {
     }
 }
 
-/// Returns whether the peer has closed a connection, as far as is known here.
+/// Returns whether the peer is known to have closed a connection.
 fn is_hung_up(session: &Session) -> bool {
     // The crate has no name for it, and no answer where it is set.
     let half_closed = PollFlags::from_bits_retain(nix::libc::POLLRDHUP);
@@ -590,7 +591,7 @@ fn is_hung_up(session: &Session) -> bool {
         && fds[0].revents().is_none_or(|found| found.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
 }
 
-/// Returns whether a connection failed by the peer's doing. One that the network has lost may still be served.
+/// Returns whether the peer has ended a connection. A connection that the network has lost may still be served.
 fn is_closed_by_peer(errno: Errno) -> bool {
     matches!(errno, Errno::ECONNRESET | Errno::EPIPE)
 }

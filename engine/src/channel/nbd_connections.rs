@@ -13,14 +13,14 @@ use crate::nbd::export_connections::ExportConnections;
 use crate::ring::{Completion, Instant, Op, Token};
 use std::sync::Arc;
 
-/// See the module's head.
+/// Connections of one worker for a pass.
 #[derive(Debug, Default)]
 pub(crate) struct NbdConnections {
     source: Vec<NbdConnection>,
     destination: Vec<NbdConnection>,
 }
 
-/// One of the ring's operations for connections: what tokens carry as a number.
+/// A ring operation of a connection, encoded in tokens as a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ConnectionOp {
     side: Side,
@@ -29,7 +29,7 @@ pub(crate) struct ConnectionOp {
 }
 
 impl ConnectionOp {
-    /// Two bits for side and direction, the connection's place above them.
+    /// Encodes side and direction in two bits, and the index of the connection above them.
     pub(crate) fn number(self) -> u64 {
         (self.index as u64) << 2
             | u64::from(self.side == Side::Destination) << 1
@@ -44,7 +44,7 @@ impl ConnectionOp {
 }
 
 impl NbdConnections {
-    /// Connections for the channels that need them, for at most `slots` operations each, of one of that many workers.
+    /// Creates connections for channels to exports, for at most `slots` operations each, of one of that many workers.
     ///
     /// # Errors
     /// `EOverloaded`: no memory for their buffers.
@@ -57,7 +57,7 @@ impl NbdConnections {
                 .collect()
         };
         let (from, to) = (source.export(), destination.export());
-        // An export that is compared with a receipt stands for both; its server may let in one client only.
+        // In a comparison with a receipt both channels are the same export; its server may accept one client only.
         let from = from.filter(|from| to.as_ref().is_none_or(|to| !Arc::ptr_eq(from, to)));
         Ok(Self { source: connections(from)?, destination: connections(to)? })
     }
@@ -115,7 +115,7 @@ impl NbdConnections {
         self.of(op.side)[op.index].completed(op.direction, completion);
     }
 
-    /// Returns whether nothing is under way on any.
+    /// Returns whether all connections are idle.
     pub(crate) fn are_idle(&self) -> bool {
         self.source.iter().chain(&self.destination).all(NbdConnection::is_idle)
     }
@@ -125,7 +125,7 @@ impl NbdConnections {
         self.each().for_each(NbdConnection::abandon);
     }
 
-    /// Gives the sessions back. Call when they [are idle](NbdConnections::are_idle).
+    /// Returns the sessions to their exports. Call when they [are idle](NbdConnections::are_idle).
     pub(crate) fn close(&mut self) {
         self.source.drain(..).chain(self.destination.drain(..)).for_each(NbdConnection::close);
     }

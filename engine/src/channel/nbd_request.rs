@@ -1,4 +1,4 @@
-//! Turns an operation of a slot, or a question for block status, into a request to a server.
+//! Turns an operation of a slot, or a request for block status, into a request to a server.
 
 use crate::buffer::Block;
 use crate::extent::ByteRange;
@@ -10,16 +10,16 @@ use crate::nbd::replies::ExpectedReply;
 use crate::ring::{Completion, Instant, Op, Token, Transfer, ZeroMode};
 use nix::errno::Errno;
 
-/// An operation of a slot, or a question of the export's own.
+/// An operation of a slot, or a request of the export for block status.
 #[derive(Debug)]
 pub(super) struct NbdRequest {
     pub token: Token,
     pub kind: RequestKind,
-    /// Of a read or write; away while the ring has it.
+    /// Block of a read or write; `None` while the ring has it.
     pub block: Option<Block>,
-    /// First byte in the block.
+    /// Offset of the first byte in the block.
     pub start: u32,
-    /// Bytes.
+    /// Length in bytes.
     pub len: u32,
     /// Time at which it was sent last.
     pub sent: Instant,
@@ -33,7 +33,7 @@ pub(super) enum RequestKind {
     Write {
         offset: u64,
     },
-    /// Zeros are asked for piece by piece; what is left.
+    /// Rest of a request for zeros, which is sent in pieces.
     Zero {
         left: ByteRange,
         mode: ZeroMode,
@@ -48,8 +48,8 @@ pub(super) enum RequestKind {
 }
 
 impl NbdRequest {
-    /// Makes the request for an operation, at first for as much of it as the server of `export` takes at a time; a read
-    /// not past the export's end. The slot asks for the rest, as after any short transfer.
+    /// Creates the request for an operation, limited to the largest request of the server of `export`; a read also to
+    /// the export's end. The slot requests the rest, as after any short transfer.
     pub(super) fn of(token: Token, op: Op, export: &ExportConnections) -> Self {
         let moves = |kind, Transfer { block, start, len }: Transfer, most: u64| {
             let len = len.min(u32::try_from(most).unwrap_or(u32::MAX));
@@ -73,13 +73,13 @@ impl NbdRequest {
         }
     }
 
-    /// The answer that needs no server.
+    /// Returns the result of an operation that needs no server.
     pub(super) fn answer_at_once(&self, export: &ExportConnections) -> Option<Result<u32, Errno>> {
         let flags = export.facts().flags;
         match self.kind {
             RequestKind::Read { .. } | RequestKind::Write { .. } if self.len == 0 => Some(Ok(0)),
             RequestKind::Zero { .. } if !flags.can_zero() => Some(Err(Errno::EOPNOTSUPP)),
-            // Written through, or trusted to have no cache.
+            // Writes were written through, or the server has no cache.
             RequestKind::Flush if !flags.can_flush() => Some(Ok(0)),
             RequestKind::Read { .. }
             | RequestKind::Write { .. }
@@ -89,7 +89,7 @@ impl NbdRequest {
         }
     }
 
-    /// Returns whether it changes the export, or what of it is on stable storage.
+    /// Returns whether the request changes the export or its stable content.
     pub(super) fn changes(&self) -> bool {
         match self.kind {
             RequestKind::Write { .. } | RequestKind::Zero { .. } | RequestKind::Flush => true,
@@ -97,18 +97,18 @@ impl NbdRequest {
         }
     }
 
-    /// Asks for block status.
+    /// Creates a request for block status.
     pub(super) fn status(range: ByteRange) -> Self {
         let kind = RequestKind::Status { range, allocation: None, dirty: None };
         Self { token: Token(u64::MAX), kind, block: None, start: 0, len: 0, sent: Instant::ZERO }
     }
 
-    /// Its completion.
+    /// Returns the completion of the operation.
     pub(super) fn answered(self, result: Result<u32, Errno>) -> Completion {
         Completion { token: self.token, result, block: self.block, head: None, copied: false, more: false }
     }
 
-    /// Returns the header to send, but for the cookie, and the reply to expect.
+    /// Returns the header to send, without the cookie, and the expected reply.
     pub(super) fn header(&mut self, export: &ExportConnections) -> (RequestHeader, ExpectedReply) {
         let flags = export.facts().flags;
         // Without a flush, every change is written through, where the server can.

@@ -1,12 +1,12 @@
-//! Says why the transfer of a block failed.
+//! Defines the reasons for which the transfer of a block fails.
 
 use nix::errno::Errno;
 
 /// Reason why the transfer of a block failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TransferFault {
-    /// The kernel said so.
+    /// The errno of the kernel.
     Os(Errno),
-    /// It moved no byte and gave no reason: the end of a volume that was longer before, or a full one.
+    /// No byte was moved and there is no errno: the volume has shrunk, or is full.
     NoProgress,
 }

@@ -77,7 +77,7 @@ enum RecordStep {
     Appending(WrittenBatch),
 }
 
-/// See the module's head.
+/// The state machine that runs one pass.
 #[derive(Debug)]
 pub(crate) struct PassController<L> {
     pass: Arc<PassState>,

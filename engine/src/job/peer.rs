@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
-/// See the module's head.
+/// A simulated volume behind a server.
 #[derive(Debug, Default)]
 pub(crate) struct Peer {
     pub hangs_up: bool,

@@ -14,7 +14,7 @@ use std::fmt::{self, Display};
 use std::os::fd::AsFd;
 use std::sync::{Arc, mpsc};
 
-/// See the module's head. By default no admission is asked for and no range claimed.
+/// Supervision of a copy, resolved. By default without admission and claimed ranges.
 #[derive(Default)]
 pub(crate) struct SupervisedCopy {
     pub access: VolumeAccess,

@@ -16,7 +16,7 @@ use std::path::Path;
 /// The longest start of a journal, before its first record.
 const START_BYTES_MAX: usize = HEADER_OFFSET as usize + HEADER_BYTES_MAX;
 
-/// See the module's head.
+/// Kind of a file that already has the name of a journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ExistingFile {
     /// Empty, or the zeros that a crash left of a new journal.

@@ -24,7 +24,7 @@ const DIRTY: u64 = 1;
 /// The answer to one question: extents from the start of the window on, at least one, or why there are none.
 pub(crate) type StatusAnswer = Result<Vec<Extent>>;
 
-/// See the module's head.
+/// Cache of the block status of an export.
 #[derive(Debug)]
 pub(crate) struct BlockStatusCache {
     contexts: MetaContexts,

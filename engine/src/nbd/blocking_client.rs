@@ -18,7 +18,7 @@ const WAIT_MAX: Duration = Duration::from_secs(1);
 /// Bytes of heads received at a time.
 const HEAD_BYTES: usize = 4096;
 
-/// See the module's head.
+/// A blocking client over one session.
 #[derive(Debug)]
 pub(crate) struct BlockingClient<'a> {
     session: &'a Session,

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Release};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-/// See the module's head.
+/// Revokes all connections of a job.
 #[derive(Debug, Default)]
 pub(crate) struct ConnectionRevoker {
     gate: Option<Arc<Gate>>,

@@ -24,7 +24,7 @@ use std::sync::atomic::{
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-/// See the module's head.
+/// All sessions of a job to one export.
 #[derive(Debug)]
 pub struct ExportConnections {
     dialer: Dialer,

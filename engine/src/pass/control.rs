@@ -2,8 +2,8 @@
 //!
 //! The cancellation token is one atomic that keeps the first reason given. Readers of several counters read the later
 //! stage first, so that `issued >= acknowledged >= durable` holds in what they see. Counters grow, with one exception:
-//! what a destination may have lost is taken back from `issued` and `acknowledged` until it is moved once more. The
-//! counters, the windows and the rate limit are atomics. The durable ranges and their samples have a lock, which no
+//! bytes that a destination may have lost are subtracted from `issued` and `acknowledged` until they are copied again.
+//! The counters, the windows and the rate limit are atomics. The durable ranges and their samples have a lock, which no
 //! worker takes.
 
 use super::durable_sample::DurableSample;
@@ -45,7 +45,7 @@ pub(crate) struct Counters {
     pub rate: AtomicU64,
 }
 
-/// Controls of a job, and the counters that it shows.
+/// Control of a job, with its counters.
 #[derive(Debug)]
 pub(crate) struct JobControl {
     /// 0, or one more than the position of the first reason in [`Reason::ALL`].
@@ -83,11 +83,11 @@ pub(crate) struct JobControl {
     revoker: Arc<ConnectionRevoker>,
     /// Durable ranges of the destination.
     durable: Mutex<RangeSet>,
-    /// A few leaves of that.
+    /// A few durable leaves.
     sampled: Mutex<DurableSample>,
-    /// The source as it was when the job opened it, once it has.
+    /// Identity of the source when the job opened it, once it has.
     source: OnceLock<String>,
-    /// The thread that runs the job; woken when something happened that it waits for.
+    /// The job's thread, woken by events that it waits for.
     waiting_thread: OnceLock<Thread>,
 }
 
@@ -96,7 +96,7 @@ impl JobControl {
         Self::gated(limit_bytes_per_second, None)
     }
 
-    /// Of a job that writes only while its gate is open.
+    /// Gate of a job that writes only while it is open.
     pub(crate) fn gated(limit_bytes_per_second: Option<u64>, gate: Option<Arc<Gate>>) -> Self {
         Self {
             reason: AtomicU8::new(0),
@@ -127,7 +127,7 @@ impl JobControl {
         }
     }
 
-    /// Until when what changes the destination may be submitted.
+    /// Gate of changes to the destination.
     pub(crate) fn gate(&self) -> Option<&Arc<Gate>> {
         self.revoker.gate()
     }
@@ -154,7 +154,7 @@ impl JobControl {
         lock(&self.durable).longest(DURABLE_RUNS_MAX)
     }
 
-    /// Leaves that are durable by now.
+    /// Returns sampled leaves that are durable.
     pub(crate) fn add_durable_sample(&self, sample: &DurableSample) {
         lock(&self.sampled).absorb(sample);
     }
@@ -181,7 +181,7 @@ impl JobControl {
         }
     }
 
-    /// Asks for a stop. The first reason holds.
+    /// Requests a stop. The first reason holds.
     pub(crate) fn cancel(&self, reason: Reason) {
         let position = Reason::ALL.iter().position(|&each| each == reason).expect("every reason is listed");
         let code = u8::try_from(position + 1).expect("there are few reasons");
@@ -191,12 +191,12 @@ impl JobControl {
         self.notify();
     }
 
-    /// The job's thread is here, and not in a call that may never return.
+    /// Notes that the job's thread is not in a call that may never return.
     pub(crate) fn note_alive(&self) {
         self.seen_ns.store(nanos(clock()), Relaxed);
     }
 
-    /// For how long the job's thread has been in one call although a stop was asked for; `None` unless one was.
+    /// Returns for how long the job's thread has been in one call since the stop request; `None` without a stop.
     pub(crate) fn silent_after_stop(&self, now: Instant) -> Option<Duration> {
         self.cancelled()?;
         let since = self.asked_ns.load(Acquire).max(self.seen_ns.load(Relaxed));
@@ -229,18 +229,18 @@ impl JobControl {
         self.long_path.store(is_long, Relaxed);
     }
 
-    /// Returns whether spare connections are of use. On a short path they would only keep a server from working in
-    /// order.
+    /// Returns whether spare connections help. On a short path they would only keep a server from working in order.
     pub(crate) fn is_long_path(&self) -> bool {
         self.long_path.load(Relaxed)
     }
 
-    /// Bytes that may be in flight for servers' sake. To be shared evenly: a worker that had none of it would sleep.
+    /// Returns the bytes that may be in flight by the server windows. Shared evenly: a worker without a share would
+    /// sleep.
     pub(crate) fn pace(&self) -> u64 {
         self.pace.load(Relaxed)
     }
 
-    /// A block of so many bytes took so long from its start to its landing.
+    /// Notes how long a block of this size took from its start to its completion.
     pub(crate) fn note_block(&self, bytes: u64, took: Duration) {
         self.moved.fetch_add(bytes, Relaxed);
         let us = u32::try_from(took.as_micros()).unwrap_or(u32::MAX - 1);
@@ -249,18 +249,18 @@ impl JobControl {
         }
     }
 
-    /// Bytes of blocks that were written: what servers and devices had to do with.
+    /// Returns the bytes of blocks that were written, without skipped ones.
     pub(crate) fn moved(&self) -> u64 {
         self.moved.load(Relaxed)
     }
 
-    /// The quickest block since the last call, if any was written.
+    /// Returns the time of the quickest block since the last call, if any was written.
     pub(crate) fn take_quickest(&self) -> Option<Duration> {
         let us = self.quickest_us.swap(u32::MAX, Relaxed);
         (us != u32::MAX).then(|| Duration::from_micros(us.into()))
     }
 
-    /// Takes room for `bytes` in the window; the first block always fits, so that a copy never starves.
+    /// Reserves `bytes` of the window; the first block always fits, so that a copy never starves.
     pub(crate) fn enter_window(&self, bytes: u64) -> bool {
         let window = self.window.load(Relaxed);
         let entered = self.in_flight.fetch_update(Relaxed, Relaxed, |before| {
@@ -272,7 +272,7 @@ impl JobControl {
         entered.is_ok()
     }
 
-    /// Gives room back.
+    /// Releases reserved bytes of the window.
     pub(crate) fn leave_window(&self, bytes: u64) {
         self.in_flight.fetch_sub(bytes, Relaxed);
     }
@@ -281,18 +281,18 @@ impl JobControl {
         self.in_flight_max.load(Relaxed)
     }
 
-    /// Remembers a block that holds data, for probes.
+    /// Notes the offset of a block of data, for probes.
     pub(crate) fn note_data(&self, offset: u64) {
         self.sample.store(offset + 1, Relaxed);
     }
 
-    /// A block that holds data on both sides.
+    /// Returns the offset of a block with data on both sides.
     pub(crate) fn sample(&self) -> Option<u64> {
         self.sample.load(Relaxed).checked_sub(1)
     }
 
-    /// Takes bytes back that were counted up to `acknowledged`: they are to be moved once more.
-    /// [`JobControl::progress`] shows the most there ever was.
+    /// Subtracts bytes that were counted up to `acknowledged` and must be copied again. [`JobControl::progress`] still
+    /// shows the maximum.
     pub(crate) fn take_back(&self, bytes: u64) {
         self.counters.acknowledged.fetch_sub(bytes, Release);
         self.counters.issued.fetch_sub(bytes, Release);
@@ -353,7 +353,7 @@ fn nanos(time: Instant) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Raises what was shown to `now`; the most that ever was.
+/// Raises the shown value to `now`, and returns the maximum.
 fn most(shown: &AtomicU64, now: u64) -> u64 {
     shown.fetch_max(now, AcqRel).max(now)
 }

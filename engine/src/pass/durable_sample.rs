@@ -9,10 +9,10 @@ use crate::journal::{Content, LeafDigest, Run};
 use crate::seeded_numbers::SeededNumbers;
 use crate::supervision::DurableLeaf;
 
-/// Leaves that are kept at random, besides the three that have a place.
+/// Number of random leaves, besides the first, the last and the newest.
 const RANDOM_MAX: usize = 5;
 
-/// See the module's head.
+/// A bounded sample of durable leaves.
 #[derive(Debug)]
 pub(crate) struct DurableSample {
     first: Option<DurableLeaf>,
@@ -73,14 +73,14 @@ impl DurableSample {
         }
     }
 
-    /// Adds the leaves of `other`, which are as durable as these.
+    /// Adds the leaves of `other`, which must be durable as well.
     pub(crate) fn absorb(&mut self, other: &Self) {
         self.zeros = other.zeros.or(self.zeros);
         let placed = [other.first, other.last].into_iter().flatten();
         other.some.iter().copied().chain(placed).chain(other.newest).for_each(|leaf| self.add(leaf));
     }
 
-    /// Them, the most telling first, each once.
+    /// Returns the leaves without duplicates, the most significant first.
     pub(crate) fn leaves(&self) -> Vec<DurableLeaf> {
         let placed = [self.newest, self.first, self.last].into_iter().flatten();
         let mut leaves: Vec<DurableLeaf> = Vec::new();

@@ -15,7 +15,7 @@ const SETPOINT: f64 = 0.9;
 const CUT: f64 = 0.7;
 /// Blocks added a tick where there is all the room.
 const GAIN: f64 = 2.0;
-/// The same near the window of the last breach.
+/// Blocks added a tick near the window of the last breach.
 const GAIN_NEAR: f64 = 0.2;
 /// Start of the near range, as a part of that window.
 const NEAR: f64 = 0.8;
@@ -36,7 +36,7 @@ pub(crate) struct ProtectionWindow {
 }
 
 impl ProtectionWindow {
-    /// Keeps the p90 under `target` with blocks of `block_bytes`; never more than `cap_bytes` in flight.
+    /// Creates a window that keeps the p90 under `target` with blocks of `block_bytes`, and never exceeds `cap_bytes`.
     pub(crate) fn new(target: Duration, block_bytes: u32, cap_bytes: u64) -> Self {
         let block = f64::from(block_bytes);
         #[allow(clippy::cast_precision_loss, reason = "windows are far below 2^52 bytes")]
@@ -52,7 +52,7 @@ impl ProtectionWindow {
         }
     }
 
-    /// The window in bytes: at least one block.
+    /// Returns the window in bytes: at least one block.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between one block and the cap")]
     pub(crate) fn bytes(&self) -> u64 {
         self.window as u64

@@ -14,7 +14,7 @@ use std::time::Duration;
 pub(crate) struct RateLimiter {
     /// Bytes per second; 0 is no limit.
     rate: AtomicU64,
-    /// In ns of the rings' clock.
+    /// Theoretical arrival time in ns of the rings' clock.
     arrival: AtomicU64,
 }
 
@@ -23,19 +23,19 @@ impl RateLimiter {
         Self { rate: AtomicU64::new(rate(bytes_per_second)), arrival: AtomicU64::new(0) }
     }
 
-    /// `None` lifts the limit.
+    /// Sets the limit in bytes per second; `None` removes it.
     pub(crate) fn set(&self, bytes_per_second: Option<u64>) {
         self.rate.store(rate(bytes_per_second), Relaxed);
-        // What was admitted under the old limit must not delay the new one.
+        // Bytes that were admitted under the old limit must not delay the new one.
         self.arrival.store(0, Release);
     }
 
-    /// Takes `bytes`, or says how long to wait before asking again.
+    /// Admits `bytes`, or returns how long to wait before the next attempt.
     pub(crate) fn take(&self, bytes: u64, now: Instant) -> Result<(), Duration> {
         self.take_at(self.rate.load(Relaxed), bytes, now)
     }
 
-    /// The same at the rate that was looked up before. If it has been changed since, the bytes cost nothing: at the old
+    /// Admits `bytes` at a rate that was read before. If the rate has changed since, the bytes are free: at the old
     /// rate they might delay the new one for days.
     fn take_at(&self, rate: u64, bytes: u64, now: Instant) -> Result<(), Duration> {
         if rate == 0 {
@@ -57,7 +57,7 @@ impl RateLimiter {
     }
 }
 
-/// As it is kept. A limit of 0 would never let anything through: it is the least there is, not none.
+/// Returns the stored form of a limit. A limit of 0 would admit nothing: it is stored as the least limit, not as none.
 fn rate(bytes_per_second: Option<u64>) -> u64 {
     bytes_per_second.map_or(0, |rate| rate.max(1))
 }

@@ -5,11 +5,11 @@ use crate::error::named;
 named! {
     /// Reason to stop a job. The first reason given holds, and wins over errors that the stop itself provokes.
     Reason {
-        /// The user asked.
+        /// The user has cancelled the job.
         UserCancel => "ECancelled",
-        /// The runner gives the task back.
+        /// The runner returns the task.
         RunnerInterrupt => "ERunnerInterrupt",
-        /// The right to write was lost.
+        /// The write lease has ended.
         LeaseLost => "ELeaseLost",
         /// Its time is up.
         DeadlineExceeded => "ETimeout",

@@ -1,44 +1,44 @@
 //! Sizes the bytes in flight to and from servers: as much as keeps the path full, and no more.
 //!
 //! A server behind a long path needs many requests in flight. One on this host is served faster, and disturbed less, by
-//! few, whose bytes are still in a cache when they are passed on. A path holds its rate times the time that a block
-//! takes when nothing waits, its _base_ (as TCP Vegas has it). Twice that leaves room for jitter and lets the window
-//! find out whether there is more. The base is the shortest time seen. As paths change, it is forgotten now and then,
-//! and found anew with as little in flight as possible (as BBR does): with more, blocks wait for each other, and a base
-//! that contains the window would let it grow for ever. Pure: it is fed once a tick.
+//! few, whose bytes are still in a cache when they are passed on. A path holds its rate times the latency of a block
+//! without queueing, its _base_ (as in TCP Vegas). Twice that leaves room for jitter and lets the window find out
+//! whether there is more. The base is the shortest time seen. As paths change, the base is discarded at intervals and
+//! measured again with as little in flight as possible (as BBR does): with more, blocks queue, and a base that includes
+//! queueing would let the window grow for ever. Does no I/O; updated once a tick.
 
 use std::time::Duration;
 
 /// Windows per path. Below one it would never be full, far above it everything only waits longer.
 const GAIN: u64 = 2;
-/// Floors to begin with: the first blocks wait for no other, whatever the window.
+/// Initial window in floors: the first blocks do not queue, whatever the window.
 const FLOORS_AT_FIRST: u64 = 4;
-/// Between two looks for the base, in ticks: ten seconds.
+/// Ticks between two measurements of the base: ten seconds.
 const PROBE_EVERY: u32 = 500;
 /// Length of a probe in ticks: two per cent of a long path's rate for a moment, nothing on average.
 const PROBE_TICKS: u32 = 2;
 
-/// From this base on a path is long: further than any disk.
+/// Base from which on a path is long: longer than the latency of a disk.
 const LONG: Duration = Duration::from_millis(3);
 
-/// See the module's head.
+/// The window of bytes in flight to servers.
 #[derive(Debug)]
 pub(crate) struct ServerWindow {
     floor: u64,
     bytes: u64,
     base: Option<Duration>,
-    /// While it looks for the base: the window to return to, and the shortest time so far.
+    /// During a measurement of the base: the window to return to, and the shortest time so far.
     probe: Option<(u64, Option<Duration>)>,
     ticks: u32,
 }
 
 impl ServerWindow {
-    /// A window of at least `floor` bytes.
+    /// Creates a window of at least `floor` bytes.
     pub(crate) fn new(floor: u64) -> Self {
         Self { floor, bytes: floor * FLOORS_AT_FIRST, base: None, probe: None, ticks: 0 }
     }
 
-    /// The window in bytes.
+    /// Returns the window in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -49,7 +49,7 @@ impl ServerWindow {
         self.base.is_some_and(|base| base >= LONG)
     }
 
-    /// `moved` bytes were written in the last `elapsed`; the quickest of their blocks took `quickest`.
+    /// Updates the window: `moved` bytes were written in the last `elapsed`, and the quickest block took `quickest`.
     pub(crate) fn tick(&mut self, moved: u64, elapsed: Duration, quickest: Option<Duration>) {
         self.ticks += 1;
         let shorter = |one: Option<Duration>, other: Option<Duration>| [one, other].into_iter().flatten().min();
@@ -66,7 +66,7 @@ impl ServerWindow {
         if let Some(base) = self.base.filter(|_| moved > 0 && !elapsed.is_zero()) {
             let held = u128::from(moved) * base.as_nanos() / elapsed.as_nanos();
             let wanted = u64::try_from(held).unwrap_or(u64::MAX).saturating_mul(GAIN);
-            // It may double, but a moment with few answers does not throw away what was learnt.
+            // The window may double, but shrinks slowly, so that a moment with few answers does not reset it.
             self.bytes = wanted.clamp(self.bytes / 4 * 3, self.bytes.saturating_mul(2)).max(self.floor);
         }
         if self.ticks.is_multiple_of(PROBE_EVERY) {

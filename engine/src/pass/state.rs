@@ -27,22 +27,22 @@ const DIFFERENCES_MAX: usize = 100;
 /// Treatment of zeros found in data, on a destination that is known to hold them already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DetectedZeros {
-    /// Nothing.
+    /// They are left as they are.
     Skip,
-    /// Their space was reserved: they give it back.
+    /// Their space was reserved and is released.
     Punch,
-    /// They are to be allocated, and space could not be reserved: they are written.
+    /// They must be allocated, and space could not be reserved: they are written.
     Write,
 }
 
 /// Kind of work on a segment.
 #[derive(Debug)]
 pub(crate) enum Work {
-    /// Read `read`, write what is not zero.
+    /// Read `read`, write its data.
     Copy { read: ByteRange, found: DetectedZeros },
-    /// Make it zeros.
+    /// Zero the segment by request.
     Zero,
-    /// Make it zeros by writing them.
+    /// Zero the segment by writing zeros.
     WriteZeros,
     /// Compare with the same range of the source.
     CompareSource,
@@ -55,7 +55,7 @@ pub(crate) enum Work {
 /// Leaves that one core claims at once.
 #[derive(Debug)]
 pub(crate) struct Segment {
-    /// On the leaf grid.
+    /// Range of the segment, on the leaf grid.
     pub range: ByteRange,
     pub work: Work,
 }
@@ -73,8 +73,8 @@ pub(crate) enum LeafContent {
 pub(crate) struct WrittenRange {
     pub range: ByteRange,
     pub content: LeafContent,
-    /// Of the destination, when the first operation on these leaves was started: if it has grown since, and nothing
-    /// was flushed in between, they may be lost. `None`: they can't be.
+    /// Generation of the destination when the first operation on these leaves was started: if it has grown since
+    /// without a flush in between, they may be lost. `None`: they cannot be lost.
     pub generation: Option<u64>,
 }
 
@@ -96,9 +96,9 @@ pub(crate) struct PassParams {
     pub unrecorded_max: u64,
     /// Whether the pass copies, or only compares.
     pub copies: bool,
-    /// Workers that take part: as many as the servers of both sides let in.
+    /// Workers that take part: as many as the servers of both sides accept.
     pub workers: usize,
-    /// Segments left at which the pass controller is asked for more.
+    /// Number of queued segments at which the pass controller is woken for more.
     pub low_water: usize,
 }
 
@@ -109,14 +109,14 @@ pub(crate) enum ZeroMethod {
     Data,
 }
 
-/// See the module's head.
+/// State of one pass.
 #[derive(Debug)]
 pub(crate) struct PassState {
     pub control: Arc<JobControl>,
     pub source: Channel,
     pub destination: Channel,
     pub params: PassParams,
-    /// Until when what changes the destination may be submitted; `None`: always, or nothing does.
+    /// Gate of changes to the destination; `None`: always open.
     pub gate: Option<Arc<Gate>>,
     segments: Mutex<VecDeque<Segment>>,
     written_ranges: Mutex<Vec<WrittenRange>>,
@@ -126,18 +126,18 @@ pub(crate) struct PassState {
     halt: AtomicBool,
     halted: AtomicUsize,
     release: AtomicBool,
-    /// Counted when the worker holds the pass no more.
+    /// Workers that have dropped the pass.
     released: Arc<AtomicUsize>,
-    /// Flushes asked for so far.
+    /// Number of flushes requested so far.
     flush: AtomicU64,
-    /// Workers that still have to take the last one.
+    /// Workers that still have to start the last flush.
     flush_takers: AtomicUsize,
-    /// Workers that still have to answer it, and what the others have answered.
+    /// Workers that still have to complete the last flush, and the result so far.
     flushed: Mutex<(usize, Result<()>)>,
     unrecorded: AtomicU64,
     /// Workers that may still take part.
     places_left: AtomicUsize,
-    /// Steps down the ladder of zeroing.
+    /// Number of methods of zeroing that are not supported.
     zeroing: AtomicU8,
     latency: Mutex<Latency>,
 }
@@ -170,7 +170,7 @@ impl PassState {
         }
     }
 
-    // What the pass controller does.
+    // For the pass controller.
 
     pub(crate) fn queued(&self) -> usize {
         lock(&self.segments).len()
@@ -180,18 +180,18 @@ impl PassState {
         lock(&self.segments).extend(segments);
     }
 
-    /// Moves what was written since the last call to the end of `into`.
+    /// Appends the ranges written since the last call to `into`.
     pub(crate) fn collect(&self, into: &mut Vec<WrittenRange>) {
         into.append(&mut lock(&self.written_ranges));
     }
 
-    /// Of the destination, now. A comparison has nothing to lose.
+    /// Returns the current generation of the destination; a comparison has none.
     pub(crate) fn generation(&self) -> Option<u64> {
         self.params.copies.then(|| self.destination.generation())
     }
 
-    /// Over connections every worker flushes what it wrote itself: only then it is known that no server was started
-    /// anew between the two, as one connection outlives none. Else one flush is for all.
+    /// Requests a flush. Over connections every worker flushes its own writes: only the same connection proves that the
+    /// server was not restarted in between. Otherwise one flush covers all workers.
     pub(crate) fn ask_flush(&self) {
         let takers = if self.destination.via == SubmitVia::Nbd { self.params.workers } else { 1 };
         *lock(&self.flushed) = (takers, Ok(()));
@@ -199,13 +199,13 @@ impl PassState {
         self.flush.fetch_add(1, Release);
     }
 
-    /// Returns the result of the flush that was asked for, once all workers have answered.
+    /// Returns the result of the requested flush, once all workers have completed it.
     pub(crate) fn take_flushed(&self) -> Option<Result<()>> {
         let (missing, result) = &*lock(&self.flushed);
         (*missing == 0).then(|| result.clone())
     }
 
-    /// `bytes` of what was issued are recorded.
+    /// Notes that `bytes` of the issued bytes are recorded.
     pub(crate) fn recorded(&self, bytes: u64) {
         self.unrecorded.fetch_sub(bytes, AcqRel);
     }
@@ -247,21 +247,19 @@ impl PassState {
         lock(&self.latency).clone()
     }
 
-    // What workers do.
+    // For workers.
 
-    /// Returns whether no further block may be issued. Looked at before every block.
+    /// Returns whether no further block may be issued. Checked before every block.
     pub(crate) fn is_halting(&self) -> bool {
         self.halt.load(Acquire) || self.failed.load(Acquire) || self.control.cancelled().is_some()
     }
 
-    /// Returns whether the pass will not be completed: nothing that is in flight is worth waiting for longer than it
-    /// takes.
+    /// Returns whether the pass will not be completed: its operations are neither retried nor held back any more.
     pub(crate) fn is_given_up(&self) -> bool {
         self.failed.load(Acquire) || self.control.cancelled().is_some() || self.is_release_asked()
     }
 
-    /// Returns whether nothing that changes the destination may be submitted now. Looked at immediately before that is
-    /// done.
+    /// Returns whether no change of the destination may be submitted now. Checked immediately before each submission.
     pub(crate) fn is_gate_closed(&self) -> bool {
         self.gate.as_ref().is_some_and(|gate| !gate.is_open())
     }
@@ -271,7 +269,7 @@ impl PassState {
         self.places_left.fetch_update(AcqRel, Acquire, |left| left.checked_sub(1)).is_ok()
     }
 
-    /// Returns whether the pass controller has seen why and asks for the acknowledgement.
+    /// Returns whether the pass controller requests the acknowledgement of a halt.
     pub(crate) fn is_halt_asked(&self) -> bool {
         self.halt.load(Acquire)
     }
@@ -292,7 +290,7 @@ impl PassState {
         segment
     }
 
-    /// Takes room for `bytes` that will have to be recorded.
+    /// Reserves `bytes` that must be recorded later; `false` if there is no room.
     pub(crate) fn enter_unrecorded(&self, bytes: u64) -> bool {
         let max = self.params.unrecorded_max;
         let entered = self.unrecorded.fetch_update(AcqRel, Acquire, |before| {
@@ -304,7 +302,7 @@ impl PassState {
         entered.is_ok()
     }
 
-    /// Counts bytes that have to be recorded whether there is room or not.
+    /// Counts bytes that must be recorded, whatever the bound.
     pub(crate) fn force_unrecorded(&self, bytes: u64) {
         self.unrecorded.fetch_add(bytes, AcqRel);
     }
@@ -328,14 +326,14 @@ impl PassState {
         }
     }
 
-    /// Returns whether a worker that has looked at `seen` flushes is to make the next one.
+    /// Returns whether a worker that has handled `seen` flushes must make the next one.
     pub(crate) fn take_flush(&self, seen: &mut u64) -> bool {
         let asked = self.flush.load(Acquire);
         let is_new = std::mem::replace(seen, asked) != asked;
         is_new && self.flush_takers.fetch_update(AcqRel, Acquire, |left| left.checked_sub(1)).is_ok()
     }
 
-    /// The first failure counts.
+    /// Completes one worker's part of a flush; the first failure counts.
     pub(crate) fn set_flushed(&self, answer: Result<()>) {
         let (missing, result) = &mut *lock(&self.flushed);
         *missing -= 1;
@@ -354,7 +352,7 @@ impl PassState {
         }
     }
 
-    /// A way of zeroing is not supported: the next one is used from now on.
+    /// Switches to the next method of zeroing, as `mode` is not supported.
     pub(crate) fn zero_method_unsupported(&self, mode: ZeroMode) {
         let step = u8::from(mode != self.params.zero_mode) + 1;
         let last = if self.params.zero_mode == ZeroMode::Hole { 2 } else { 1 };

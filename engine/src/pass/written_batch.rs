@@ -4,13 +4,13 @@ use super::state::{LeafContent, WrittenRange};
 use crate::extent::ByteRange;
 use crate::journal::{Content, Run};
 
-/// See the module's head.
+/// Written ranges that are not recorded yet.
 #[derive(Debug, Default)]
 pub(crate) struct WrittenBatch {
-    /// Written by workers.
+    /// Ranges written by workers.
     pub moved: Vec<WrittenRange>,
     pub moved_bytes: u64,
-    /// Settled without workers.
+    /// Ranges settled without workers.
     pub settled: Vec<WrittenRange>,
     /// Whether the destination is flushed before it is recorded.
     pub flushed: bool,
@@ -25,7 +25,7 @@ impl WrittenBatch {
         self.len() == 0
     }
 
-    /// Splits off what was started before this generation.
+    /// Splits off the ranges that were started before this generation.
     pub(crate) fn split_lost(&mut self, generation: Option<u64>) -> Self {
         let is_lost = |written: &mut WrittenRange| written.generation < generation && written.generation.is_some();
         let moved: Vec<_> = self.moved.extract_if(.., is_lost).collect();
@@ -53,7 +53,7 @@ pub(crate) fn bytes_of(written: &[WrittenRange]) -> u64 {
     written.iter().map(|written| written.range.len()).sum()
 }
 
-/// Leaves that were written, in any order, as the fewest runs.
+/// Merges written leaves, in any order, into the fewest runs.
 fn runs_of(mut written: Vec<WrittenRange>) -> Vec<Run> {
     written.sort_unstable_by_key(|written| written.range.start());
     let mut runs: Vec<Run> = Vec::new();

@@ -79,7 +79,7 @@ struct OpenSegment {
     zero_leaves: RangeSet,
 }
 
-/// See the module's head.
+/// One worker's part in one pass.
 #[derive(Debug)]
 pub(crate) struct WorkerPass {
     pub id: u32,

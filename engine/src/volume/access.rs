@@ -13,7 +13,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// See the module's head. By default there are names only.
+/// Access to the volumes of a job. By default by name only.
 #[derive(Debug, Default)]
 pub(crate) struct VolumeAccess {
     pub revoker: Arc<ConnectionRevoker>,

@@ -61,7 +61,7 @@ impl fmt::Display for Occupied {
     }
 }
 
-/// See the module's head. `None`: nothing was found.
+/// Returns what occupies a volume; `None` if nothing was found.
 ///
 /// # Errors
 /// The volume cannot be read.

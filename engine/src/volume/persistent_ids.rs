@@ -33,7 +33,7 @@ const ATTRIBUTES: [(&str, &str); 7] = [
     ("md/uuid", "md"),
 ];
 
-/// See the module's head. The default is to know nothing.
+/// Persistent ids of a volume. The default has none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VolumeIds {
     /// `tag=value` in lines.

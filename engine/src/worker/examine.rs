@@ -7,7 +7,7 @@ use crate::pipeline::examine::{BlockSpan, DataMap, is_zero, leaf_digest};
 use crate::pipeline::slot_state::{ReadRole, SlotEvent};
 use crate::pipeline::worker_pass::{BlockTask, WorkerPass};
 
-/// Looks at a block that was read: what to do with it, and what it holds.
+/// Examines a block that was read; returns the next step and its content.
 pub(super) fn examine(
     role: ReadRole,
     task: &BlockTask,
@@ -35,7 +35,8 @@ pub(super) fn examine(
     (SlotEvent::Mapped { map: pass.writable(task, map, block_bytes), align }, content)
 }
 
-/// Completes the last block of an unaligned copy to the destination's alignment, with what lies behind it.
+/// Extends the last block of an unaligned copy to the destination's alignment, with the bytes that the destination has
+/// there.
 pub(super) fn fill_tail(block: &mut Block, task: &BlockTask, state: &PassState) {
     let len = part(task.range.len()) as usize;
     let aligned = len.next_multiple_of(state.destination.align as usize);
@@ -47,7 +48,7 @@ pub(super) fn fill_tail(block: &mut Block, task: &BlockTask, state: &PassState) 
     }
 }
 
-/// Returns whether a block that was read for a comparison is what it should be.
+/// Returns whether a block that was read for a comparison has the expected content.
 pub(super) fn is_as_expected(expected: LeafContent, bytes: &[u8]) -> bool {
     match expected {
         LeafContent::Zeros => is_zero(bytes),

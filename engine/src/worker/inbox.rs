@@ -22,13 +22,13 @@ impl WorkerInbox {
         self.wake();
     }
 
-    /// The worker ends when its last pass does.
+    /// Requests the end of the worker after its last pass.
     pub(crate) fn stop(&self) {
         self.stop.store(true, Release);
         self.wake();
     }
 
-    /// Wakes the worker if nothing of its own would.
+    /// Wakes the worker if it sleeps.
     pub(crate) fn wake(&self) {
         if let Some(thread) = self.thread.get() {
             thread.unpark();

@@ -9,7 +9,7 @@ use crate::buffer::Block;
 /// A free slot: its number and its block.
 type FreeSlot = (usize, Block);
 
-/// See the module's head.
+/// Slots of a worker.
 #[derive(Debug)]
 pub(super) struct SlotPool {
     free: Vec<FreeSlot>,
@@ -21,24 +21,24 @@ pub(super) struct SlotPool {
 }
 
 impl SlotPool {
-    /// A usual slot for each of `blocks`, a spare one for each of `spare`.
+    /// Creates a usual slot for each of `blocks` and a spare one for each of `spare`.
     pub(super) fn new(blocks: Vec<Block>, spare: Vec<Block>) -> Self {
         let (depth, spares) = (blocks.len(), spare.len());
         let most = depth + spares;
         Self { free: numbered(blocks, 0, most), spare: numbered(spare, depth, most), depth, spares, stalled: 0 }
     }
 
-    /// Bytes of a slot.
+    /// Returns the bytes of a slot.
     pub(super) fn block_bytes(&self) -> usize {
         self.free.first().map_or(0, |(_, block)| block.len())
     }
 
-    /// Slots at most, numbered from 0 on.
+    /// Returns the number of slots, numbered from 0.
     pub(super) fn count(&self) -> usize {
         self.depth + self.spares
     }
 
-    /// Usual slots: what one job may have in flight.
+    /// Returns the number of usual slots, which one job alone may use.
     pub(super) fn depth(&self) -> usize {
         self.depth
     }
@@ -47,15 +47,15 @@ impl SlotPool {
         self.free.len()
     }
 
-    /// A free slot.
+    /// Takes a free slot.
     ///
     /// # Panics
-    /// If there is none: the caller has looked.
+    /// If there is none: the caller must check.
     pub(super) fn take(&mut self) -> FreeSlot {
         self.free.pop().expect("checked by the caller")
     }
 
-    /// A slot that is not in use any more.
+    /// Returns a slot to the pool.
     pub(super) fn put_back(&mut self, index: usize, block: Block) {
         if index >= self.depth && self.lent() > self.stalled {
             return self.retire_spare((index, block));
@@ -63,8 +63,8 @@ impl SlotPool {
         self.free.push((index, block));
     }
 
-    /// So many slots in use are stalled: lends spare ones for them, or takes back what is not needed any more and is
-    /// free.
+    /// Sets the number of stalled slots: lends spare ones for them, or withdraws free ones that are not needed any
+    /// more.
     pub(super) fn set_stalled(&mut self, stalled: usize) {
         self.stalled = stalled;
         while self.lent() < stalled
@@ -80,7 +80,7 @@ impl SlotPool {
         }
     }
 
-    /// Slots that one job may have.
+    /// Returns the number of slots that one job may use.
     pub(super) fn slots_per_job_max(&self) -> usize {
         match self.stalled {
             0 => self.depth,
@@ -88,12 +88,12 @@ impl SlotPool {
         }
     }
 
-    /// Spare slots that are in use or free.
+    /// Returns the number of spare slots that are lent.
     fn lent(&self) -> usize {
         self.spares - self.spare.len()
     }
 
-    /// A spare slot is not needed any more, nor is its memory.
+    /// Withdraws a spare slot and releases its memory.
     fn retire_spare(&mut self, (index, mut block): FreeSlot) {
         block.give_back();
         self.spare.push((index, block));
@@ -119,8 +119,8 @@ mod tests {
         SlotPool::new(blocks(depth), blocks(spares))
     }
 
-    /// One dead device after the other takes all it can: each takes half of what the one before has left, and there is
-    /// a slot for the next job.
+    /// Dead devices take slots one after the other: each takes half of the remaining slots, and there is always one for
+    /// the next job.
     #[test]
     fn every_stalled_job_leaves_half() {
         let mut pool = pool(8, 8);

@@ -9,7 +9,7 @@ use crate::volume::Volume;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// See the module's head.
+/// Clones ranges in pieces, as a segment source.
 #[derive(Debug)]
 pub(crate) struct CloneSegments {
     source: Arc<dyn Volume>,

@@ -26,7 +26,7 @@ pub(crate) enum ZeroStatus {
     End,
 }
 
-/// See the module's head.
+/// Block status of a destination at the zeros of the source.
 #[derive(Debug)]
 pub(crate) struct DestinationZeros {
     leaf: u32,

@@ -50,7 +50,7 @@ impl Refill {
     }
 }
 
-/// See the module's head.
+/// A source of segments for a pass.
 pub(crate) trait SegmentSource: fmt::Debug {
     /// Adds up to `room` segments, or a few leaves that were written; nothing once the volume is covered, or while it
     /// waits for extents. Bounded in time, so that the job's thread keeps looking at cancels.

@@ -19,7 +19,7 @@ pub(crate) enum Reserve {
     Everything,
 }
 
-/// See the module's head.
+/// Reserves the space of a destination ahead of its segments.
 #[derive(Debug)]
 pub(super) struct Reservation {
     pub(super) destination: Arc<dyn Volume>,
