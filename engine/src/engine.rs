@@ -83,12 +83,12 @@ struct Layout {
     face: Face,
 }
 
-/// Of each core.
+/// Memory layout of each core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct SlotCounts {
     /// The queue depth.
     usual: usize,
-    /// In place of those whose device does not answer. They take no memory before.
+    /// Spare slots, in place of slots whose device does not answer. They take no memory until then.
     spare: usize,
 }
 
@@ -187,7 +187,7 @@ impl Engine {
         self.resources.workers.len()
     }
 
-    /// Gives the job a thread of its own.
+    /// Starts the job on a thread of its own.
     fn spawn(
         &self,
         control: JobControl,

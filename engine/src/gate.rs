@@ -1,8 +1,11 @@
-//! Says until when a job may submit writes. The right to write a destination may expire, like a lease that is not
-//! renewed. So a gate holds a point in time, which the owner of the right extends. The clock is `CLOCK_BOOTTIME`, which
-//! includes the time while the host is suspended: a host that was suspended past the end of its right finds the gate
-//! closed when it resumes. A check costs one atomic load and one read of the clock, without a system call. It is made
-//! immediately before each batch of operations is submitted: submitted operations cannot be recalled.
+//! Says until when a job may submit writes.
+//!
+//! The right to write a destination may expire, like a lease that is not renewed. So a gate holds a point in time,
+//! which the owner of the right extends. The clock is `CLOCK_BOOTTIME`, which includes the time while the host is
+//! suspended: a host that was suspended past the end of its right finds the gate closed when it resumes.
+//!
+//! A check costs one atomic load and one read of the clock, without a system call. It is made immediately before each
+//! batch of operations is submitted: submitted operations cannot be recalled.
 
 use nix::time::{ClockId, clock_gettime};
 use std::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Release};

@@ -97,7 +97,7 @@ fn serialize_shown<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S
     serializer.collect_str(&path.shown())
 }
 
-/// Looks at this host, and at the file systems of `paths` (directories, or files and devices in them).
+/// Examines this host, and the file systems of `paths` (directories, or files and devices in them).
 #[must_use]
 pub fn examine(paths: &[PathBuf]) -> HostReport {
     let mut report = HostReport {

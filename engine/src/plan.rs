@@ -50,7 +50,7 @@ pub(crate) struct Planner {
     segment: u64,
     /// Extents are wanted from here on. On the grid, or the end.
     cursor: u64,
-    /// Not planned again.
+    /// Ranges that are not planned again.
     done: RangeSet,
     /// Found, not yet taken.
     found: VecDeque<Piece>,

@@ -105,7 +105,7 @@ pub struct Report {
     pub window_bytes_max: u64,
     /// Latencies.
     pub latency_us: LatencyUs,
-    /// The same in full, for callers that merge them over jobs; not part of the serialised report.
+    /// The full histograms, for callers that merge them over jobs; not part of the serialised report.
     #[serde(skip)]
     pub latency: Latency,
     /// System calls of the workers while the job ran.

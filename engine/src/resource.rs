@@ -9,7 +9,7 @@ use std::sync::Mutex;
 /// meanwhile.
 pub const RUNTIME_DESCRIPTORS: usize = 12;
 
-/// Makes sure that so many descriptors are to be had, for a library that panics when they are not.
+/// Makes sure that `count` descriptors are available, for a library that panics without them.
 ///
 /// # Errors
 /// `EOverloaded`, naming the limit.
@@ -20,7 +20,7 @@ pub fn require_descriptors(count: usize, what: &str) -> Result<()> {
     more.map(drop).map_err(failed)
 }
 
-/// Makes sure that so many more threads are to be had at once, for a library that panics when they are not.
+/// Makes sure that `count` more threads can run at once, for a library that panics without them.
 ///
 /// # Errors
 /// `EOverloaded`, naming the limits.

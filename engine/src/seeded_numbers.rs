@@ -12,7 +12,7 @@ impl SeededNumbers {
         mixed ^ (mixed >> 31)
     }
 
-    /// In `0..end`; 0 if that is empty.
+    /// Returns a number in `0..end`; 0 if that is empty.
     pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.next() % end.max(1)
     }

@@ -128,7 +128,7 @@ pub enum Continuation {
 /// Where the journal lives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Checkpoint {
-    /// In this file.
+    /// The journal is in this file.
     File(PathBuf),
     /// Nowhere a later run could find: the copy cannot be resumed.
     None,
@@ -166,7 +166,7 @@ impl BlockSize {
         }
     }
 
-    /// In bytes.
+    /// Returns the size in bytes.
     #[must_use]
     pub const fn bytes(self) -> u32 {
         self.0

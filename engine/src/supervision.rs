@@ -19,12 +19,11 @@ use std::sync::Arc;
 /// Conditions of a supervisor for a job. The default has none.
 #[derive(Default)]
 pub struct Supervision {
-    /// Until when what changes the destination may be submitted: writes, zeros, clones, flushes, its size. `None`:
-    /// always. While it is closed the job waits with what it has read, and goes on when it opens; cancelled while it is
-    /// closed, the job gives up what it had not submitted. Connections that are lost are made anew only while it is
-    /// open.
+    /// Gate of changes to the destination: writes, zeros, clones, flushes, its size. `None`: always open. While it is
+    /// closed the job waits with what it has read, and goes on when it opens; cancelled while it is closed, the job
+    /// gives up what it had not submitted. Connections that are lost are made anew only while it is open.
     pub gate: Option<Arc<Gate>>,
-    /// Asked once, when every rule has been passed and before the first change to the destination.
+    /// Admission, requested once, after all checks and before the first change to the destination.
     pub admission: Option<Arc<dyn Admission>>,
     /// Bytes of the destination that an earlier run has made durable whose journal is not at hand: they are counted as
     /// resumed and not copied again. Trimmed inwards to whole leaves. Only with `Continuation::Resume` and
@@ -123,6 +122,6 @@ pub struct AdmissionRequest<'a> {
     pub is_empty: bool,
     /// Whether the job goes on from a journal of its own.
     pub has_journal: bool,
-    /// Its size now, in bytes.
+    /// Current size of the destination in bytes.
     pub size_bytes: u64,
 }

@@ -43,7 +43,7 @@ impl ByteRange {
         self.start
     }
 
-    /// One past the last byte.
+    /// Returns the offset after the last byte.
     #[must_use]
     pub const fn end(self) -> u64 {
         self.end
@@ -68,7 +68,7 @@ impl ByteRange {
         (start < end).then_some(Self { start, end })
     }
 
-    /// From the first byte of either to the last byte of either.
+    /// Returns the smallest range that contains both.
     #[must_use]
     pub fn hull(self, other: Self) -> Self {
         Self { start: self.start.min(other.start), end: self.end.max(other.end) }

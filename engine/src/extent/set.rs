@@ -40,7 +40,7 @@ impl RangeSet {
         self.bytes += end - start;
     }
 
-    /// Takes every byte of `range` out; bytes that are not in the set stay out.
+    /// Removes every byte of `range`.
     pub fn remove(&mut self, range: ByteRange) {
         if range.is_empty() {
             return;
@@ -63,7 +63,7 @@ impl RangeSet {
         }
     }
 
-    /// Takes the first run out.
+    /// Removes and returns the first run.
     pub fn take_first(&mut self) -> Option<ByteRange> {
         let (start, end) = self.runs.pop_first()?;
         self.bytes -= end - start;
@@ -93,7 +93,7 @@ impl RangeSet {
         self.runs.iter().map(|(&start, &end)| ByteRange::new(start, end))
     }
 
-    /// At most `count` of the runs, the longest.
+    /// Returns the `count` longest runs.
     #[must_use]
     pub fn longest(&self, count: usize) -> Self {
         let mut runs: Vec<ByteRange> = self.iter().collect();

@@ -142,7 +142,7 @@ fn check_receipt(receipt: &JournalReader, path: &Path) -> Result<()> {
     }
 }
 
-/// Both end where their sizes say: at first, and still when they were read.
+/// Checks that both volumes end at their sizes, at first and after they were read.
 fn check_ends(reference: &dyn Volume, target: &dyn Volume) -> Result<()> {
     target.check_end(Side::Destination)?;
     reference.check_end(Side::Source)

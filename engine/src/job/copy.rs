@@ -54,7 +54,7 @@ struct Copy<'a, 'b> {
     report: &'b mut ReportBuilder<'a>,
     /// The journal of a copy that records nothing in it.
     marker: Option<JournalFile>,
-    /// Until the end: a verification reads as much as the copy did.
+    /// Protection, also during the verification, which reads as much as the copy.
     protection: Option<Protection>,
 }
 

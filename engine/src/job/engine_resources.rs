@@ -22,7 +22,7 @@ pub(crate) struct EngineResources {
 }
 
 impl EngineResources {
-    /// Of all workers together.
+    /// Returns the number of system calls of all workers.
     pub(crate) fn syscalls(&self) -> u64 {
         self.syscalls.iter().map(|count| count.load(Relaxed)).sum()
     }

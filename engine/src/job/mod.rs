@@ -185,7 +185,7 @@ impl JobHandle {
         self.state.control.set_paused(true);
     }
 
-    /// Goes on after [`JobHandle::pause`].
+    /// Resumes after [`JobHandle::pause`].
     pub fn resume(&self) {
         self.state.control.set_paused(false);
     }

@@ -93,7 +93,7 @@ pub(crate) struct PassController<L> {
     settled: u64,
     /// Bytes recorded, of the pass's size.
     recorded: u64,
-    /// Of these, what no flush has covered yet.
+    /// The part of these ranges that no flush has covered yet.
     unflushed: RangeSet,
     /// Leaves of what is being appended, or appended and not covered by a flush yet.
     staged: DurableSample,
@@ -182,7 +182,7 @@ impl<L: Recorder> PassController<L> {
         self.recorder
     }
 
-    /// Looks at what has happened, acts, and returns when to look again.
+    /// Handles all events since the last turn, and returns when to run again.
     pub(crate) fn turn(&mut self, now: Instant) -> TurnOutcome {
         self.collect();
         self.advance_record(now);
@@ -263,7 +263,7 @@ impl<L: Recorder> PassController<L> {
         }
     }
 
-    /// Takes over what workers report.
+    /// Collects the reports of workers.
     fn collect(&mut self) {
         let before = self.next.moved.len();
         self.pass.collect(&mut self.next.moved);
@@ -385,7 +385,7 @@ impl<L: Recorder> PassController<L> {
         self.record_step = RecordStep::Appending(batch);
     }
 
-    /// Has leaves done again that the destination may have lost.
+    /// Plans leaves again that the destination may have lost.
     fn redo_lost(&mut self, lost: WrittenBatch) {
         if lost.is_empty() {
             return;

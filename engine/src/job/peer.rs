@@ -17,7 +17,7 @@ pub(crate) struct Peer {
     /// Time waited for it at the end.
     pub waited: Mutex<Vec<Duration>>,
     pub generation: AtomicU64,
-    /// Of one question after the other; then nothing is known.
+    /// Replies to successive requests; after the last one the map is unknown.
     pub answers: Mutex<VecDeque<Option<Vec<Extent>>>>,
     pub asked: Mutex<Vec<ByteRange>>,
 }

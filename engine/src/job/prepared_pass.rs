@@ -35,7 +35,7 @@ pub(crate) struct CopyInputs {
     pub destination: Arc<dyn Volume>,
     pub route: Route,
     pub leaf_bytes: u32,
-    /// Of the journal, which keeps the one it was started with: leaves with and without do not mix.
+    /// Digest of the journal, which is that of its start: leaves with and without digests do not mix.
     pub digest: DigestKind,
     /// Never touched again.
     pub durable: RangeSet,

@@ -96,7 +96,7 @@ impl Drop for Protection {
     }
 }
 
-/// One descriptor for each device below the volumes.
+/// Opens a descriptor for each device below the volumes.
 fn probes(volumes: &[&Arc<dyn Volume>]) -> Vec<OwnedFd> {
     let mut devices = Vec::new();
     volumes
@@ -157,7 +157,7 @@ impl Prober {
         }
     }
 
-    /// One probe of every device, at a place that was not probed lately.
+    /// Probes every device once, at an offset that was not probed lately.
     fn probe(&mut self) -> bool {
         if self.places.is_empty() {
             return false;
@@ -180,7 +180,7 @@ impl Prober {
         fresh
     }
 
-    /// Of the slower of both.
+    /// Returns the higher p90 of the probes and of the job's own requests.
     fn p90(&self) -> Option<Duration> {
         self.probed.p90().max(self.requested.p90())
     }

@@ -17,7 +17,7 @@ pub(crate) struct RateMeter {
 impl RateMeter {
     const WINDOW: Duration = Duration::from_secs(1);
 
-    /// Looks at the counters, and leaves the rate there.
+    /// Reads the counters, and stores the rate in the control.
     pub(crate) fn sample(&mut self, now: Instant, pass: &PassState) {
         let counters = &pass.control.counters;
         let bytes = counters.acknowledged.load(Relaxed) + counters.verified.load(Relaxed);
@@ -48,7 +48,7 @@ pub(crate) struct ServerPacing {
 }
 
 impl ServerPacing {
-    /// For a pass that reaches servers, else none.
+    /// Creates the controller of a pass that reaches servers; `None` for other passes.
     pub(crate) fn of(pass: &PassState, now: Instant) -> Option<Self> {
         let servers =
             [&pass.source, &pass.destination].into_iter().filter(|channel| channel.export().is_some()).count();
@@ -63,7 +63,7 @@ impl ServerPacing {
         Some(Self { pace, last: now, moved: pass.control.moved() })
     }
 
-    /// Looks at what was written, once a tick.
+    /// Updates the windows by the written bytes, once a tick.
     pub(crate) fn tick(&mut self, now: Instant, pass: &PassState) {
         let elapsed = now.saturating_sub(self.last);
         if elapsed < TICK {

@@ -66,7 +66,7 @@ impl<'a> ReportBuilder<'a> {
         }
     }
 
-    /// Takes a volume on: it is stopped when the report is closed.
+    /// Adds a volume, which is stopped when the report is closed.
     pub(crate) fn add_volume(&mut self, volume: &Arc<dyn Volume>) {
         self.volumes.push(Arc::clone(volume));
     }

@@ -118,7 +118,7 @@ fn refuse_cancelled(cancelled: &dyn Fn() -> bool) -> Result<()> {
 
 /// Start of a copy.
 pub(super) enum StartPoint<J> {
-    /// At the beginning, without a journal yet.
+    /// At the beginning, with a new journal.
     Fresh,
     /// Where an earlier run stopped; what is left to prove by content.
     Resumed(J, Box<JournalReader>, UnprovenIdentity),

@@ -36,7 +36,7 @@ impl fmt::Debug for SupervisedCopy {
 }
 
 impl SupervisedCopy {
-    /// Of a job whose connections that revoker ends; it has the gate.
+    /// Creates the supervision of a job whose connections `revoker` can reset; the revoker holds the gate.
     pub(crate) fn new(supervision: Supervision, revoker: &Arc<ConnectionRevoker>) -> Self {
         let Supervision { gate: _, admission, durable, evidence, source, destination } = supervision;
         let access = VolumeAccess { revoker: Arc::clone(revoker), source, destination };
@@ -103,7 +103,7 @@ impl SupervisedCopy {
         )
     }
 
-    /// The same of one that is missing.
+    /// Requests the admission for a destination that is missing.
     ///
     /// # Errors
     /// `ECheckpointMismatch`.
@@ -155,7 +155,7 @@ impl SupervisedCopy {
     /// recorded there, as data of unknown digest.
     ///
     /// # Errors
-    /// Of the journal.
+    /// The error of the journal.
     pub(crate) fn record(&self, journal: &mut JournalFile, known: &RangeSet, size: u64, leaf: u32) -> Result<RangeSet> {
         let claimed = whole_leaves(&self.durable, size, leaf.into());
         let news: RangeSet = claimed.iter().flat_map(|run| known.gaps(run)).collect();
@@ -206,7 +206,7 @@ fn whole_leaves(ranges: &RangeSet, size: u64, leaf: u64) -> RangeSet {
 /// Records ranges as durable, without digests; waits until that is synced.
 ///
 /// # Errors
-/// Of the journal.
+/// The error of the journal.
 pub(crate) fn record_undigested(journal: &mut JournalFile, ranges: &RangeSet) -> Result<()> {
     let runs = ranges.iter().map(|range| Run { range, content: Content::Undigested }).collect();
     let (tell, answer) = mpsc::channel();

@@ -22,12 +22,12 @@ pub(crate) struct FileWrite {
     pub bytes: Vec<u8>,
 }
 
-/// One record on its way to disk: write `record`, sync, write `slot`.
+/// The writes of one record: write `record`, sync, write `slot`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Commit {
     /// Counts once it is synced.
     pub record: FileWrite,
-    /// Says so. Left to the next sync: an older slot only makes a reader look at the record itself.
+    /// Write of the commit slot. Synced with the next record: with an older slot a reader checks the record itself.
     pub slot: FileWrite,
     /// The file's end once the record counts.
     pub end: u64,
@@ -54,7 +54,7 @@ impl Appender {
         Ok((appender, FileWrite { offset: 0, bytes }))
     }
 
-    /// Goes on after the last record that `reader` accepted.
+    /// Creates an appender that continues after the last record of `reader`.
     pub(crate) fn resume(reader: &JournalReader) -> Self {
         Self {
             geometry: Geometry::of(reader.header()),

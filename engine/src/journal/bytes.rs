@@ -40,7 +40,7 @@ impl ReadAt for Vec<u8> {
 /// The bytes of a journal, and how messages call them.
 pub(super) struct JournalBytes {
     bytes: Box<dyn ReadAt>,
-    /// Of the file, as messages show it.
+    /// Name of the file in messages.
     pub(super) name: String,
 }
 

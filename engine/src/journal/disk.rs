@@ -80,11 +80,11 @@ impl Runtime {
 
 /// An open journal file.
 pub(super) enum JournalDisk {
-    /// Its operations go through the thread's ring.
+    /// A file whose operations go through the thread's ring.
     Ring(tokio_uring::fs::File),
-    /// Its operations block the thread.
+    /// A file whose operations block the thread.
     Plain(File),
-    /// Its operations are only noted.
+    /// A file whose operations are only recorded.
     #[cfg(test)]
     Scripted(std::rc::Rc<Script>),
 }

@@ -65,7 +65,7 @@ impl Geometry {
         Self { size_bytes: header.size_bytes, leaf_bytes: header.leaf_bytes.into(), digest: header.digest }
     }
 
-    /// Not empty, inside the copy, and made of whole leaves.
+    /// Returns whether a range is not empty, inside the copy, and made of whole leaves.
     pub(crate) fn admits(&self, range: ByteRange) -> bool {
         !range.is_empty()
             && range.end() <= self.size_bytes
@@ -84,7 +84,7 @@ impl Geometry {
 pub(crate) struct LeadSector {
     /// Bytes of the header.
     pub header_bytes: u32,
-    /// Its checksum.
+    /// Checksum of the header.
     pub header_crc: u32,
 }
 
@@ -138,7 +138,7 @@ pub(crate) struct CommitSlot {
 }
 
 impl CommitSlot {
-    /// Its offset in the file.
+    /// Returns its offset in the file.
     pub(crate) fn offset(&self) -> u64 {
         SLOT_OFFSETS[usize::from(self.sequence % 2 == 1)]
     }

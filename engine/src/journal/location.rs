@@ -26,7 +26,7 @@ const LOCK_GRACE: Duration = if cfg!(test) { Duration::from_millis(20) } else { 
 const LOCK_POLL: Duration = Duration::from_millis(5);
 /// Most times that a name may point to another file after it was locked.
 const REPLACED_MAX: usize = 16;
-/// For large temporary files: kept on a disk by convention.
+/// Directory for large temporary files, on a disk by convention.
 const DISK_DIRECTORY: &str = "/var/tmp";
 
 /// A locked journal. Readers of it keep descriptors of their own, which do not prolong
@@ -182,7 +182,8 @@ fn create_scratch(start: &[u8]) -> Result<LockedJournal> {
     Ok(LockedJournal(file))
 }
 
-/// In `preferred`, unless its files are in memory and those of `other` are not: a journal takes 64 MiB for each TiB.
+/// Opens an unnamed file in `preferred`, or in `other` if only `preferred` is in memory: a journal takes 64 MiB for
+/// each TiB.
 fn open_on_disk(preferred: &Path, other: &Path) -> io::Result<File> {
     let is_on_disk = |file: &File| FileSystem::of(file).is_ok_and(|system| !system.is_memory());
     let file = open_scratch(preferred)?;
@@ -203,7 +204,7 @@ fn open_scratch(directory: &Path) -> io::Result<File> {
     }
 }
 
-/// For file systems without `O_TMPFILE`: a file that loses its name at once.
+/// Opens a file and removes its name at once, for file systems without `O_TMPFILE`.
 fn open_unlinked(options: &mut OpenOptions, directory: &Path) -> io::Result<File> {
     let mut attempt = 0_u32;
     loop {
@@ -265,7 +266,7 @@ pub(super) fn remove(path: &Path, file: &File) -> Result<()> {
     sync_directory(directory_of(path))
 }
 
-/// Gives the synced journal `file`, called `from` if it has a name, the name `to`, replacing an older receipt.
+/// Renames the synced journal `file` from `from`, if it has a name, to `to`, replacing an older receipt.
 ///
 /// # Errors
 /// `EBadRequest` and `EExists` if something else came there meanwhile: it is left alone, and so is the journal.

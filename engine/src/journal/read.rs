@@ -29,7 +29,7 @@ pub struct JournalReader {
     lead: LeadSector,
     finish: Option<Finish>,
     durable: RangeSet,
-    /// Of a part of the copy: see [`SpanIndex`].
+    /// Index of a part of the copy: see [`SpanIndex`].
     spans: Mutex<SpanIndex>,
     spans_max: usize,
     picks: SampledLeaves,
@@ -390,7 +390,7 @@ enum LoadedRecord {
     Whole(Record),
     /// The file ends before the record does.
     Incomplete,
-    /// Its bytes up to `end` are there, but they are not what was written.
+    /// The record's bytes up to `end` exist, but are damaged.
     Damaged {
         end: u64,
         what: &'static str,

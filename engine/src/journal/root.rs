@@ -14,7 +14,7 @@ pub(crate) const ROOT_ZEROS: u8 = 0;
 /// Opens one leaf of data: its digest follows.
 pub(crate) const ROOT_LEAF: u8 = 1;
 
-/// Takes every run of a copy in the order of offsets, without gaps.
+/// Computes the root digest from all runs of a copy in the order of offsets, without gaps.
 #[derive(Clone, Debug)]
 pub struct RootHasher {
     hasher: blake3::Hasher,
@@ -27,7 +27,7 @@ pub struct RootHasher {
 }
 
 impl RootHasher {
-    /// For the copy that `header` describes.
+    /// Creates the computation for the copy of `header`.
     #[must_use]
     pub fn new(header: &Header) -> Self {
         let mut hasher = blake3::Hasher::new();

@@ -95,7 +95,7 @@ impl Iterator for Runs<'_> {
 struct ReadWindow {
     bytes: Vec<u8>,
     start: u64,
-    /// Nothing is read from here on.
+    /// Offset at which reading ends.
     end: u64,
 }
 

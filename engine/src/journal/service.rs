@@ -27,11 +27,11 @@ use tokio::task::JoinSet;
 /// Destination of a journal whose job is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FinishedJournal<'a> {
-    /// It is removed. It is not even finished: a crash just before leaves a checkpoint with nothing left to do.
+    /// The journal is removed without being finished: a crash just before leaves a complete checkpoint.
     Remove,
-    /// It becomes a receipt where it is. Without a name it cannot be kept.
+    /// The journal becomes a receipt under its name, which it must have.
     KeepInPlace,
-    /// It becomes a receipt at this path, replacing what was there.
+    /// The journal becomes a receipt at this path, replacing the file there.
     MoveTo(&'a Path),
 }
 
@@ -115,8 +115,8 @@ impl JournalService {
         open_unfinished(path).map(|(_, reader)| reader)
     }
 
-    /// Goes on with a checkpoint. What a crash tore off its end is cut off, the rest synced again: a killed process
-    /// may have left it in memory only. Blocks.
+    /// Reopens a checkpoint. A torn end is cut off and the rest is synced again, as a killed process may have left it
+    /// in memory only. Blocks.
     ///
     /// # Errors
     /// `ECheckpointMismatch` for a receipt, `EBusy` ("another copy uses this journal"), those of
@@ -153,7 +153,7 @@ impl JournalService {
         keep.apply(&file, Some(path)).map(|()| finish)
     }
 
-    /// Gives a locked journal its task.
+    /// Starts the task of a locked journal.
     pub(super) fn open(&self, file: LockedJournal, path: Option<PathBuf>, appender: Appender) -> Result<JournalFile> {
         let name = path.as_ref().map_or("(temporary)".into(), |path| path.shown().to_string());
         let file = Arc::new(file);
@@ -234,7 +234,7 @@ impl JournalFile {
     /// Reads what was appended so far, once it is synced. Blocks.
     ///
     /// # Errors
-    /// Those of [`JournalReader::open`].
+    /// As [`JournalReader::open`].
     pub(crate) fn reader(&self) -> Result<JournalReader> {
         let synced_end = self.ask(JournalCommand::SyncedEnd)?;
         let file = self.file.try_clone().map_err(|error| journal_error(&error, &self.name))?;
@@ -244,7 +244,7 @@ impl JournalFile {
     /// Ends the journal of a job that is done. Blocks until what `keep` asks for is durable.
     ///
     /// # Errors
-    /// That of an earlier append, and whatever the system says. The file is left as it is then.
+    /// The error of an earlier append, or of the system. The file is left as it is then.
     pub(crate) fn finish(self, finish: Finish, keep: FinishedJournal<'_>) -> Result<()> {
         let ending = match keep {
             FinishedJournal::Remove => JournalEnd::Leave,
@@ -257,7 +257,7 @@ impl JournalFile {
     /// Leaves the journal as a checkpoint. Blocks until everything that was appended is synced and committed.
     ///
     /// # Errors
-    /// That of an earlier append, and whatever the system says. What was synced before still counts.
+    /// The error of an earlier append, or of the system. Records that were synced before still count.
     pub(crate) fn close(self) -> Result<()> {
         self.ask(|reply| JournalCommand::End(JournalEnd::Commit, reply))?
     }

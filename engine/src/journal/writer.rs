@@ -28,7 +28,7 @@ pub(super) struct JournalWriter {
 }
 
 impl JournalWriter {
-    /// Of a journal whose file ends where `appender` goes on. Without `is_synced` nothing is ever synced.
+    /// Creates the writer of a journal whose file ends where `appender` continues. Without `is_synced` it never syncs.
     pub(super) fn new(name: String, disk: JournalDisk, appender: Appender, is_synced: bool) -> Self {
         Self { name, disk, synced_end: appender.end(), appender, is_synced, failure: None }
     }

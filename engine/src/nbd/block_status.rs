@@ -63,7 +63,7 @@ impl BlockStatusCache {
             == (other.allocation.is_some(), other.dirty.is_some())
     }
 
-    /// At most `max` extents from the start of `within` on; `None` if they are not known yet.
+    /// Returns at most `max` extents from the start of `within` on; `None` if they are not known yet.
     pub(crate) fn look(&mut self, within: ByteRange, max: usize) -> Option<StatusAnswer> {
         let start = within.start();
         if let StatusState::Known(extents) = &mut self.state
@@ -141,7 +141,7 @@ impl BlockStatusCache {
     }
 }
 
-/// Takes up to `max` extents from the front, none past `end`.
+/// Removes up to `max` extents from the front, none past `end`.
 fn take(extents: &mut VecDeque<Extent>, end: u64, max: usize) -> Vec<Extent> {
     let mut taken = Vec::with_capacity(max.min(extents.len()));
     while taken.len() < max.max(1)

@@ -24,7 +24,7 @@ pub(crate) struct BlockingClient<'a> {
     session: &'a Session,
     side: Side,
     name: &'a str,
-    /// For each request.
+    /// Longest time of each request.
     limit: Duration,
     replies: Replies,
     sound: bool,
@@ -67,7 +67,7 @@ impl<'a> BlockingClient<'a> {
         Ok(merge(range, allocation, dirty))
     }
 
-    /// One request and its whole reply, within the limit.
+    /// Sends one request and receives its whole reply, within the limit.
     fn call(
         &mut self,
         operation: Operation,

@@ -25,7 +25,7 @@ pub(super) const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 pub(crate) enum Command {
     Read = 0,
     Write = 1,
-    /// Has no answer: the server closes the connection.
+    /// Disconnect: has no reply, the server closes the connection.
     Disconnect = 2,
     Flush = 3,
     WriteZeroes = 6,

@@ -51,7 +51,7 @@ impl Dialer {
         Ok(Self { uri: uri.clone(), side, dirty_bitmap: dirty_bitmap.map(str::to_owned), user_timeout: None, tls })
     }
 
-    /// Has TCP connections end when the peer acknowledges nothing for so long.
+    /// Sets the time without acknowledgements after which TCP connections fail.
     pub(crate) fn with_user_timeout(self, user_timeout: Option<Duration>) -> Self {
         Self { user_timeout, ..self }
     }

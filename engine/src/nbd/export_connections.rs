@@ -1,8 +1,9 @@
-//! Keeps the connections to one export, shared by the job, the workers and the dialer. They own the unused sessions.
-//! Workers take one each and return it healthy, or report that it was lost. Then all sessions of the export are
-//! dropped, its _generation_ grows, and a dialer's thread makes new ones, with growing pauses, until `retry_for` has
-//! passed without a single answer. Unflushed writes of an older generation may be lost, as the server may have been
-//! restarted. The first permanent _failure_ ends the export for good.
+//! Keeps the connections to one export, shared by the job, the workers and the dialer.
+//!
+//! They own the unused sessions. Workers take one each and return it healthy, or report that it was lost. Then all
+//! sessions of the export are dropped, its _generation_ grows, and a dialer's thread makes new ones, with growing
+//! pauses, until `retry_for` has passed without a single answer. Unflushed writes of an older generation may be lost,
+//! as the server may have been restarted. The first permanent _failure_ ends the export for good.
 //!
 //! **Quiet.** No request to the export can take effect later once every request was answered, or its connection was
 //! closed by the peer, or [`REQUEST_LIFE`] has passed since it was sent.
@@ -64,7 +65,7 @@ struct PoolState {
     /// Losses since the last answer.
     losses: u32,
     failure: Option<Error>,
-    /// From this time on no request of a connection that was given up can take effect any more.
+    /// Time from which on no request of a dropped connection can take effect.
     quiet_at: Instant,
     block_status: BlockStatusCache,
 }
@@ -157,7 +158,7 @@ impl ExportConnections {
         self.with_client(|client| client.read(range)).map_err(|error| error.at(range.start(), range.len()))
     }
 
-    /// At most `max` extents from the start of `within` on. `None`: the workers were asked, look again.
+    /// Returns at most `max` extents from the start of `within` on. `None`: a request is pending, call again.
     ///
     /// # Errors
     /// The server's; what ended the export.
@@ -202,8 +203,8 @@ impl ExportConnections {
         (all / workers.max(1)).max(1)
     }
 
-    /// Makes a session for each of that many workers. Gives the number that the server has let in: it may have a limit
-    /// of its own, or be full. Spare ones are made meanwhile.
+    /// Makes a session for each of that many workers. Returns how many the server has accepted: it may have a limit of
+    /// its own, or be full. Spare sessions are made meanwhile.
     pub(crate) fn connect(self: &Arc<Self>, workers: usize) -> usize {
         let made = self.connect_first(workers);
         let mut state = lock(&self.state);
@@ -267,8 +268,8 @@ impl ExportConnections {
         self.idle(&mut lock(&self.state)).pop()
     }
 
-    /// The same, for a worker that cannot do without: while there is none it counts as waiting, which `waiting` keeps,
-    /// and sessions are made. To be asked again until there is one: others may have been faster.
+    /// As above, for a worker that needs a session: without one the worker counts as waiting, which `waiting` stores,
+    /// and new sessions are made. Call again until there is one: other workers may have been faster.
     pub(crate) fn take_or_wait(self: &Arc<Self>, waiting: &mut bool) -> Option<(u64, Session)> {
         let mut state = lock(&self.state);
         let taken = self.idle(&mut state).pop();
@@ -303,7 +304,7 @@ impl ExportConnections {
         }
     }
 
-    /// Gives back a session on which nothing is under way.
+    /// Returns an idle session.
     pub(crate) fn return_session(&self, generation: u64, session: Session) {
         lock(&self.state).idle.push((generation, session));
     }

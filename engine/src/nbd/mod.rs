@@ -116,7 +116,7 @@ pub(crate) struct MetaContexts {
     pub dirty: Option<u32>,
 }
 
-/// One connection in its transmission phase with nothing under way.
+/// An idle connection in its transmission phase.
 #[derive(Debug)]
 pub(crate) struct Session {
     /// A stream socket, blocking, close-on-exec. Behind TLS: the plain end of a pair.

@@ -6,9 +6,9 @@
 //!                                                    |        GO, else EXPORT_NAME          -> transmission phase
 //!                                                     \ list  LIST, INFO per export, ABORT  -> closed
 //! ```
-//! Blocking, over any stream; the owner of the stream bounds the time. It reads exactly what
-//! belongs to the handshake, so that the transmission phase starts at the next byte. Every length that the peer names
-//! is bounded before memory is taken for it.
+//! Blocking, over any stream; the owner of the stream bounds the time. It reads exactly what belongs to the handshake,
+//! so that the transmission phase starts at the next byte. Every length that the peer names is bounded before memory is
+//! taken for it.
 
 use super::codec::{u16_at, u32_at, u64_at};
 use super::{ExportFacts, ExportFlags, MetaContexts, ReplyStyle};
@@ -73,7 +73,7 @@ const DIRTY_BITMAP: &str = "qemu:dirty-bitmap:";
 /// Export and contexts that a client asks for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WantedExport<'a> {
-    /// Its name; empty for the default one.
+    /// Name of the export; empty for the default one.
     pub export: &'a str,
     /// The name of a dirty bitmap, without which there is no use in going on.
     pub dirty_bitmap: Option<&'a str>,
@@ -98,7 +98,7 @@ pub(crate) enum NegotiationError {
     Violation(String),
     /// The server said no: a code of the protocol (`ERR_UNSUP` also for servers that are too old) and its words.
     Refused { code: u32, message: String },
-    /// Nothing goes without TLS.
+    /// The server requires TLS.
     TlsRequired,
     /// The export has no dirty bitmap of this name, or the server has no such contexts.
     NoBitmap(String),
@@ -124,7 +124,7 @@ pub struct ListedExport {
     pub name: String,
     /// The server's words about it.
     pub description: Option<String>,
-    /// Its size; `None` where the server does not say before it is opened.
+    /// Size of the export; `None` if the server reports it only when the export is opened.
     pub size_bytes: Option<u64>,
     /// Whether writing is refused.
     pub read_only: Option<bool>,
@@ -415,7 +415,7 @@ fn counted(text: &str) -> Vec<u8> {
     [&(text.len() as u32).to_be_bytes(), text.as_bytes()].concat()
 }
 
-/// One write: a server sees the whole option at once.
+/// Sends an option in one write, so that the server receives it at once.
 fn send<S: Write>(stream: &mut S, option: OptionCode, data: &[u8]) -> Result<(), NegotiationError> {
     let numbers = [option as u32, data.len() as u32].map(u32::to_be_bytes).concat();
     stream.write_all(&[OPTION_MAGIC.to_be_bytes().as_slice(), &numbers, data].concat())?;
@@ -449,7 +449,7 @@ fn replies<S: Read>(
     Err(violation(format!("more than {most} replies to option {option:?}")))
 }
 
-/// One reply to `option`: its type and data.
+/// Receives one reply to `option`: its type and data.
 fn reply<S: Read>(stream: &mut S, option: OptionCode) -> Result<(u32, Vec<u8>), NegotiationError> {
     let head: [u8; 20] = array(stream)?;
     if u64_at(&head, 0) != OPTION_REPLY_MAGIC {

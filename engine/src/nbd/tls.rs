@@ -73,8 +73,8 @@ impl TlsConfig {
     /// Shakes hands over a stream whose next byte belongs to TLS.
     ///
     /// # Errors
-    /// Those of the stream, or of `rustls` wrapped as theirs. That the server refuses us may show only in the first
-    /// read afterwards.
+    /// Errors of the stream, or of `rustls` in that form. A refusal by the server may show only in the first read
+    /// afterwards.
     pub(super) fn handshake<'a>(&self, stream: Stream<'a>) -> io::Result<StreamOwned<ClientConnection, Stream<'a>>> {
         let connection =
             ClientConnection::new(Arc::clone(&self.config), self.name.clone()).map_err(io::Error::other)?;
@@ -165,7 +165,7 @@ impl fmt::Display for CertificateFiles<'_> {
     }
 }
 
-/// Takes every certificate. That the peer holds its key is still checked: nothing is gained by taking less.
+/// Accepts every certificate. The peer must still prove that it has the key.
 #[derive(Debug)]
 struct AcceptAnyCertificate(Arc<CryptoProvider>);
 

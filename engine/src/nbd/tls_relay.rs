@@ -11,8 +11,8 @@
 //!   and sending there fails.
 //! - The plain end is shut down for writing: everything accepted is sent, `close_notify` and the end of the stream
 //!   after it; what the server still says is passed on.
-//! - The plain end is closed, or shut down in both directions: the connection is abandoned. The outer socket is
-//!   reset, unsent bytes are dropped, and bytes in a queue of the kernel take no effect later.
+//! - The plain end is closed, or shut down in both directions: the connection is abandoned. The outer socket is reset,
+//!   unsent bytes are dropped, and bytes in a queue of the kernel take no effect later.
 //!
 //! In each case the thread ends and closes both sockets.
 
@@ -160,7 +160,7 @@ impl TlsRelay {
         self.tls.wants_write() && !self.peer_is_done && !self.peer_is_deaf
     }
 
-    /// Takes bytes of the plain end and encrypts them.
+    /// Reads bytes of the plain end and encrypts them.
     fn accept(&mut self) -> io::Result<()> {
         match without_waiting(|| recv(self.inner.as_raw_fd(), &mut self.scratch, MsgFlags::MSG_DONTWAIT))? {
             None => {}
@@ -196,7 +196,7 @@ impl TlsRelay {
         }
     }
 
-    /// Takes records of the server.
+    /// Reads records of the server.
     fn receive(&mut self) {
         match without_waiting(|| recv(self.outer.as_raw_fd(), &mut self.scratch, MsgFlags::MSG_DONTWAIT)) {
             Ok(None) => {}
@@ -222,7 +222,7 @@ impl TlsRelay {
         }
     }
 
-    /// Gives the plain end what it takes; `false` if it takes nothing any more.
+    /// Writes to the plain end as much as fits; `false` if it is closed.
     fn pass_on(&mut self) -> bool {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         while self.taken < self.arrived.len() {

@@ -41,7 +41,7 @@ impl DataMap {
         Self { mask: low_bits(len.div_ceil(granule)), granule, len }
     }
 
-    /// Looks at `bytes`, the content of a block of `block_bytes`.
+    /// Examines `bytes`, the content of a block of `block_bytes`.
     pub(crate) fn examine(bytes: &[u8], block_bytes: u32) -> Self {
         let granule = granule_bytes(block_bytes);
         let mask = bytes

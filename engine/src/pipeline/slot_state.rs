@@ -19,15 +19,15 @@ const RETRIES_MAX: u8 = 100;
 /// Whose bytes a read fetches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReadRole {
-    /// Of a copy.
+    /// The source of a copy.
     Source,
-    /// Of a comparison: what should be there.
+    /// The reference of a comparison.
     Reference,
-    /// Of a comparison: what is there.
+    /// The target of a comparison.
     Target,
 }
 
-/// One span on its way, however many requests it takes.
+/// A span being transferred, in one or more requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SpanTransfer {
     need: BlockSpan,

@@ -25,7 +25,7 @@ pub(crate) enum NextStep {
     Zero(ZeroTask),
     /// Ask again then.
     Wait(Duration),
-    /// Nothing until something else happens.
+    /// No block can start before another event.
     Nothing,
 }
 
@@ -35,7 +35,7 @@ pub(crate) struct BlockTask {
     pub segment: u64,
     /// The leaf.
     pub range: ByteRange,
-    /// Its part that has to be read; empty for leaves that are only written.
+    /// Part of the leaf that must be read; empty for leaves that are only written.
     pub read: ByteRange,
     pub kind: BlockKind,
     /// See [`WrittenRange`].
@@ -67,7 +67,7 @@ struct OpenSegment {
     id: u64,
     range: ByteRange,
     work: Work,
-    /// Its bytes were counted as issued before: these are zeros that could not be requested.
+    /// Whether its bytes were counted as issued before: zeros that could not be requested.
     admitted: bool,
     /// The next leaf starts here.
     cursor: u64,
@@ -88,7 +88,7 @@ pub(crate) struct WorkerPass {
     pub served_bytes: u64,
     /// Operations in flight, of any kind.
     pub in_flight: usize,
-    /// Of these, those that are not answered in any usual time.
+    /// Number of these operations that are late.
     pub late: usize,
     /// Slots that it has, and whether the operation of one is late.
     pub slots: usize,
@@ -294,7 +294,7 @@ impl WorkerPass {
         self.takes_part && self.state.take_flush(&mut self.flushes_seen)
     }
 
-    /// Looks after the connections. What is still in flight when the job has ended without it is given up.
+    /// Advances the connections. Abandons operations in flight when the job has ended without them.
     pub(crate) fn poll_connections(&mut self, now: Instant) {
         if self.is_abandoned() && self.in_flight > 0 {
             self.connections.abandon();
@@ -410,7 +410,7 @@ impl WorkerPass {
         ByteRange::new(open.cursor, (open.cursor / leaf + 1).saturating_mul(leaf).min(open.range.end()))
     }
 
-    /// Takes room for a leaf in the window in flight, then in what is not recorded yet, then from the rate limit.
+    /// Reserves room for a leaf in the window, then in the unrecorded bytes, then in the rate limit.
     fn admit(&self, leaf: ByteRange, admitted: bool, now: Instant) -> BlockAdmission {
         let (control, bytes) = (&self.state.control, leaf.len());
         let part = control.pace() / self.state.params.workers.max(1) as u64;
@@ -453,9 +453,9 @@ impl WorkerPass {
 enum BlockAdmission {
     Granted,
     Later(Duration),
-    /// Of bytes in flight.
+    /// The window of bytes in flight is full.
     Full,
-    /// Of bytes that are to be recorded.
+    /// The bound of unrecorded bytes is reached.
     Unrecorded,
 }
 

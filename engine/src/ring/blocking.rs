@@ -1,5 +1,7 @@
-//! Carries out one operation on the calling thread. Used by the threads of the pool, and by inline channels: there the
-//! medium is memory, and the kernel would only pass the operation to a thread of its own.
+//! Carries out one operation on the calling thread.
+//!
+//! Used by the threads of the pool, and by inline channels: there the medium is memory, and the kernel would only pass
+//! the operation to a thread of its own.
 
 use super::{Op, Transfer, ZeroMode};
 use nix::errno::Errno;

@@ -1,6 +1,8 @@
-//! Tests the contract of [`Ring`] on every face. Goal: pipeline and journal can rely on the documentation of [`Ring`]
-//! with every face. Method: every test is a function of a ring, and runs on io_uring, on io_uring with queues of one
-//! entry (so that they overflow all the time), and on threads.
+//! Tests the contract of [`Ring`] on every face.
+//!
+//! Goal: pipeline and journal can rely on the documentation of [`Ring`] with every face. Method: every test is a
+//! function of a ring, and runs on io_uring, on io_uring with queues of one entry (so that they overflow all the time),
+//! and on threads.
 
 use super::setup::{Queues, SetupError};
 use super::threads::ThreadRing;

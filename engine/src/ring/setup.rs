@@ -1,7 +1,8 @@
-//! Sets up an io_uring instance as well as the kernel, the container and the limits allow. Features of the kernel are
-//! found by trying them, best first, never by its version. Optional features (setup flags, queue length, registered
-//! memory) are dropped step by step. A missing requirement (permission, waiting with a timeout, the four operations) is
-//! a [`SetupError`], upon which the engine falls back to threads.
+//! Sets up an io_uring instance as well as the kernel, the container and the limits allow.
+//!
+//! Features of the kernel are found by trying them, best first, never by its version. Optional features (setup flags,
+//! queue length, registered memory) are dropped step by step. A missing requirement (permission, waiting with a
+//! timeout, the four operations) is a [`SetupError`], upon which the engine falls back to threads.
 
 use crate::error::{Code, Error, Operation, Side};
 use crate::exhausted::Exhausted;

@@ -4,8 +4,10 @@
 //! Its owner and its threads share one queue of operations and one of completions, both made for every slot at the
 //! start, so that nothing is allocated per operation. A thread owns the operation that it carries out, block included.
 //! So dropping a ring neither waits nor frees the memory of operations in flight: the thread ends, and returns the
-//! block, when its system call returns, if ever. Sends and receives may wait for a peer without a bound, so one
-//! separate thread polls all sockets ([`Poller`]). It is started with the first of them.
+//! block, when its system call returns, if ever.
+//!
+//! Sends and receives may wait for a peer without a bound, so one separate thread polls all sockets ([`Poller`]). It is
+//! started with the first of them.
 //!
 //! Threads start with the owner's CPU affinity: a core's work stays on its core.
 

@@ -10,11 +10,13 @@
 //!
 //! # Why the `unsafe` here is sound
 //! * Addresses reach the kernel only in `push`, out of a block's slice (so they lie within it), together with ownership
-//! of the block; those of messages lie in a table that is freed only with no operation in flight. * The registered
-//! range is used only for blocks of the very arena that was registered, which is compared by identity, not by address:
-//! another arena that is mapped at the same place later is not mistaken for it. * Nothing but the table names
-//! operations to the kernel, and an unknown name stops the process. The result of a submission or a wait is not relied
-//! on: after an interrupted, timed-out or partial call both queues are read again.
+//!   of the block; those of messages lie in a table that is freed only with no operation in flight.
+//! * The registered range is used only for blocks of the very arena that was registered, which is compared by identity,
+//!   not by address: another arena that is mapped at the same place later is not mistaken for it.
+//! * Nothing but the table names operations to the kernel, and an unknown name stops the process.
+//!
+//! The result of a submission or a wait is not relied on: after an interrupted, timed-out or partial call both queues
+//! are read again.
 
 use super::inflight::{InFlight, InFlightOperation};
 use super::setup::{self, Queues, SetupError};

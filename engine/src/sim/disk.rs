@@ -1,7 +1,8 @@
-//! Simulates a volume: its cached content, the content that survives a power cut, and its capabilities. A write changes
-//! the _cached_ content; a flush makes the content that was cached when it was pushed _stable_. A failed flush drops
-//! dirty pages, as kernels do: the pages that it did not write stay readable until they are evicted, but no later flush
-//! writes them. A power cut keeps, for each sector, either the cached or the stable bytes.
+//! Simulates a volume: its cached content, the content that survives a power cut, and its capabilities.
+//!
+//! A write changes the _cached_ content; a flush makes the content that was cached when it was pushed _stable_. A
+//! failed flush drops dirty pages, as kernels do: the pages that it did not write stay readable until they are evicted,
+//! but no later flush writes them. A power cut keeps, for each sector, either the cached or the stable bytes.
 
 use super::image::{Image, PAGE, Page, SECTOR, pages};
 use super::server::SimServer;

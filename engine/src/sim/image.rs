@@ -1,4 +1,5 @@
 //! Holds the bytes of a simulated volume: pages that are shared until they are written, and nothing for pages of zeros.
+//!
 //! Copies of an image cost a pointer per page, so that a disk can hold its cached and its stable content and the
 //! snapshot of a flush.
 

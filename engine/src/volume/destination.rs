@@ -284,7 +284,7 @@ fn may_write(node: &Node, rights: AccessFlags) -> Result<WriteCheck> {
     may_access(node.reach(), node.path(), rights)
 }
 
-/// The same of what is called `name` and found at `path`.
+/// As above for a name `name` that is found at `path`.
 fn may_access(path: &Path, name: &Path, rights: AccessFlags) -> Result<WriteCheck> {
     let Err(errno) = faccessat(AT_FDCWD, path, rights, AtFlags::AT_EACCESS) else { return Ok(WriteCheck::Yes) };
     let error = refused_writing(name, &errno.into());

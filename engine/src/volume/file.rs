@@ -45,7 +45,7 @@ pub(crate) struct FileVolume {
 /// Access to a file.
 #[derive(Debug)]
 enum ReachedBy {
-    /// Its name.
+    /// By its name.
     Name,
     /// A descriptor that a supervisor has given; its name is only shown. With its directory, perhaps.
     Descriptor(Option<OwnedFd>),
@@ -101,12 +101,12 @@ impl FileVolume {
         Ok(())
     }
 
-    /// From now on the file is not made shorter than `bytes`.
+    /// Sets the least size to which the file may be truncated.
     pub(super) fn keep_bytes(&mut self, bytes: u64) {
         self.kept_bytes = bytes;
     }
 
-    /// It was opened by a descriptor, and so is its directory: no name is looked up any more.
+    /// Notes that the file was given as a descriptor, as was its directory: its name is not looked up any more.
     pub(super) fn was_given(&mut self, parent: Option<OwnedFd>) {
         self.reached_by = ReachedBy::Descriptor(parent);
     }
@@ -198,7 +198,7 @@ pub(super) fn identity(stat: &Metadata, name: &VolumeName) -> Identity {
     }
 }
 
-/// Says how `now` differs from `before` in size, inode or times; `None` if it does not.
+/// Describes how `now` differs from `before` in size, inode or times; `None` if it does not.
 pub(super) fn difference(before: &Identity, now: &Identity) -> Option<String> {
     let differs = |what: &str, before: i128, now: i128| Some(format!("its {what} was {before} and is {now} now"));
     if before.size_bytes != now.size_bytes {

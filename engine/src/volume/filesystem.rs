@@ -54,7 +54,7 @@ impl FileSystem {
         self.kind == other.kind
     }
 
-    /// Its usual name, or the magic number in hexadecimal digits.
+    /// Returns its usual name, or the magic number in hexadecimal digits.
     pub(crate) fn name(self) -> String {
         let known = [
             (EXT4_SUPER_MAGIC.0, "ext4"),

@@ -32,11 +32,11 @@ pub struct Identity {
 /// Whether two identities are those of one volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum IdentityMatch {
-    /// They are.
+    /// The identities are of the same volume.
     Same,
-    /// Nothing that stays is known of it: only its content can tell.
+    /// Unproven: only the content can decide.
     Unknown,
-    /// They are not; how they differ.
+    /// The identities are of different volumes; the difference.
     Other(String),
 }
 
@@ -69,7 +69,7 @@ impl Identity {
         format!("{kind} {inode} {born} {size_bytes} {modified_ns} {changed_ns} {medium}\n{lasting}")
     }
 
-    /// From [`Identity::to_text`], under this name; `None` if it is not that.
+    /// Parses the text of [`Identity::to_text`], with this name; `None` if it is invalid.
     pub(crate) fn from_text(text: &str, name: VolumeName) -> Option<Self> {
         let (numbers, lasting) = text.split_once('\n')?;
         let mut fields = numbers.split(' ');

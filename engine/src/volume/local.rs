@@ -49,7 +49,7 @@ impl LocalVolume {
         }
     }
 
-    /// Both as files; `None` if either is a device.
+    /// Returns both as files; `None` if either is a device.
     pub(crate) fn both_files<'a>(&'a self, other: &'a Self) -> Option<(&'a FileVolume, &'a FileVolume)> {
         match (self, other) {
             (Self::File(one), Self::File(two)) => Some((one, two)),

@@ -80,7 +80,7 @@ pub(super) fn refuse_claimed(node: &Node) -> Result<()> {
     }
 }
 
-/// Takes the lock of an open file.
+/// Locks an open file.
 ///
 /// # Errors
 /// `EBusy` if another process keeps it for too long, `ECancelled`.

@@ -98,7 +98,7 @@ pub enum VolumeKind {
 /// Whether a range could be reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Allocation {
-    /// It is, and reads as before (zeros where nothing was written).
+    /// The range is reserved and reads as before (zeros where nothing was written).
     Reserved,
     /// The volume cannot reserve space; writes allocate as they go.
     Unsupported,
@@ -132,11 +132,12 @@ pub trait Volume: Send + Sync + fmt::Debug {
     /// Returns its identity when it was opened.
     fn identity(&self) -> &Identity;
 
-    /// At most `max` extents of `within`, in order and without gaps, the first one starting where `within` does, the
-    /// last one ending there or earlier. Empty only if `within` is. Volumes that cannot tell report data. `None`: a
-    /// request to the server is pending; call again with the same range soon. Only exports that workers serve return
-    /// it, as the workers send the request: a caller that gets `None` wakes them. A reply is never older than the first
-    /// call for it, nor than [`Volume::generation`] at that time.
+    /// Returns at most `max` extents of `within`, in order and without gaps, the first one starting where `within`
+    /// does, the last one ending there or earlier. Empty only if `within` is. Volumes that cannot tell report data.
+    ///
+    /// `None`: a request to the server is pending; call again with the same range soon. Only exports that workers serve
+    /// return it, as the workers send the request: a caller that gets `None` wakes them. A reply is never older than
+    /// the first call for it, nor than [`Volume::generation`] at that time.
     ///
     /// # Errors
     /// The scan failed; an offset past the end means the source shrank (`ESourceChanged`).
@@ -202,7 +203,7 @@ pub trait Volume: Send + Sync + fmt::Debug {
     /// `EUnsupported` where the two volumes cannot share.
     fn clone_range(&self, source: &dyn Volume, range: ByteRange) -> Result<()>;
 
-    /// Makes later reads come from the device and not from memory, as far as the volume can; says what they come from.
+    /// Evicts cached pages, as far as the volume can, so that later reads come from the device; returns their source.
     ///
     /// # Errors
     /// As the file system says.

@@ -23,7 +23,7 @@ impl VolumeName {
         Path::new(OsStr::from_bytes(&self.0))
     }
 
-    /// The same name with `text` behind it.
+    /// Appends `text` to the name.
     pub(crate) fn push_str(&mut self, text: &str) {
         self.0.extend(text.as_bytes());
     }

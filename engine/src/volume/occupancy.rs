@@ -48,7 +48,7 @@ pub(super) trait ProbeTarget {
 /// Data found on a device or export that should be empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Occupied {
-    /// In words, with an article.
+    /// Description, with an article.
     pub what: &'static str,
     /// The first byte of it that was looked at: where the signature lies, or a byte that is not zero.
     pub at: u64,

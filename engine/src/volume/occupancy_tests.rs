@@ -1,5 +1,5 @@
-//! Goal: a volume with data never counts as empty, and the check reads little.
-//! Method: volumes made up of a few bytes, with and without a map.
+//! Goal: a volume with data never counts as empty, and the check reads little. Method: volumes made up of a few bytes,
+//! with and without a map.
 
 use super::*;
 use std::cell::Cell;

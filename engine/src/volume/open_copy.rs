@@ -215,7 +215,7 @@ pub struct ExportFound {
     pub occupied: Option<Occupied>,
 }
 
-/// Looks at an export that may become a destination, and changes nothing.
+/// Examines an export that may become a destination, and changes nothing.
 ///
 /// # Errors
 /// As [`open_source`](super::open_source), on the side of the destination.

@@ -35,7 +35,7 @@ pub struct ReadOptions<'a> {
     pub changed_since: Option<&'a str>,
     /// Network options of an export.
     pub network: NetworkTerms,
-    /// Looked at every 100 ms while a server does not answer.
+    /// Cancellation, checked every 100 ms while a server does not answer.
     pub cancelled: &'a dyn Fn() -> bool,
 }
 

@@ -1,7 +1,7 @@
 //! Holds one volume of a copy while it is being opened: a volume of this host, or an export.
 //!
-//! The differences between the two matter only here, before the first block. Afterwards it is a [`Volume`] like
-//! any other.
+//! The differences between the two matter only here, before the first block. Afterwards it is a [`Volume`] like any
+//! other.
 
 use super::Volume;
 use super::export::ExportVolume;

@@ -64,7 +64,7 @@ impl VolumeRegions {
         regions
     }
 
-    /// Of a file or device that is open.
+    /// Returns the region of an open file or device.
     fn of_volume(volume: &dyn Volume) -> Option<Self> {
         let reach = PathBuf::from(format!("/proc/self/fd/{}", volume.file().0));
         Node::reached(volume.name().as_path(), reach, Side::Engine).ok().map(|node| Self::of(&node))
@@ -125,7 +125,7 @@ fn meet(some: &[Region], others: &[Region]) -> bool {
     some.iter().any(|one| others.iter().any(|two| one.meets(two)))
 }
 
-/// The same bytes seen from the layer below, where the device starts at `offset` and has `length` bytes.
+/// Translates a range to the layer below, where the device starts at `offset` and has `length` bytes.
 fn shift(range: ByteRange, offset: u64, length: Option<u64>) -> ByteRange {
     let end = range.end().min(length.unwrap_or(u64::MAX));
     ByteRange::new(offset.saturating_add(range.start().min(end)), offset.saturating_add(end))

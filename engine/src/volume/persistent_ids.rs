@@ -45,7 +45,7 @@ pub struct VolumeIds {
 }
 
 impl VolumeIds {
-    /// Of these ids, by their tags. The first of two with one tag counts.
+    /// Creates a set of ids by their tags. The first of two with one tag counts.
     pub(crate) fn of<'a>(ids: impl IntoIterator<Item = (&'a str, String)>) -> Self {
         let mut all = Self::default();
         ids.into_iter().for_each(|(tag, value)| all.push(tag, &value));
@@ -58,14 +58,14 @@ impl VolumeIds {
         &self.lasting
     }
 
-    /// Of a block device.
+    /// Reads the ids of a block device.
     pub(super) fn of_device(number: u64) -> Self {
         let mut ids = Self { boot_id: boot_id(), ..Self::default() };
         ids.add_device(number, "", 0);
         ids
     }
 
-    /// Of the file system that an open file is in.
+    /// Reads the ids of the file system of an open file.
     pub(super) fn of_file(file: &File) -> Self {
         let mut ids = Self::default();
         ids.add_file_system(file, "");

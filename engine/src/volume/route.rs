@@ -20,18 +20,18 @@ use std::path::Path;
 pub(crate) enum SubmitMode {
     /// Through the worker's ring.
     Ring,
-    /// At once, on the worker itself, which stands still meanwhile. Only memory answers soon whatever happens.
+    /// At once, on the worker, which is blocked meanwhile. Only memory always answers soon.
     Inline,
 }
 
 /// Whether operations on a volume pass through the page cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cache {
-    /// They do not (`O_DIRECT`).
+    /// Operations bypass the page cache (`O_DIRECT`).
     Direct,
-    /// They do.
+    /// Operations use the page cache.
     Buffered,
-    /// They go to a server, which has caches of its own.
+    /// Operations go to a server, which has caches of its own.
     Server,
 }
 
@@ -182,8 +182,8 @@ fn destination_io_mode(path: PathChoice, destination: &OpenVolume) -> IoMode {
     IoMode { submit, cache }
 }
 
-/// Both as local volumes, if sharing is not out of the question. Subvolumes of one btrfs have different device numbers,
-/// so these say nothing; only the kernel knows.
+/// Returns both as local volumes, if sharing is possible. Subvolumes of one btrfs have different device numbers, so
+/// these say nothing; only the kernel knows.
 fn may_share<'a>(source: &'a OpenVolume, destination: &'a OpenVolume) -> Option<(&'a LocalVolume, &'a LocalVolume)> {
     let (source, destination) = (source.local()?, destination.local()?);
     let (from, to) = source.both_files(destination)?;

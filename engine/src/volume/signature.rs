@@ -6,11 +6,11 @@
 /// Offset of a signature on a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SignatureOffset {
-    /// So many bytes from the start.
+    /// Bytes from the start.
     Start(u64),
-    /// So many bytes before the end.
+    /// Bytes before the end.
     End(u64),
-    /// So many bytes before the last multiple of `align` that the volume reaches.
+    /// Bytes before the last multiple of `align` within the volume.
     AlignedEnd { back: u64, align: u64 },
 }
 
@@ -26,7 +26,7 @@ impl SignatureOffset {
     }
 }
 
-/// One thing that leaves a mark.
+/// A signature.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Signature {
     pub(super) what: &'static str,

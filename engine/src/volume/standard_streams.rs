@@ -26,8 +26,8 @@ pub enum StandardStream {
 impl StandardStream {
     const ALL: [Self; 2] = [Self::Output, Self::Error];
 
-    /// Those that lead to bytes of the file or device at `path`: through links, `/dev/fd`, partitions and loop devices,
-    /// too. None if nothing is there.
+    /// Returns the streams that lead to bytes of the file or device at `path`, also through links, `/dev/fd`,
+    /// partitions and loop devices. Empty if nothing exists there.
     #[must_use]
     pub fn leading_to(path: &Path) -> Vec<Self> {
         let there = Node::look_up(path, Side::Caller).ok().flatten();

@@ -88,7 +88,7 @@ impl Mounted {
         Self::named(OsStr::new("point"), kind, mib)
     }
 
-    /// The same at a mount point of this name.
+    /// As above, at a mount point of this name.
     pub(crate) fn named(name: &OsStr, kind: &str, mib: u64) -> Result<Self, String> {
         if !nix::unistd::geteuid().is_root() {
             return Err("needs root to mount".into());
@@ -196,7 +196,7 @@ impl Server {
         Err(format!("{program} does not listen after 5 s"))
     }
 
-    /// One of its exports.
+    /// Returns the locator of an export.
     pub(crate) fn export(&self, name: &str) -> Locator {
         let socket = self.directory.path().join("socket");
         Locator::parse(&format!("nbd+unix:///{name}?socket={}", socket.display())).expect("a plain URI")

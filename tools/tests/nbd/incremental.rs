@@ -56,8 +56,8 @@ impl Disk {
     }
 }
 
-/// Writes data and zeros at known offsets: 192 KiB of data at 3 MiB, 64 KiB in the middle of what was
-/// data, 1 MiB of zeros at 20 MiB.
+/// Writes data and zeros at known offsets: 192 KiB of data at 3 MiB, 64 KiB in the middle of what was data, 1 MiB of
+/// zeros at 20 MiB.
 const CHANGES: [&str; 3] = ["write -P 0xa5 3M 192k", "write -P 0x5a 10M 4k", "write -z 20M 1M"];
 /// Dirty data of [`CHANGES`], in whole units of the bitmap.
 const DIRTY_DATA: u64 = 256 << 10;

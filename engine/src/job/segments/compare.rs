@@ -71,7 +71,7 @@ impl CompareSegments {
         }
     }
 
-    /// Takes the next run of the journal. Says whether there was one.
+    /// Reads the next run of the journal. Returns whether there was one.
     fn next_run(&mut self, found: &mut Refill) -> Result<bool> {
         let Expectation::Journal(journal, _) = &self.expectation else { return Ok(false) };
         if self.cursor >= self.size {
@@ -118,9 +118,9 @@ enum NextPiece {
     Zeros {
         range: ByteRange,
     },
-    /// Nothing yet: the volume was asked.
+    /// The block status is requested and not known yet.
     Pending,
-    /// Nothing any more.
+    /// There are no further extents.
     End,
 }
 

@@ -32,7 +32,7 @@ pub(crate) struct CopySegments {
     leaf: u32,
     /// Ranges that were lost, and have to be planned again.
     lost: RangeSet,
-    /// One of them, which comes first.
+    /// Planner of one of the lost ranges, which is planned first.
     again: Option<Planner>,
     zeros: ZeroPlan,
     /// Whether the source's map is believed.

@@ -16,11 +16,11 @@ use crate::volume::Volume;
 /// Content of the destination at the next zeros of the source.
 #[derive(Debug)]
 pub(crate) enum ZeroStatus {
-    /// They are there.
+    /// The destination holds the zeros.
     Present(WrittenRange),
     /// The zeros must be requested.
     Missing(ByteRange),
-    /// Nothing yet: the server was asked.
+    /// The block status is requested and not known yet.
     Pending,
     /// There are no more zeros to look at.
     End,
@@ -43,12 +43,12 @@ pub(crate) struct DestinationZeros {
 }
 
 impl DestinationZeros {
-    /// Of a volume of which `size` bytes are copied in leaves of `leaf` bytes.
+    /// Creates the state for a copy of `size` bytes in leaves of `leaf` bytes.
     pub(crate) fn new(leaf: u32, size: u64, sparse: Sparse) -> Self {
         Self { leaf, size, sparse, range: None, asked: None, known: Vec::new(), generation: 0 }
     }
 
-    /// Looks at these zeros of the source, which are on the leaf grid. What was looked at before is over.
+    /// Starts with these zeros of the source, which are on the leaf grid, and drops the earlier ones.
     pub(crate) fn start(&mut self, range: ByteRange) {
         self.range = Some(Planner::over(range, self.leaf));
     }

@@ -30,7 +30,7 @@ const SCANS_PER_REFILL: usize = 8;
 /// Work that one refill has found.
 #[derive(Debug, Default)]
 pub(crate) struct Refill {
-    /// For the workers.
+    /// Segments for the workers.
     pub segments: Vec<Segment>,
     /// Settled without them, as the destination holds it already.
     pub skipped: Vec<WrittenRange>,

@@ -11,11 +11,11 @@ use std::sync::Arc;
 /// Whether space for data is reserved before it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reserve {
-    /// Not at all.
+    /// Nothing is reserved.
     Nothing,
-    /// For data; zeros found inside are given back.
+    /// Space for data is reserved; that of detected zeros is released.
     Data,
-    /// For every byte, and kept.
+    /// Space for every byte is reserved and kept.
     Everything,
 }
 
@@ -38,7 +38,7 @@ impl Reservation {
         Self { destination, reserve, todo, supported: true }
     }
 
-    /// Takes note of data that will be wanted.
+    /// Notes data whose space must be reserved.
     pub(super) fn note(&mut self, extents: &[Extent]) {
         if self.reserve == Reserve::Data && self.supported {
             self.todo

@@ -54,7 +54,7 @@ pub(super) enum Head {
 }
 
 impl Head {
-    /// Of exactly the bytes that [`head_bytes`] tells.
+    /// Decodes a head of exactly [`head_bytes`] bytes.
     pub(super) fn decode(bytes: &[u8]) -> Self {
         let cookie = u64_at(bytes, 8);
         let (offset, len) = match bytes.len() {
@@ -78,7 +78,7 @@ pub(super) enum ChunkKind {
     },
     Error,
     ErrorOffset,
-    /// Of a kind that is not known, but starts as all errors do.
+    /// An error of an unknown type.
     OtherError,
 }
 

@@ -39,7 +39,7 @@ pub(crate) const DESCRIPTORS_MAX: usize = 4096;
 pub(crate) enum ExpectedReply {
     /// `len` bytes from `offset` of the export.
     Read { offset: u64, len: u32 },
-    /// That it is done: writes, zeros, flushes.
+    /// Completion without content: writes, zeros, flushes.
     Nothing,
     /// Block status from `offset` on.
     Status { offset: u64, len: u64 },
@@ -134,7 +134,7 @@ pub(crate) struct Replies {
 }
 
 impl Replies {
-    /// For up to `slots` requests at a time. Allocates here.
+    /// Creates the state for up to `slots` requests at a time. Allocates all memory here.
     pub(crate) fn new(style: ReplyStyle, contexts: MetaContexts, slots: usize) -> Self {
         let count = u32::try_from(slots).expect("slots are counted in hundreds");
         Self {
@@ -199,7 +199,7 @@ impl Replies {
     }
 
     /// Takes bytes that arrived: at least one, at most what was wanted when their receive began. Events are appended;
-    /// those that came before a violation stand.
+    /// those before a violation are valid.
     ///
     /// # Panics
     /// If a body is wanted: that is the owner's mistake.
@@ -212,7 +212,7 @@ impl Replies {
         Ok(())
     }
 
-    /// Takes note that the first `bytes` of the wanted body have arrived in place.
+    /// Notes that the first `bytes` of the wanted body have arrived in place.
     ///
     /// # Panics
     /// If no body is wanted, or fewer bytes: that is the owner's mistake.
@@ -225,7 +225,7 @@ impl Replies {
         })
     }
 
-    /// One step, and none after a violation.
+    /// Runs one step, unless a violation has occurred.
     fn unless_broken<T>(
         &mut self,
         step: impl FnOnce(&mut Self) -> Result<T, ProtocolViolation>,

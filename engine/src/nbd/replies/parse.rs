@@ -8,7 +8,7 @@ use crate::nbd::ReplyStyle;
 use crate::nbd::codec::{errno, u16_at, u32_at, u64_at};
 
 impl Replies {
-    /// Takes some of `rest`, which lies `from` bytes into what was received; how many.
+    /// Parses a part of `rest`, which starts `from` bytes into the received bytes; returns its length.
     pub(super) fn step(
         &mut self,
         rest: &[u8],
@@ -214,7 +214,7 @@ impl Replies {
         Ok(used)
     }
 
-    /// Only the last one may go past the end of the request; it is cut there.
+    /// Adds a descriptor. Only the last one may extend past the end of the request; it is cut there.
     fn add_descriptor(&mut self, len: u64, flags: u64) -> Result<(), ProtocolViolation> {
         let ExpectedReply::Status { len: wanted, .. } = self.slots[self.chunk.index].expected else {
             unreachable!("only status requests are answered with descriptors")
@@ -234,7 +234,7 @@ impl Replies {
         Ok(())
     }
 
-    /// Goes on when the message is over.
+    /// Continues after the end of a message.
     fn after_message(&mut self, events: &mut Vec<ReplyEvent>) -> Result<(), ProtocolViolation> {
         match self.state {
             ParserState::Message { left: 0 } if self.chunk.kind == ChunkKind::ErrorOffset => {
@@ -265,7 +265,7 @@ impl Replies {
         self.after_rest(events).map(|()| used)
     }
 
-    /// Goes on when the chunk is over.
+    /// Continues after the end of a chunk.
     fn after_rest(&mut self, events: &mut Vec<ReplyEvent>) -> Result<(), ProtocolViolation> {
         if self.chunk.left == 0 { self.end_chunk(events) } else { Ok(()) }
     }

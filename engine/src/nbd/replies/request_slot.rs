@@ -5,7 +5,7 @@ use super::{ExpectedReply, ProtocolViolation};
 use crate::nbd::MetaContexts;
 use nix::errno::Errno;
 
-/// One request under way, or room for it.
+/// A slot for a request.
 #[derive(Debug)]
 pub(super) struct RequestSlot {
     pub(super) expected: ExpectedReply,

@@ -59,7 +59,7 @@ impl SampleStream {
     }
 }
 
-/// One answer, in messages that others may come between. Cookies are not in them yet.
+/// One reply, in messages that may be interleaved with others, without cookies.
 struct SampleReply {
     asked: SampleRequest,
     messages: std::collections::VecDeque<Vec<u8>>,
@@ -228,7 +228,7 @@ impl SampleServer {
         chunk(is_wide, kind, offset, payload)
     }
 
-    /// One stream of all answers, each in its order, with others between its messages.
+    /// Interleaves the messages of all replies, keeping the order within each reply.
     fn interleave(mut self, mut answers: Vec<SampleReply>) -> SampleStream {
         let (mut stream, mut asked, mut cookies) = (Vec::new(), Vec::new(), Vec::new());
         let mut begun = vec![None; answers.len()];

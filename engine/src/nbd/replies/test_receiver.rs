@@ -135,7 +135,7 @@ impl TestReceiver {
     }
 }
 
-/// One, a few, or as many as there are.
+/// Draws a length: one byte, a few, or unlimited.
 pub(crate) fn some_length(numbers: &mut SeededNumbers) -> usize {
     match numbers.below(4) {
         0 => 1,

@@ -1,5 +1,7 @@
-//! Tests the contract of [`Ring`] for sends and receives, on every face. Method: both ends of a local connection, a
-//! unix one and a TCP one in every test. The ring has one end and the test the other, or the ring has both.
+//! Tests the contract of [`Ring`] for sends and receives, on every face.
+//!
+//! Method: both ends of a local connection, a unix one and a TCP one in every test. The ring has one end and the test
+//! the other, or the ring has both.
 
 use super::*;
 use std::io::Read;

@@ -1,8 +1,9 @@
-//! Serves the sockets of a ring of threads: one thread carries out all sends and receives. A peer may take any time, so
-//! a thread of the pool must not wait for one. The poller waits for all sockets in one `poll(2)`, together with an
-//! event by which the owner signals new operations or the end. None of its other calls blocks. The poller owns the
-//! pending operations: a ring that ends wakes the poller and waits for its end, after which no thread touches their
-//! memory.
+//! Serves the sockets of a ring of threads: one thread carries out all sends and receives.
+//!
+//! A peer may take any time, so a thread of the pool must not wait for one. The poller waits for all sockets in one
+//! `poll(2)`, together with an event by which the owner signals new operations or the end. None of its other calls
+//! blocks. The poller owns the pending operations: a ring that ends wakes the poller and waits for its end, after which
+//! no thread touches their memory.
 //!
 //! Nothing is allocated per operation: every list has room for all slots from the start.
 

@@ -1,8 +1,10 @@
-//! Describes to the kernel the two parts of a send or a receive. There is one entry for every operation that can be in
-//! flight, allocated once, at an address that never changes. The kernel reads an entry when an operation starts, and
-//! writes to it when the operation ends (the results of `recvmsg`). So the kernel may use an entry as long as a block.
-//! The slot in the table of operations is free again only after the answer, and a ring that ends before that leaks all
-//! entries with its blocks. As the kernel may write to them, the entries are cells.
+//! Describes to the kernel the two parts of a send or a receive.
+//!
+//! There is one entry for every operation that can be in flight, allocated once, at an address that never changes. The
+//! kernel reads an entry when an operation starts, and writes to it when the operation ends (the results of `recvmsg`).
+//! So the kernel may use an entry as long as a block. The slot in the table of operations is free again only after the
+//! answer, and a ring that ends before that leaks all entries with its blocks. As the kernel may write to them, the
+//! entries are cells.
 
 use nix::libc::{iovec, msghdr};
 use std::cell::Cell;
