@@ -1,5 +1,4 @@
-//! Makes a certificate authority in a folder of its own with `openssl`: certificates are valid from and until the times
-//! that a test says.
+//! Makes a certificate authority with `openssl`, in a temporary directory: tests choose the validity of certificates.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +9,7 @@ use tempfile::TempDir;
 const NEW_KEY: [&str; 5] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// What the flags of a process name.
+/// The files of the TLS flags of a process.
 #[derive(Clone, Debug)]
 pub struct Identity {
     /// The certificate.
@@ -22,37 +21,37 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The flags of a command line.
+    /// Returns the flags of a command line.
     pub fn flags(&self) -> [&str; 6] {
         let Self { certificate, key, authority } = self;
         ["--tls-cert", text(certificate), "--tls-key", text(key), "--tls-ca", text(authority)]
     }
 
-    /// Puts another identity into these files.
+    /// Replaces the content of these files by another identity.
     pub fn replace(&self, by: &Self) {
         for (from, to) in [(&by.certificate, &self.certificate), (&by.key, &self.key), (&by.authority, &self.authority)]
         {
-            // As a tool that renews certificates does: nobody reads half of a file.
+            // As a tool that renews certificates does, so that no reader sees half of a file.
             let beside = to.with_extension("new");
-            fs::copy(from, &beside).expect("the room is ours");
-            fs::rename(&beside, to).expect("the room is ours");
+            fs::copy(from, &beside).expect("the directory is writable");
+            fs::rename(&beside, to).expect("the directory is writable");
         }
     }
 }
 
-/// See the module's head.
+/// A certificate authority.
 pub struct Authority(TempDir);
 
 impl Authority {
-    /// One that is valid for days.
+    /// Creates an authority that is valid for days.
     pub fn new() -> Self {
         let now = SystemTime::now();
         Self::lasting(now - DAY, now + 30 * DAY)
     }
 
-    /// One that is valid from when to when.
+    /// Creates an authority that is valid from `from` until `until`.
     pub fn lasting(from: SystemTime, until: SystemTime) -> Self {
-        let authority = Self(tempfile::tempdir().expect("there is a temporary folder"));
+        let authority = Self(tempfile::tempdir().expect("temporary directories can be created"));
         let folder = text(authority.0.path()).to_owned();
         let settings = format!(
             "[ca]\ndefault_ca=own\n[own]\ndatabase={folder}/index\nnew_certs_dir={folder}\nrand_serial=yes\n\
@@ -60,8 +59,8 @@ impl Authority {
              [authority]\nbasicConstraints=critical,CA:TRUE\nkeyUsage=keyCertSign,cRLSign\n\
              [process]\nsubjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n"
         );
-        fs::write(authority.path("settings"), settings).expect("the room is ours");
-        fs::write(authority.path("index"), "").expect("the room is ours");
+        fs::write(authority.path("settings"), settings).expect("the directory is writable");
+        fs::write(authority.path("index"), "").expect("the directory is writable");
         authority.sign("authority", "ca", &["-selfsign"], "authority", from, until);
         authority
     }
@@ -70,23 +69,23 @@ impl Authority {
         self.0.path().join(name)
     }
 
-    /// A process's certificate, for listening at 127.0.0.1 and for calling, that is valid for days.
+    /// Makes a certificate of a process, for listening at 127.0.0.1 and for calling, that is valid for days.
     pub fn certify(&self, name: &str) -> Identity {
         let now = SystemTime::now();
         self.certify_for(name, now - DAY, now + 30 * DAY)
     }
 
-    /// The same, valid from when to when.
+    /// As [`Authority::certify`], valid from `from` until `until`.
     pub fn certify_for(&self, name: &str, from: SystemTime, until: SystemTime) -> Identity {
         let ca = self.path("ca.pem");
         let key = self.sign("process", name, &["-cert", text(&ca)], name, from, until);
-        // Its own: to replace what a process trusts changes nothing for others.
+        // A copy for each process: replacing it does not change what other processes trust.
         let authority = self.path(&format!("{name}-ca.pem"));
-        fs::copy(&ca, &authority).expect("the room is ours");
+        fs::copy(&ca, &authority).expect("the directory is writable");
         Identity { certificate: self.path(&format!("{name}.pem")), key, authority }
     }
 
-    /// Makes a key and a certificate of this kind; gives the key.
+    /// Makes a key and a certificate of this kind; returns the key.
     fn sign(
         &self,
         kind: &str,
@@ -109,7 +108,7 @@ impl Authority {
     }
 }
 
-/// As `openssl` takes it.
+/// Formats a time for `openssl`.
 fn date(time: SystemTime) -> String {
     let seconds = time.duration_since(UNIX_EPOCH).expect("it is later").as_secs();
     run("date", &["-u", "-d", &format!("@{seconds}"), "+%Y%m%d%H%M%SZ"]).trim().to_owned()
@@ -119,8 +118,8 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("paths of tests are text")
 }
 
-fn run(program: &str, words: &[&str]) -> String {
-    let output = Command::new(program).args(words).output().unwrap_or_else(|error| panic!("run {program}: {error}"));
-    assert!(output.status.success(), "{program} {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+fn run(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output().unwrap_or_else(|error| panic!("run {program}: {error}"));
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }

@@ -1,4 +1,4 @@
-//! Provides what the tests of all packages share. Packages depend on it for their tests only.
+//! Provides the support code that the tests of all packages share. Packages depend on it for their tests only.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::missing_panics_doc, reason = "a test that cannot go on panics")]

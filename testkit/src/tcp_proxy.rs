@@ -1,25 +1,25 @@
-//! Provides a connection that can fail: passes bytes between clients and one server until it is told otherwise.
+//! Forwards TCP connections between clients and one server, and can stall or cut them.
 //!
-//! Takes TCP connections on a free port of 127.0.0.1. A fault holds for open connections and for new ones.
+//! Listens on a free port of 127.0.0.1. A mode applies to open and to new connections.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// What becomes of the bytes.
+/// Treatment of the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// They arrive.
+    /// All bytes are forwarded.
     Pass,
-    /// Those of the server are lost; those of the client arrive.
+    /// Bytes of the server are lost; bytes of the client are forwarded.
     LoseAnswers,
-    /// None arrives before it passes again, and nobody is told.
+    /// No bytes are forwarded until the mode changes; connections stay open.
     Stall,
-    /// Connections are cut, and new ones at once.
+    /// Connections are closed, new ones at once.
     Cut,
 }
 
-/// The connection. Cut when it is dropped.
+/// A proxy to one server. Its connections are closed on drop.
 #[derive(Debug)]
 pub struct TcpProxy {
     address: SocketAddr,
@@ -43,10 +43,10 @@ struct Now {
 }
 
 impl TcpProxy {
-    /// A wire to the server at `HOST:PORT`, numeric.
+    /// Starts a proxy to the server at `HOST:PORT`, numeric.
     pub fn to(server: &str) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("there are free ports");
-        let address = listener.local_addr().expect("it is bound");
+        let address = listener.local_addr().expect("the socket is bound");
         let now = Mutex::new(Now { mode: Mode::Pass, streams: Vec::new(), open: 0 });
         let server = server.parse().expect("the address is numeric");
         let state = Arc::new(State { server, now, changed: Condvar::new() });
@@ -56,12 +56,12 @@ impl TcpProxy {
         Self { address, state }
     }
 
-    /// Where clients connect.
+    /// Returns the address for clients.
     pub fn address(&self) -> String {
         self.address.to_string()
     }
 
-    /// From now on.
+    /// Sets the mode.
     pub fn set(&self, mode: Mode) {
         let mut now = self.state.now();
         now.mode = mode;
@@ -73,7 +73,7 @@ impl TcpProxy {
         self.state.changed.notify_all();
     }
 
-    /// Connections that neither end has closed.
+    /// Returns the number of connections that neither end has closed.
     pub fn connections(&self) -> usize {
         self.state.now().open
     }
@@ -106,7 +106,7 @@ impl State {
         }
     }
 
-    /// Moves bytes one way until an end is closed, and then closes the other.
+    /// Forwards bytes in one direction until an end is closed, and then closes the other end.
     fn pump(&self, mut from: TcpStream, mut to: TcpStream, answers: bool) {
         let mut buffer = vec![0; 64 << 10];
         while let Ok(length @ 1..) = from.read(&mut buffer) {

@@ -1,8 +1,8 @@
-//! Runs a real ZooKeeper of one or more servers, on free ports of 127.0.0.1, with folders of its own.
+//! Runs a ZooKeeper ensemble of one or more servers, on free ports of 127.0.0.1, in temporary directories.
 //!
 //! Servers can be killed, paused, isolated from each other and started again by their number. All of them end when the
-//! [`Ensemble`] is dropped, and the kernel kills them when the test's process ends in whatever way. Needs `java`,
-//! Debian's package `zookeeper`, and `setpriv` of `util-linux`.
+//! [`Ensemble`] is dropped, and the kernel kills them when the test's process ends. Needs `java`, Debian's package
+//! `zookeeper`, and `setpriv` of `util-linux`.
 
 use crate::java;
 use crate::tcp_proxy::{Mode, TcpProxy};
@@ -17,71 +17,71 @@ use std::sync::{OnceLock, mpsc};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// No server needs a tenth of this to start, nor an ensemble to elect.
-const PATIENCE: Duration = Duration::from_secs(300);
-/// Between two looks.
-const GLANCE: Duration = Duration::from_millis(20);
-/// A server that does not answer a question in this time is paused or gone.
+/// Longest wait for a start or an election; ten times as long as either takes.
+const WAIT_MAX: Duration = Duration::from_secs(300);
+/// Time between two checks.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// Longest time for an answer; a server that takes longer is paused or has ended.
 const ANSWER_WAIT: Duration = Duration::from_secs(1);
-/// Below the ports that the kernel gives to outgoing connections: nobody takes one while its server is down.
+/// Below the range that the kernel uses for outgoing connections: a port stays free while its server is down.
 const PORTS: std::ops::Range<u16> = 12_000..32_000;
 
-/// How an ensemble is set up.
+/// Settings of an ensemble.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// How many servers; 1 or 3, say.
+    /// Number of servers, such as 1 or 3.
     pub servers: usize,
-    /// ZooKeeper's unit of time: sessions last at least two of it, and expire at its multiples.
+    /// ZooKeeper's tick: sessions last at least two ticks, and expire at multiples of it.
     pub tick: Duration,
     /// Ticks that a follower may lag behind the leader.
     pub sync_limit: u32,
     /// Ticks that a follower may take to join.
     pub init_limit: u32,
-    /// Most memory of a server's heap.
+    /// Largest heap of a server.
     pub heap_mib: u32,
-    /// Whether followers follow by ways that can be cut: see [`Ensemble::isolate`].
+    /// Whether followers connect to the leader through proxies: see [`Ensemble::isolate`].
     pub wired: bool,
 }
 
 impl Settings {
-    /// Quick enough for tests: half a second a tick, so that a session lasts at least one second.
+    /// Returns settings with ticks of half a second, so that a session lasts at least one second.
     pub fn new(servers: usize) -> Self {
         Self { servers, tick: Duration::from_millis(500), sync_limit: 8, init_limit: 20, heap_mib: 128, wired: false }
     }
 }
 
-/// What a server says that it is.
+/// Role of a server, as it reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// It leads the others.
+    /// The leader.
     Leader,
-    /// It follows.
+    /// A follower.
     Follower,
-    /// The only one.
+    /// The only server.
     Standalone,
 }
 
-/// The servers.
+/// A running ensemble.
 #[derive(Debug)]
 pub struct Ensemble {
     servers: Vec<Server>,
-    /// From each to each: the ways on which followers follow, if they are wired. What servers elect a leader by does not go
-    /// there.
+    /// Proxies from each server to each other for the traffic of followers, if the ensemble is wired. Elections do not
+    /// use them.
     ways: Vec<Vec<TcpProxy>>,
     settings: Settings,
-    /// Removed with the servers.
+    /// Directories of the servers.
     _folder: TempDir,
 }
 
 impl Ensemble {
-    /// Whether what it takes is installed; `cargo xtask test` installs it.
+    /// Tells whether the needed programs are installed; `cargo xtask test` installs them.
     pub fn is_installed() -> bool {
         let found = |folder: &Path| folder.join("java").is_file();
         let java = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|path| found(&path));
         java && Path::new("/usr/share/java/zookeeper.jar").is_file()
     }
 
-    /// Starts `servers` of them and waits until they serve.
+    /// Starts an ensemble of `servers` servers and waits until they serve.
     pub fn start(servers: usize) -> Self {
         Self::with(Settings::new(servers))
     }
@@ -114,22 +114,22 @@ impl Ensemble {
         ensemble
     }
 
-    /// How many servers.
+    /// Returns the number of servers.
     pub fn len(&self) -> usize {
         self.servers.len()
     }
 
-    /// `HOST:PORT,HOST:PORT...` of all servers.
+    /// Returns the addresses of all servers: `HOST:PORT,HOST:PORT...`.
     pub fn addresses(&self) -> String {
         (0..self.len()).map(|index| self.address(index)).collect::<Vec<_>>().join(",")
     }
 
-    /// `HOST:PORT` of one.
+    /// Returns the address of a server: `HOST:PORT`.
     pub fn address(&self, index: usize) -> String {
         self.servers[index].address().to_string()
     }
 
-    /// The process of a server.
+    /// Returns the process ID of a server.
     ///
     /// # Panics
     /// If it has been killed.
@@ -138,65 +138,64 @@ impl Ensemble {
         Pid::from_raw(i32::try_from(child.id()).expect("ids are small"))
     }
 
-    /// Ends a server as the loss of its machine would, and waits until it is gone. Nothing if it does not run.
+    /// Kills a server, if it runs, and waits until it has ended.
     pub fn kill(&mut self, index: usize) {
         self.servers[index].kill();
     }
 
-    /// Stops a server's time: it accepts connections and says nothing.
+    /// Pauses a server: its connections stay open without an answer.
     pub fn pause(&self, index: usize) {
         kill(self.pid(index), Signal::SIGSTOP).expect("the server runs");
     }
 
-    /// Lets a paused server go on.
+    /// Resumes a paused server.
     pub fn resume(&self, index: usize) {
         kill(self.pid(index), Signal::SIGCONT).expect("the server runs");
     }
 
-    /// Stops everything between a server and those that it follows or that follow it, without a word. It still hears its
-    /// clients.
+    /// Stalls the traffic between a server and its leader or followers. Its clients still reach it.
     ///
     /// # Panics
-    /// Unless they are wired.
+    /// If the ensemble is not wired.
     pub fn isolate(&self, index: usize) {
-        self.ways_of(index).for_each(|way| way.set(Mode::Stall));
+        self.links_of(index).for_each(|way| way.set(Mode::Stall));
     }
 
-    /// Lets it through again, on new connections.
+    /// Ends [`Ensemble::isolate`]: old connections are closed, new ones pass.
     pub fn rejoin(&self, index: usize) {
-        self.ways_of(index).for_each(|way| {
+        self.links_of(index).for_each(|way| {
             way.set(Mode::Cut);
             way.set(Mode::Pass);
         });
     }
 
-    fn ways_of(&self, index: usize) -> impl Iterator<Item = &TcpProxy> {
-        assert!(self.settings.wired, "these servers hear each other directly");
+    fn links_of(&self, index: usize) -> impl Iterator<Item = &TcpProxy> {
+        assert!(self.settings.wired, "the servers of this ensemble are not wired");
         let towards = self.ways.iter().map(move |ways| &ways[index]);
         self.ways[index].iter().chain(towards)
     }
 
-    /// Where a server keeps what it has committed.
+    /// Returns the data directory of a server.
     pub fn data(&self, index: usize) -> PathBuf {
         self.servers[index].home.join("data")
     }
 
-    /// Starts a server with the data that it had, and does not wait: alone it may not be able to serve.
+    /// Starts a server with its data, without waiting: without a quorum it cannot serve.
     pub fn launch(&mut self, index: usize) {
         self.servers[index].launch(self.settings.heap_mib);
     }
 
-    /// Starts a server with the data that it had, killed before if it runs, and waits until it serves.
+    /// Kills a server if it runs, starts it with its data, and waits until it serves.
     pub fn restart(&mut self, index: usize) {
         self.kill(index);
         self.launch(index);
         self.wait_until_it_serves(index);
     }
 
-    /// What a server is; `None` while it does not serve.
+    /// Returns the role of a server; `None` while it does not serve.
     pub fn role(&self, index: usize) -> Option<Role> {
-        let said = self.servers[index].ask("srvr").ok()?;
-        let mode = said.lines().find_map(|line| line.strip_prefix("Mode: "))?;
+        let answer = self.servers[index].ask("srvr").ok()?;
+        let mode = answer.lines().find_map(|line| line.strip_prefix("Mode: "))?;
         match mode {
             "leader" => Some(Role::Leader),
             "follower" => Some(Role::Follower),
@@ -205,46 +204,47 @@ impl Ensemble {
         }
     }
 
-    /// The leader of now, or the only server. Waits for an election.
+    /// Returns the current leader, or the only server. Waits for an election.
     ///
     /// # Panics
-    /// If there is none for five minutes.
+    /// If no server leads within five minutes.
     pub fn leader(&self) -> usize {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + WAIT_MAX;
         loop {
             let leads = |index: &usize| matches!(self.role(*index), Some(Role::Leader | Role::Standalone));
             if let Some(index) = (0..self.len()).filter(|&index| self.servers[index].child.is_some()).find(leads) {
                 return index;
             }
-            assert!(Instant::now() < until, "no server leads: {}", self.said());
-            std::thread::sleep(GLANCE);
+            assert!(Instant::now() < until, "no server leads: {}", self.log());
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 
-    /// The server that a session is connected to, by the session's number.
+    /// Returns the server that a session is connected to, by the session's ID.
     pub fn server_of(&self, session: i64) -> Option<usize> {
         let wanted = format!("sid=0x{session:x},");
-        (0..self.len()).find(|&index| self.servers[index].ask("cons").is_ok_and(|said| said.contains(&wanted)))
+        (0..self.len()).find(|&index| self.servers[index].ask("cons").is_ok_and(|answer| answer.contains(&wanted)))
     }
 
-    /// Writes committed so far, in this term of its leader.
+    /// Returns the number of writes committed in the current epoch of ZooKeeper's leader.
     ///
     /// # Panics
     /// If no server leads.
     pub fn transactions(&self) -> u64 {
-        let said = self.servers[self.leader()].ask("srvr").expect("it has just answered");
-        let last = said.lines().find_map(|line| line.strip_prefix("Zxid: 0x")).expect("every server has one");
+        let answer = self.servers[self.leader()].ask("srvr").expect("it has just answered");
+        let last = answer.lines().find_map(|line| line.strip_prefix("Zxid: 0x")).expect("every server has one");
         u64::from_str_radix(last, 16).expect("it is hexadecimal") & 0xffff_ffff
     }
 
-    /// Watches that are set at all servers.
+    /// Returns the number of watches at all servers.
     ///
     /// # Panics
     /// If a server does not answer.
     pub fn watches(&self) -> u64 {
         let of = |server: &Server| {
-            let said = server.ask("wchs").expect("it serves");
-            let total = said.lines().find_map(|line| line.strip_prefix("Total watches:")).expect("every server counts");
+            let answer = server.ask("wchs").expect("it serves");
+            let total =
+                answer.lines().find_map(|line| line.strip_prefix("Total watches:")).expect("every server counts");
             total.trim().parse::<u64>().expect("it is a number")
         };
         self.servers.iter().map(of).sum()
@@ -253,20 +253,20 @@ impl Ensemble {
     /// Waits until a server answers, as part of a quorum.
     ///
     /// # Panics
-    /// If it ends, or does not for five minutes.
+    /// If the server ends, or does not serve within five minutes.
     pub fn wait_until_it_serves(&mut self, index: usize) {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + WAIT_MAX;
         while self.role(index).is_none() {
             let child = self.servers[index].child.as_mut().expect("it was started");
             let ended = child.try_wait().expect("it is our child");
-            assert!(ended.is_none(), "server {index} ended: {ended:?}: {}", self.said());
-            assert!(Instant::now() < until, "server {index} does not serve: {}", self.said());
-            std::thread::sleep(GLANCE);
+            assert!(ended.is_none(), "server {index} ended: {ended:?}: {}", self.log());
+            assert!(Instant::now() < until, "server {index} does not serve: {}", self.log());
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 
-    /// What the servers have logged, for a test that fails.
-    pub fn said(&self) -> String {
+    /// Returns the end of the servers' logs, for a test that fails.
+    pub fn log(&self) -> String {
         let logs = self.servers.iter().map(|server| {
             let text = fs::read_to_string(server.home.join("log")).unwrap_or_default();
             let last = text.lines().rev().take(30).collect::<Vec<_>>();
@@ -298,7 +298,7 @@ impl Ensemble {
     }
 }
 
-/// One of them.
+/// A server of the ensemble.
 #[derive(Debug)]
 struct Server {
     home: PathBuf,
@@ -331,7 +331,7 @@ impl Server {
         }
     }
 
-    /// A question of four letters.
+    /// Sends a four-letter command and returns the answer.
     fn ask(&self, question: &str) -> io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&self.address(), ANSWER_WAIT)?;
         stream.set_read_timeout(Some(ANSWER_WAIT))?;
@@ -348,7 +348,7 @@ impl Drop for Server {
     }
 }
 
-/// Ports of 127.0.0.1 that nobody listens on right now.
+/// Returns ports of 127.0.0.1 without a listener.
 fn free_ports(count: usize) -> Vec<u16> {
     let mut held = Vec::new();
     while held.len() < count {
@@ -357,8 +357,8 @@ fn free_ports(count: usize) -> Vec<u16> {
     held.iter().map(|listener| listener.local_addr().expect("it is bound").port()).collect()
 }
 
-/// Starts a process from a thread that never ends: the kernel's promise to kill the child goes by the thread that
-/// started it, and those of a test or a runtime come and go.
+/// Starts a process from a thread that never ends: the kernel kills the child when the thread that started it ends, and
+/// threads of a test or a runtime end early.
 fn spawn(command: Command) -> io::Result<Child> {
     type Order = (Command, mpsc::Sender<io::Result<Child>>);
     static SPAWNER: OnceLock<mpsc::Sender<Order>> = OnceLock::new();
