@@ -7,7 +7,7 @@
 mod logging;
 
 use blockhaul_control::config::RawConfig;
-use blockhaul_control::node::{Control, Server, Stop};
+use blockhaul_control::node::{Control, Node, Stop};
 use blockhaul_control::standard_streams::{self, Priority};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::resource::{RUNTIME_DESCRIPTORS, require_descriptors, require_threads};
@@ -120,7 +120,7 @@ fn start(events: Sender<Event>, seen: &Receiver<Event>) -> std::result::Result<(
         let config = looked_up.unwrap_or_else(|error| Err(Error::internal(Operation::Parse, error.to_string())));
         let _ = resolved.send(config.is_ok());
         ending.1 = Some(match config {
-            Ok(config) => Server::controlled_by(config, controlled).live().await,
+            Ok(config) => Node::controlled_by(config, controlled).run_to_end().await,
             Err(error) => Err(error),
         });
     });

@@ -7,7 +7,7 @@ use super::shutdown::StopHandle;
 use crate::config::Limits;
 use std::sync::{Arc, OnceLock};
 
-/// Controls one server. Clones control the same one.
+/// Controls one node. Clones control the same one.
 #[derive(Clone, Debug, Default)]
 pub struct Control {
     stopper: StopHandle,
@@ -15,19 +15,19 @@ pub struct Control {
 }
 
 impl Control {
-    /// To ask it to stop.
+    /// Returns the handle that requests stops.
     #[must_use]
     pub fn stopper(&self) -> &StopHandle {
         &self.stopper
     }
 
-    /// The server is initialised.
-    pub(super) fn show(&self, overview: &Overview) {
-        // There is one server, and it is initialised once.
+    /// Attaches the node that was initialised.
+    pub(super) fn attach(&self, overview: &Overview) {
+        // There is one node, and it is initialised once.
         let _ = self.overview.set(overview.clone());
     }
 
-    /// Takes these limits from now on; what runs already is not stopped. Whether there was a server to take them.
+    /// Applies these limits from now on; running tasks are not stopped. Returns false if the node is not initialised.
     pub fn limit(&self, limits: Limits) -> bool {
         let Some(overview) = self.overview.get() else { return false };
         if overview.runner.slots() != limits.slots {
@@ -37,14 +37,14 @@ impl Control {
         true
     }
 
-    /// Reads the certificates again, where there are some. A server that has not started yet will read them anyway.
+    /// Reads the certificates again, if there are some. A node that is not initialised reads them later anyway.
     pub fn read_certificates(&self) {
         if let Some(tls) = self.overview.get().and_then(|overview| overview.tls.as_ref()) {
             tls.read_again();
         }
     }
 
-    /// How it stands, as one JSON object.
+    /// Returns the state of the node as one JSON object.
     #[must_use]
     pub fn state(&self) -> String {
         let asked = format!("{:?}", self.stopper.asked()).to_lowercase();

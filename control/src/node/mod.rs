@@ -62,21 +62,21 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-/// How long a predecessor that was killed may take to let go of the state directory.
+/// Longest wait for the lock of the state directory: a predecessor that was killed may still hold it.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
-/// Between two tries to lock it.
+/// Time between two attempts to lock it.
 const LOCK_EVERY: Duration = Duration::from_millis(100);
 
-/// A `taskd`, not yet begun.
+/// Node that has its settings, and has not touched the host.
 #[derive(Debug)]
-pub struct Server {
+pub struct Node {
     config: Config,
     control: Control,
 }
 
-/// A `taskd` that has all it needs, and listens.
+/// Node that holds its state directory, has started its engine, and listens.
 #[derive(Debug)]
-pub struct Ready {
+pub struct InitialisedNode {
     keeper: SessionKeeper,
     leading: LeaderRole,
     runner: Runner,
@@ -93,30 +93,30 @@ pub struct Ready {
     stopper: StopHandle,
 }
 
-impl Server {
-    /// Touches nothing.
+impl Node {
+    /// Creates the node. Touches nothing.
     #[must_use]
     pub fn new(config: Config) -> Self {
         Self::controlled_by(config, Control::default())
     }
 
-    /// As [`Server::new`]; what `control` has been asked before is heard.
+    /// Creates the node with its control: stops that were requested before hold.
     #[must_use]
     pub fn controlled_by(config: Config, control: Control) -> Self {
         Self { config, control }
     }
 
-    /// To ask it to stop, from now on.
+    /// Returns the handle that requests stops, from now on.
     #[must_use]
     pub fn stopper(&self) -> StopHandle {
         self.control.stopper().clone()
     }
 
-    /// From beginning to end: returns when it has stopped because it was asked to.
+    /// Initialises the node and runs it until a stop is requested. Returns when it has stopped.
     ///
     /// # Errors
-    /// What could not be initialised, or which role cannot be had on this node.
-    pub async fn live(self) -> Result<()> {
+    /// Says what could not be initialised, or which role cannot run on this node.
+    pub async fn run_to_end(self) -> Result<()> {
         let stopper = self.stopper();
         if stopper.asked() >= Stop::Drained {
             return Ok(());
@@ -126,7 +126,7 @@ impl Server {
             biased;
             ready = &mut initialising => ready?,
             () = stopper.wait_for(Stop::Drained) => match timeout(INITIALISE_MAX, initialising).await {
-                // It is taken apart in the one order that there is.
+                // Its run ends at once, and stops it in the usual order.
                 Ok(Ok(ready)) => ready,
                 Ok(Err(_)) | Err(_) => return Ok(()),
             },
@@ -138,7 +138,7 @@ impl Server {
             result = ready.run() => return result,
         }
         if let Some(vip) = vip {
-            // The one thing that a process which is gone cannot mend.
+            // The kernel keeps the address when the process ends.
             vip.release().await;
         }
         Ok(())
@@ -147,8 +147,8 @@ impl Server {
     /// Takes the state directory, starts the engine and listens. The coordination service need not be there.
     ///
     /// # Errors
-    /// What is missing or wrong on this host, and what helps.
-    pub async fn initialise(self) -> Result<Ready> {
+    /// Says what is missing or wrong on this host, and what to do.
+    pub async fn initialise(self) -> Result<InitialisedNode> {
         let Self { config, control } = self;
         let state = Arc::new(lock(&config).await?);
         let restarts = state.count_start().unwrap_or_else(|error| {
@@ -217,8 +217,8 @@ impl Server {
         };
         let liveness = LivenessCounters::of([runner_pulse, leading.dispatcher.liveness.clone()]);
         let keeper = SessionKeeper::new(Arc::new(BootstrappingClient::new(service, center, state)));
-        control.show(&overview);
-        Ok(Ready {
+        control.attach(&overview);
+        Ok(InitialisedNode {
             keeper,
             leading,
             runner,
@@ -237,18 +237,18 @@ impl Server {
     }
 }
 
-impl Ready {
-    /// Where it listens.
+impl InitialisedNode {
+    /// Returns the address on which it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.listener.address()
     }
 
-    /// Runs until it is asked to stop, and stops: when this returns, nothing of it is left but what could not be given
-    /// back. Asked for [`Stop::Fast`], its owner drops it.
+    /// Runs until a stop is requested, and stops. When this returns, nothing runs any more but tasks that could not be
+    /// returned. On [`Stop::Fast`] its owner drops it.
     ///
     /// # Errors
-    /// Which role cannot be had on this node, and why; it has stopped then, too.
+    /// Says which role cannot run on this node, and why; the node has stopped then, too.
     pub async fn run(self) -> Result<()> {
         let Self { keeper, leading, runner, engine, listener, metrics, channel, local_runner, serving, .. } = self;
         let Self { clock_told, failures, liveness, overview, stopper, .. } = self;
@@ -288,7 +288,7 @@ impl Ready {
         };
         local_runner.send_replace(None);
         if !left_behind.is_empty() {
-            // Closing the session, or waiting for the engine, would say or take what is not known to be so.
+            // Those tasks may still write: their session has to expire, and the engine cannot be waited for.
             std::mem::forget((keeper, engine));
         }
         let metrics = async {
@@ -314,7 +314,7 @@ async fn data_channel(config: &Config) -> Result<Option<StorageProbe>> {
     }
 }
 
-/// The service address, judged on this host and not among the addresses that the node needs itself.
+/// Opens the service address, which must not be one of the addresses that the node needs itself.
 async fn service_address(
     vip: Option<InterfaceAddress>,
     listener: &Listener,
@@ -326,7 +326,7 @@ async fn service_address(
     ServiceAddress::open(vip, &own, Arc::new(endpoint)).await.map(Some)
 }
 
-/// A predecessor that was killed may still have requests in the kernel.
+/// Locks the state directory. Waits for a predecessor that was killed: its requests may still be in the kernel.
 async fn lock(config: &Config) -> Result<StateDir> {
     let deadline = Instant::now() + LOCK_WAIT;
     loop {
@@ -393,7 +393,8 @@ fn dispatcher_config(config: &Config) -> DispatcherConfig {
     }
 }
 
-/// Where others reach this node: as it was told, else where it listens; of all addresses, the host's name.
+/// Returns the address at which others reach this node: `--advertise`, else where it listens. If that is every address, the
+/// host's name.
 fn advertised(config: &Config, listens: SocketAddr) -> String {
     if let Some(address) = &config.advertise {
         return address.clone();

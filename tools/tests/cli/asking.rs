@@ -3,7 +3,7 @@
 
 use crate::support::Scratch;
 use blockhaul_control::config::RawConfig;
-use blockhaul_control::node::{Server, Stop, StopHandle};
+use blockhaul_control::node::{Node, Stop, StopHandle};
 use clap::Parser;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
@@ -191,7 +191,7 @@ impl TestCenter {
         let args = ["taskd", "--standalone", "--node-id", "n1", "--listen", "127.0.0.1:0", "--cores", "1"];
         let places = ["--state-dir", state.to_str().unwrap(), "--allow-path", volumes.to_str().unwrap()];
         let raw = RawConfig::try_parse_from(args.into_iter().chain(places).chain(more.iter().copied())).unwrap();
-        let server = Server::new(raw.resolve(|_| None).unwrap());
+        let server = Node::new(raw.resolve(|_| None).unwrap());
         let stopper = server.stopper();
         let (send_address, address) = mpsc::channel();
         let thread = std::thread::spawn(move || {

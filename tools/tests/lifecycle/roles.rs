@@ -2,7 +2,7 @@
 
 use crate::support::{Cell, run_isolated, wait_until};
 use blockhaul_control::config::RawConfig;
-use blockhaul_control::node::{Server, Stop};
+use blockhaul_control::node::{Node, Stop};
 use clap::Parser;
 use serde_json::Value;
 use std::path::Path;
@@ -11,11 +11,11 @@ use std::time::Duration;
 const MIB: usize = 1 << 20;
 
 /// Creates a server in this process, on the loopback interface.
-fn server(folder: &Path) -> Server {
+fn server(folder: &Path) -> Node {
     let state = folder.join("state");
     let args = ["taskd", "--standalone", "--node-id", "n1", "--listen", "127.0.0.1:0", "--cores", "1", "--state-dir"];
     let raw = RawConfig::try_parse_from(args.iter().map(|word| word.as_ref()).chain([state.as_os_str()])).unwrap();
-    Server::new(raw.resolve(|_| None).unwrap())
+    Node::new(raw.resolve(|_| None).unwrap())
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -34,7 +34,7 @@ fn t_zbs_10_a_stop_from_a_roles_thread_is_carried_out_by_the_owner() {
             tokio::time::sleep(Duration::from_millis(20)).await;
             stopper.stop(Stop::Drained);
         });
-        assert_eq!(runtime.block_on(server.live()), Ok(()));
+        assert_eq!(runtime.block_on(server.run_to_end()), Ok(()));
         runtime.block_on(role).unwrap();
     }
 }
@@ -47,7 +47,7 @@ fn t_zbs_11_concurrent_stops_stop_the_server_once() {
     let early = server(dir.path());
     early.stopper().stop(Stop::Drained);
     early.stopper().stop(Stop::Drained);
-    assert_eq!(runtime.block_on(early.live()), Ok(()));
+    assert_eq!(runtime.block_on(early.run_to_end()), Ok(()));
     assert!(!dir.path().join("state").exists(), "nothing was created");
 
     let between = server(dir.path());
@@ -67,7 +67,7 @@ fn t_zbs_11_concurrent_stops_stop_the_server_once() {
                 })
             })
             .into();
-        assert_eq!(runtime.block_on(server.live()), Ok(()), "after {wait} ms");
+        assert_eq!(runtime.block_on(server.run_to_end()), Ok(()), "after {wait} ms");
         stopping.into_iter().for_each(|thread| thread.join().unwrap());
     }
 }
@@ -84,7 +84,7 @@ fn t_zbs_13_a_runner_that_cannot_start_stops_the_server() {
     std::fs::write(dir.path().join("state/incarnations"), [0xff, 0xfe]).unwrap();
     std::fs::remove_file(dir.path().join("state/center.redb")).unwrap();
     std::fs::create_dir(dir.path().join("state/center.redb")).unwrap();
-    let error = runtime.block_on(server(dir.path()).live()).unwrap_err();
+    let error = runtime.block_on(server(dir.path()).run_to_end()).unwrap_err();
     assert!(!error.message.is_empty(), "{error}");
 }
 
