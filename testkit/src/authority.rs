@@ -42,8 +42,15 @@ impl Identity {
 /// A certificate authority.
 pub struct Authority(TempDir);
 
+impl Default for Authority {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Authority {
-    /// Creates an authority that is valid for days.
+    /// Creates an authority that is valid for 30 days.
+    #[must_use]
     pub fn new() -> Self {
         let now = SystemTime::now();
         Self::lasting(now - DAY, now + 30 * DAY)

@@ -104,24 +104,24 @@ impl Ensemble {
             |_: &Server| servers.iter().map(|to| TcpProxy::to(&format!("127.0.0.1:{}", to.peers))).collect();
         let ways = servers.iter().filter(|_| settings.wired).map(ways_from).collect();
         let mut ensemble = Self { servers, ways, settings, _folder: folder };
-        for index in 0..ensemble.len() {
+        for index in 0..ensemble.size() {
             ensemble.write_configuration(index);
             ensemble.launch(index);
         }
-        for index in 0..ensemble.len() {
+        for index in 0..ensemble.size() {
             ensemble.wait_until_it_serves(index);
         }
         ensemble
     }
 
     /// Returns the number of servers.
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.servers.len()
     }
 
     /// Returns the addresses of all servers: `HOST:PORT,HOST:PORT...`.
     pub fn addresses(&self) -> String {
-        (0..self.len()).map(|index| self.address(index)).collect::<Vec<_>>().join(",")
+        (0..self.size()).map(|index| self.address(index)).collect::<Vec<_>>().join(",")
     }
 
     /// Returns the address of a server: `HOST:PORT`.
@@ -212,7 +212,7 @@ impl Ensemble {
         let until = Instant::now() + WAIT_MAX;
         loop {
             let leads = |index: &usize| matches!(self.role(*index), Some(Role::Leader | Role::Standalone));
-            if let Some(index) = (0..self.len()).filter(|&index| self.servers[index].child.is_some()).find(leads) {
+            if let Some(index) = (0..self.size()).filter(|&index| self.servers[index].child.is_some()).find(leads) {
                 return index;
             }
             assert!(Instant::now() < until, "no server leads: {}", self.log());
@@ -223,7 +223,7 @@ impl Ensemble {
     /// Returns the server that a session is connected to, by the session's ID.
     pub fn server_of(&self, session: i64) -> Option<usize> {
         let wanted = format!("sid=0x{session:x},");
-        (0..self.len()).find(|&index| self.servers[index].ask("cons").is_ok_and(|answer| answer.contains(&wanted)))
+        (0..self.size()).find(|&index| self.servers[index].ask("cons").is_ok_and(|answer| answer.contains(&wanted)))
     }
 
     /// Returns the number of writes committed in the current epoch of ZooKeeper's leader.

@@ -92,7 +92,7 @@ impl Cell {
     pub(crate) fn add(&mut self, args: &[&str]) {
         let id = format!("n{}", self.nodes.len());
         let server_links: Vec<TcpProxy> =
-            (0..self.ensemble.len()).map(|server| TcpProxy::to(&self.ensemble.address(server))).collect();
+            (0..self.ensemble.size()).map(|server| TcpProxy::to(&self.ensemble.address(server))).collect();
         let hosts: Vec<String> = server_links.iter().map(TcpProxy::address).collect();
         let zookeeper = format!("{}/cell", hosts.join(","));
         let allowed = self.dirs.path("volumes");
@@ -163,7 +163,7 @@ impl Cell {
 
     /// Returns the server that a node is connected to.
     pub(crate) fn server_of(&self, node: usize) -> Option<usize> {
-        (0..self.ensemble.len()).find(|&server| self.server_link(node, server).connections() > 0)
+        (0..self.ensemble.size()).find(|&server| self.server_link(node, server).connections() > 0)
     }
 
     /// Returns the proxy through which other nodes call a node.
