@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod dependencies;
 mod fuzz;
 mod packages;
 mod sim;

@@ -1,7 +1,7 @@
 //! Runs everything that CI checks, in the order that is most useful to developers.
 
 use crate::step::{Step, Tally, Verdict, cargo, root};
-use crate::{Refused, fuzz, packages, sim};
+use crate::{Refused, dependencies, fuzz, packages, sim};
 
 /// Seconds for each fuzz target: long enough to notice one that no longer works.
 const FUZZ_SECONDS: u32 = 5;
@@ -35,6 +35,7 @@ pub(crate) fn all() -> Result<Verdict, Refused> {
 /// side take little longer than one. The longest begins first.
 fn steps() -> Vec<Step> {
     let mut steps: Vec<Step> = suites().iter().map(|suite| tests(&["--test", suite])).collect();
+    steps.push(dependencies::step());
     steps.push(tests(&["--lib", "--bins", "--benches"]));
     steps.push(tests(&["--doc"]));
     steps.extend([sim::Subject::Engine, sim::Subject::Control].map(|it| sim::step(it, sim::Seeds::first(it.seeds()))));
