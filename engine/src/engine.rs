@@ -256,7 +256,7 @@ impl Drop for Engine {
                 Ok(false) | Err(RecvTimeoutError::Timeout) => {
                     tracing::warn!("worker left running: some of its operations were not answered");
                 }
-                // A worker that panicked has said so; there is nothing left to wait for.
+                // A worker that panicked has reported it; there is nothing left to wait for.
                 Ok(true) | Err(RecvTimeoutError::Disconnected) => _ = thread.join(),
             }
         }

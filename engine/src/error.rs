@@ -264,7 +264,7 @@ impl Error {
         self
     }
 
-    /// Replaces the code where the context knows better than the errno.
+    /// Replaces the code where the context is more specific than the errno.
     #[must_use]
     pub fn with_code(mut self, code: Code) -> Self {
         self.code = code;

@@ -70,7 +70,7 @@ pub struct PathReport {
     pub direct_align_bytes: Option<u32>,
     /// Whether space can be reserved.
     pub fallocate: Option<bool>,
-    /// Whether ranges can be given back.
+    /// Whether the space of ranges can be released (punched).
     pub punch_hole: Option<bool>,
     /// Whether ranges can be zeroed and stay reserved.
     pub zero_range: Option<bool>,

@@ -7,7 +7,7 @@ use crate::error::{Error, named};
 use crate::volume::ReadBack;
 use serde::{Serialize, Serializer};
 
-/// A look at a running job, in bytes. Always `issued >= written >= durable`; none of them ever falls.
+/// Progress of a running job, in bytes. Always `issued >= written >= durable`; none of them ever falls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Progress {
     /// The source's size, holes included.

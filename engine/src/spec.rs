@@ -19,7 +19,7 @@ named! {
         Auto => "auto",
         /// Every byte of the destination is allocated. What the source's map calls a hole is not read.
         Never => "never",
-        /// As `auto`, but the map is not believed: every byte is read, and zeros are what was read as zeros. For file
+        /// As `auto`, but the map is not trusted: every byte is read, and zeros are what was read as zeros. For file
         /// systems whose maps are wrong; costs the time to read the holes.
         Read => "read",
     }
@@ -220,7 +220,7 @@ pub struct CopySpec {
     pub network: NetworkTerms,
     /// Copy only what the source's dirty bitmap of this name calls changed; the destination holds the rest already,
     /// from a copy of the state in which the bitmap was begun. Only exports have such bitmaps. Leaves in which nothing
-    /// has changed are neither read nor looked at, so there is no digest.
+    /// has changed are neither read nor examined, so there is no digest.
     pub changed_since: Option<String>,
 }
 

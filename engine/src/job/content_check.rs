@@ -22,7 +22,7 @@ pub(crate) enum MatchedContent {
     ZerosOnly,
 }
 
-/// Leaves of a journal that are looked at again.
+/// Leaves of a journal that are read again.
 pub(crate) struct ContentCheck<'a> {
     leaves: Vec<Run>,
     cancelled: &'a dyn Fn() -> bool,

@@ -95,7 +95,7 @@ impl JobState {
     /// what they were in flight on, and says that the job is quiet.
     pub(crate) fn wait_for_unanswered(&self) {
         for mut pass in std::mem::take(&mut *lock(&self.unanswered)) {
-            // A worker lets go of it when everything of its part is answered.
+            // A worker drops the pass when all of its operations are answered.
             while Arc::get_mut(&mut pass).is_none() {
                 std::thread::park_timeout(LOOK_AT_THREAD);
             }
@@ -106,7 +106,7 @@ impl JobState {
         }
     }
 
-    /// Waits until `done` says so of the ending, at most for `limit`; says whether it did.
+    /// Waits until the ending satisfies `done`, at most for `limit`; returns whether it does.
     fn wait_until(&self, limit: Option<Duration>, done: impl Fn(&JobEnd) -> bool) -> MutexGuard<'_, JobEnd> {
         let started = clock();
         let mut ending = lock(&self.ending);
@@ -128,7 +128,7 @@ impl JobState {
         }
     }
 
-    /// The report of a job whose thread has not come back for so long.
+    /// Returns the report of a job whose thread is blocked for that long.
     fn overdue_report(&self, silent: Duration) -> Report {
         let message = "a system call for the job did not return within the drain limit: it may still take effect; do not \
                        use the destination before this process has ended";
@@ -227,7 +227,7 @@ impl JobHandle {
         self.state.wait()
     }
 
-    /// As [`JobHandle::wait`], but gives up after `limit` with `None`.
+    /// As [`JobHandle::wait`], but returns `None` after `limit`.
     #[must_use]
     pub fn wait_for(&self, limit: Duration) -> Option<Report> {
         self.state.wait_until(Some(limit), |ending| ending.report.is_some()).report.clone()

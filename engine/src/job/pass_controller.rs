@@ -5,7 +5,7 @@
 //!    (checkpoints)  |
 //!                   `-- the drain limit passes: over, not quiesced
 //! ```
-//! A pass controller is a state machine without a thread. [`PassController::turn`] looks at what has happened, acts,
+//! A pass controller is a state machine without a thread. [`PassController::turn`] handles what has happened, acts,
 //! and says when it wants to be called again. The job's thread calls it in production. The simulation calls it under a
 //! clock of its own.
 //!
@@ -103,7 +103,7 @@ pub(crate) struct PassController<L> {
     stopping_since: Instant,
     drained_after: Duration,
     quiesced: bool,
-    /// A flush, an append or the last look at the source failed: nothing can be recorded any more.
+    /// Whether a flush, an append or the last check of the source failed: nothing can be recorded any more.
     recording_over: bool,
     /// The segment source settled leaves by itself the last time, or scanned as much as it may: it has more to do at
     /// once.

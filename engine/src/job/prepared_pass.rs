@@ -51,7 +51,7 @@ pub(crate) struct ComparedVolumes<'a> {
     pub target: &'a Arc<dyn Volume>,
     pub size: u64,
     pub leaf: u32,
-    /// Whether maps are believed.
+    /// Whether maps are trusted.
     pub sparse: Sparse,
 }
 

@@ -45,7 +45,7 @@ pub(crate) struct PreparedCopy {
     pub earlier: Option<JournalReader>,
     /// Ranges that earlier runs made durable. Never touched again.
     pub durable: RangeSet,
-    /// Whether some of that is only said to be so, and recorded without digests.
+    /// Whether some of these ranges are claimed, and recorded without digests.
     pub claims: bool,
     /// Ranges that need no zeroing.
     pub known_zero: KnownZero,
@@ -308,7 +308,7 @@ fn refuse_data(spec: &CopySpec, opened: &OpenedCopy, has_journal: bool) -> Resul
     })
 }
 
-/// The first changes to a destination: whatever they are, the gate is looked at before each of them.
+/// Makes the first changes to a destination; the gate is checked before each of them.
 struct FirstChanges<'a> {
     spec: &'a CopySpec,
     supervised: &'a SupervisedCopy,

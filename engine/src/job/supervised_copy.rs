@@ -43,7 +43,7 @@ impl SupervisedCopy {
         Self { access, admission, durable: durable.unwrap_or_default(), evidence }
     }
 
-    /// Returns whether something is said to be durable without a journal that says so.
+    /// Returns whether ranges are claimed.
     pub(crate) fn has_claims(&self) -> bool {
         !self.durable.is_empty()
     }
@@ -61,7 +61,7 @@ impl SupervisedCopy {
         Err(Error::bad_request(message).advise("give them together with resuming and overwriting, or not at all"))
     }
 
-    /// Refuses a destination that cannot hold what is said to be durable on it.
+    /// Refuses a destination that cannot hold the claimed ranges.
     ///
     /// # Errors
     /// `ECheckpointMismatch`.
@@ -127,7 +127,7 @@ impl SupervisedCopy {
         })
     }
 
-    /// The leaves that are said to be durable.
+    /// Returns the leaves of the evidence as durable ones; empty without claims.
     pub(crate) fn known(&self) -> DurableSample {
         let mut known = DurableSample::default();
         if self.has_claims() {
@@ -151,7 +151,7 @@ impl SupervisedCopy {
         Ok(())
     }
 
-    /// Returns what is said to be durable of a copy of `size` bytes and is not in `journal`: whole leaves, which are
+    /// Returns the claimed ranges of a copy of `size` bytes that are not in `journal`: whole leaves, which are
     /// recorded there, as data of unknown digest.
     ///
     /// # Errors

@@ -98,7 +98,7 @@ impl LeadSector {
         seal(sector)
     }
 
-    /// The checksum is looked at before the version, so that a flipped bit is not mistaken for another version.
+    /// The checksum is checked before the version, so that a flipped bit is not mistaken for another version.
     pub(crate) fn decode(sector: &[u8; SECTOR_BYTES]) -> Result<Self, Damage> {
         let bad = |what| Damage::corrupt(0, SECTOR_BYTES as u64, what);
         let mut fields = FieldReader::new(sector);

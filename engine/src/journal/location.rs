@@ -2,7 +2,7 @@
 //!
 //! A name never shows a half-written journal: a new one is written, synced and locked under the name with `.new` at its
 //! end, then renamed, then the directory is synced. The user of a journal holds `flock(LOCK_EX)` on it from before it
-//! has its name until it is closed. After locking, the name is looked at again, as the file may have been replaced
+//! has its name until it is closed. After locking, the name is checked again, as the file may have been replaced
 //! between open and lock. All calls block and belong on the caller's thread.
 
 use super::existing_file::{check_checkpoint, check_fresh, check_receipt, exists};

@@ -1,4 +1,4 @@
-//! Reads a journal: everything is checked once, front to back, before anything in it is believed.
+//! Reads a journal: everything is checked once, front to back, before any of it is used.
 //!
 //! Memory holds one record at a time and an index of spans, never the digests: [`JournalReader::runs`] reads them again
 //! from the file, each under its own checksum. What is committed must be whole. Behind it one record may be missing its
@@ -79,7 +79,7 @@ impl JournalReader {
             return Err(error.advise("start over with --restart, or remove it"));
         }
         let (lead, header, slot) = read_start(&store)?;
-        // Asked after the slots were read: a journal in use grows before its slots say so.
+        // Read after the slots: a journal in use grows before its slots are updated.
         let size = store.size_bytes()?;
         let picks = SampledLeaves::new(header.leaf_bytes.into(), header.started_ns.cast_unsigned());
         let mut reader = Self {

@@ -213,7 +213,7 @@ impl fmt::Debug for ServiceThread {
 /// for the journal thread and must not be called on it.
 #[derive(Debug)]
 pub(crate) struct JournalFile {
-    // Declared first: the task must hear that no command follows before the thread is waited for.
+    // Declared first: the channel must close, which ends the task, before the thread is joined.
     commands: UnboundedSender<JournalCommand>,
     file: Arc<LockedJournal>,
     path: Option<PathBuf>,

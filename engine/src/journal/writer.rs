@@ -44,7 +44,7 @@ impl JournalWriter {
     /// The first one there was.
     pub(super) async fn append(&mut self, runs: Vec<Run>) -> Result<()> {
         self.check()?;
-        // A batch that makes no sense changes nothing in the file, but what the job believes is wrong from here on.
+        // An invalid batch changes nothing in the file, but the state of the job is wrong from here on.
         let commits = self.appender.append(runs);
         let commits = commits.map_err(|error| self.fail(error))?;
         for commit in commits {

@@ -128,7 +128,7 @@ impl BlockStatusCache {
         }
     }
 
-    /// Forgets answers that were not looked at: the server may have been restarted, and they are from before.
+    /// Drops unused answers, as the server may have been restarted since.
     pub(crate) fn forget(&mut self) {
         if matches!(self.state, StatusState::Known(_)) {
             self.state = StatusState::Empty;

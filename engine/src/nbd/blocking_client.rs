@@ -173,7 +173,7 @@ fn is_ready(session: &Session, flags: PollFlags, limit: Duration) -> bool {
     poll(&mut fds, timeout).is_ok_and(|ready| ready > 0)
 }
 
-/// Ends sessions on which nothing is under way: says so to the servers, then waits until they have closed. Says whether
+/// Ends idle sessions: sends disconnect requests, then waits until the servers have closed. Returns whether
 /// all did in time.
 pub(crate) fn disconnect(sessions: Vec<Session>, until: Duration) -> bool {
     for session in &sessions {
@@ -182,7 +182,7 @@ pub(crate) fn disconnect(sessions: Vec<Session>, until: Duration) -> bool {
         let mut head = [0; REQUEST_BYTES_MAX];
         let len = request.encode(session.style, &mut head);
         let socket = session.socket.as_raw_fd();
-        // A server that is gone hears nothing, and has closed.
+        // A server that has ended has closed the connection already.
         let _ = send(socket, &head[..len], MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT);
         let _ = shutdown(socket, Shutdown::Write);
     }

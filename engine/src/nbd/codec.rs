@@ -4,7 +4,7 @@
 //! compact   magic u32 | flags u16 | type u16 | cookie u64 | offset u64 | length u32     28 bytes
 //! extended  magic u32 | flags u16 | type u16 | cookie u64 | offset u64 | length u64     32 bytes
 //! ```
-//! A write is followed by its payload. The cookie comes back with the answer.
+//! A write is followed by its payload. The reply has the same cookie.
 
 use super::ReplyStyle;
 use nix::errno::Errno;

@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-/// Longest time without a look at `cancelled`.
+/// Longest time between two checks of `cancelled`.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Bounds a wait.

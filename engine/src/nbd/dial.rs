@@ -56,7 +56,7 @@ impl Dialer {
         Self { user_timeout, ..self }
     }
 
-    /// Connects and negotiates within `limit` in all. Ends within 100 ms once `cancelled` says so.
+    /// Connects and negotiates within `limit` in all. Ends within 100 ms once `cancelled` returns true.
     ///
     /// # Errors
     /// `EUnreachable` (retryable) for a server that does not answer, refuses, closes or shuts down. `ENotFound` for a
@@ -264,7 +264,7 @@ impl Write for Transport<'_> {
     }
 }
 
-/// Worth a retry: it may come back.
+/// Marks the error of a peer that may come back: `EUnreachable`, retryable.
 fn unreachable_peer(error: Error) -> Error {
     Error { code: Code::Unreachable, retryable: true, ..error }
 }

@@ -183,7 +183,7 @@ pub(super) fn pumps() -> Vec<PathBuf> {
     tasks.filter(is_pump).collect()
 }
 
-/// Waits for what must come true. A test that waits in vain never ends, and says so.
+/// Waits until `is_so` returns true, at most a minute.
 pub(super) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let mut turns = 0_u32;
     while !is_so() {

@@ -160,7 +160,7 @@ fn scripted(bytes: Vec<u8>) -> (u16, thread::JoinHandle<()>) {
                 return;
             }
         }
-        // A client that has heard enough may have closed already.
+        // The client may have closed already.
         let _ = stream.shutdown(std::net::Shutdown::Write);
         // Until the client closes: a reset would overtake what was sent.
         let _ = stream.read_to_end(&mut Vec::new());

@@ -524,7 +524,7 @@ impl ExportConnections {
         }
     }
 
-    /// Waits until connections may be made. How long that took does not count as time without the server.
+    /// Waits until the gate permits connections. The wait does not count as time without the server.
     fn wait_for_gate(&self) -> Duration {
         let since = clock();
         while !self.revoker.is_open() && !self.revoker.is_revoked() && !lock(&self.state).closed {

@@ -96,7 +96,7 @@ pub(crate) enum NegotiationError {
     Io(io::Error),
     /// The peer broke the protocol.
     Violation(String),
-    /// The server said no: a code of the protocol (`ERR_UNSUP` also for servers that are too old) and its words.
+    /// The server has refused: a code of the protocol (`ERR_UNSUP` also for servers that are too old) and its message.
     Refused { code: u32, message: String },
     /// The server requires TLS.
     TlsRequired,
@@ -160,7 +160,7 @@ pub(crate) fn start_tls<S: Read + Write>(stream: &mut S) -> Result<(), Negotiati
     acknowledged(stream, OptionCode::StartTls)
 }
 
-/// Negotiates replies, contexts and the export. A refusal has been said goodbye to; the stream is of no further use.
+/// Negotiates replies, contexts and the export. After a refusal ABORT was sent; the stream is of no further use.
 pub(crate) fn go<S: Read + Write>(stream: &mut S, wanted: &WantedExport<'_>) -> Result<Negotiated, NegotiationError> {
     let outcome = open(stream, wanted);
     part(stream, outcome)
@@ -232,7 +232,7 @@ fn declined<T>(outcome: Result<T, NegotiationError>) -> Result<Option<T>, Negoti
     }
 }
 
-/// Selects the contexts that are wished for and to be had.
+/// Selects the wanted contexts that the server has.
 fn meta_contexts<S: Read + Write>(stream: &mut S, wanted: &WantedExport<'_>) -> Result<MetaContexts, NegotiationError> {
     let allocation = wanted.allocation.then(|| ALLOCATION.to_owned());
     let dirty = wanted.dirty_bitmap.map(|name| format!("{DIRTY_BITMAP}{name}"));
@@ -338,7 +338,7 @@ fn by_export_name<S: Read + Write>(stream: &mut S, export: &str) -> Result<Expor
     facts(u64_at(&answer, 0), ExportFlags(u16_at(&answer, 8)), None)
 }
 
-/// Judges what the server said of the export. `sizes`: minimum, preferred, maximum.
+/// Checks the facts of the export. `sizes`: minimum, preferred, maximum.
 fn facts(size_bytes: u64, flags: ExportFlags, sizes: Option<[u32; 3]>) -> Result<ExportFacts, NegotiationError> {
     let [min, preferred, max] = sizes.unwrap_or([1, 4096, 32 << 20]);
     if size_bytes > i64::MAX as u64 {
@@ -389,7 +389,7 @@ fn listed<S: Read + Write>(stream: &mut S) -> Result<Vec<ListedExport>, Negotiat
 }
 
 impl ListedExport {
-    /// Adds what the server has said of the one export.
+    /// Adds a reply about the export.
     fn add(&mut self, described: InfoReplies) {
         // nbd-server 3.24 says 0 of every export that is not open yet.
         self.size_bytes = described.export.map(|(size_bytes, _)| size_bytes).filter(|&size_bytes| size_bytes > 0);

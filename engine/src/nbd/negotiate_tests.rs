@@ -120,7 +120,7 @@ impl Scripted {
         &self.says.get_ref()[self.says.position() as usize..]
     }
 
-    /// The options that it heard: numbers and data.
+    /// Returns the options that it has received: numbers and data.
     fn heard(&self) -> Vec<(u32, Vec<u8>)> {
         let (mut rest, mut options) = (&self.hears[..], Vec::new());
         let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap());
@@ -167,7 +167,7 @@ fn sizes(min: u32, preferred: u32, max: u32) -> Vec<u8> {
     reply(GO, 3, &[&[0, 3][..], &[min, preferred, max].map(u32::to_be_bytes).concat()].concat())
 }
 
-/// Returns what is said against a server that negotiates extended headers and contexts, and then says this.
+/// Returns the violation of a server that negotiates extended headers and contexts, and then sends these bytes.
 fn violation(says: &[&[u8]]) -> String {
     let wanted = WantedExport { dirty_bitmap: Some("sunday"), ..ALLOCATION };
     match go(&mut Scripted::new(&[&[&ack(EXTENDED_HEADERS)[..]], says].concat()), &wanted) {
@@ -176,7 +176,7 @@ fn violation(says: &[&[u8]]) -> String {
     }
 }
 
-/// As [`violation`], of what is said to GO.
+/// As [`violation`], for a reply to GO.
 fn violation_of_go(says: &[&[u8]]) -> String {
     let allocation = reply(SET_META_CONTEXT, 4, b"\0\0\0\x01base:allocation");
     let dirty = reply(SET_META_CONTEXT, 4, b"\0\0\0\x02qemu:dirty-bitmap:sunday");

@@ -1,7 +1,7 @@
 //! Bounds every read and write of a socket: each ends when a deadline passes, or soon after a cancel.
 //!
 //! The descriptor itself stays blocking, for its later owner; operations here say that they do not wait, and then wait
-//! for readiness in short pieces. `cancelled` is looked at before every operation and at least every
+//! for readiness in short pieces. `cancelled` is checked before every operation and at least every
 //! [`LOOK_EVERY`](super::deadline::LOOK_EVERY) while waiting.
 
 use super::deadline::Deadline;

@@ -1,4 +1,4 @@
-//! Starts real servers for tests, in a temporary directory. Where a tool is missing, the test says so by name and ends.
+//! Starts real servers for tests, in a temporary directory. Where a tool is missing, the test is skipped by name.
 
 use super::negotiate::greet;
 use crate::volume::support::{make_file, run, scratch};

@@ -70,7 +70,7 @@ impl TlsConfig {
         self.has_client_certificate
     }
 
-    /// Shakes hands over a stream whose next byte belongs to TLS.
+    /// Performs the TLS handshake over a stream whose next byte belongs to TLS.
     ///
     /// # Errors
     /// Errors of the stream, or of `rustls` in that form. A refusal by the server may show only in the first read

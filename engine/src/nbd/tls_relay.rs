@@ -60,7 +60,7 @@ struct TlsRelay {
 
 /// Cause of the end.
 enum RelayEnd {
-    /// The server is done, and everything it said has been passed on.
+    /// The server has ended the stream, and all of its bytes were forwarded.
     PeerDone,
     /// The plain end is closed.
     Abandoned,
@@ -216,7 +216,7 @@ impl TlsRelay {
             Err(error) => {
                 tracing::warn!(%error, "TLS failed");
                 self.peer_is_done = true;
-                // The alert that says so, if it can be sent at once.
+                // The alert of the error, if it can be sent at once.
                 let _ = self.tls.write_tls(&mut OuterSocket(&self.outer));
             }
         }
@@ -252,7 +252,7 @@ impl TlsRelay {
     }
 }
 
-/// Decrypts all of `records` into `arrived`, up to what is no TLS. Whether the server has said that nothing follows.
+/// Decrypts `records` into `arrived`, up to invalid bytes. Returns whether the server has sent `close_notify`.
 fn decrypt(tls: &mut ClientConnection, mut records: &[u8], arrived: &mut Vec<u8>) -> io::Result<bool> {
     loop {
         let outcome = tls.process_new_packets().map(|state| state.peer_has_closed());

@@ -54,7 +54,7 @@ fn accept(directory: &Path, stream: UnixStream) -> thread::JoinHandle<TlsServer>
     })
 }
 
-/// Writes until nothing more fits or all is said; how much did.
+/// Writes until no more fits or all is written; returns the number of bytes.
 fn fill(plain: &mut impl Write, bytes: &[u8]) -> usize {
     let mut at = 0;
     // What has just been taken on makes room a moment later.

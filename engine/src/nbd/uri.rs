@@ -52,7 +52,7 @@ pub(crate) struct TlsOptions {
     pub certificates: Option<PathBuf>,
     /// The name the server's certificate must bear, where it is not the host's.
     pub hostname: Option<String>,
-    /// Whether the server's certificate is looked at at all.
+    /// Whether the server's certificate is verified.
     pub verify_peer: bool,
 }
 

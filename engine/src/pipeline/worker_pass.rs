@@ -73,7 +73,7 @@ struct OpenSegment {
     cursor: u64,
     /// Blocks and requests in flight.
     outstanding: u32,
-    /// To be zeroed by request when all blocks were looked at.
+    /// Ranges to be zeroed by request after all blocks were examined.
     zeros: RangeSet,
     /// Leaves that land with those requests.
     zero_leaves: RangeSet,
@@ -104,7 +104,7 @@ pub(crate) struct WorkerPass {
     bytes_in_flight: u64,
     /// Whether this worker takes part; it acknowledges in any case.
     takes_part: bool,
-    /// Flushes of the pass that were looked at.
+    /// Number of flushes of the pass that were handled.
     flushes_seen: u64,
     open: Vec<OpenSegment>,
     next_segment: u64,
@@ -322,7 +322,7 @@ impl WorkerPass {
         self.halted && self.in_flight == 0 && self.state.is_release_asked() && self.connections.are_idle()
     }
 
-    /// Forgets the pass, and so its files, and says so after that.
+    /// Drops the pass, and so its files, and then acknowledges it.
     pub(crate) fn release(mut self) {
         self.connections.close();
         let acknowledge = self.state.release(&self.latency);

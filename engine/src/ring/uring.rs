@@ -2,7 +2,7 @@
 //!
 //! # Ownership
 //! The table of operations in flight owns the blocks of every operation from `push` until its last completion queue
-//! entry is read: a send without a copy has two, the second when the network has let go of the memory. An operation of
+//! entry is read: a send without a copy has two, the second when the network has released the memory. An operation of
 //! two parts is described to the kernel by a message ([`Messages`]), which belongs to the operation as long as its slot
 //! in the table does. A ring that is dropped with operations in flight leaks their blocks and all messages, as closing
 //! a ring does not wait: the kernel continues to read and write them. Only the thread that made the ring owns and uses

@@ -176,7 +176,7 @@ fn open_file(node: &Node) -> Result<File> {
     opened.map_err(|e| refused_writing(node.path(), &e))
 }
 
-/// Creates the destination, or what stands for it; `None` if another process just did, or replaced it.
+/// Creates the destination, or its placeholder; `None` if another process just did, or replaced it.
 fn create_destination(
     spec: &CopySpec,
     path: &Path,

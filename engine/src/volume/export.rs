@@ -85,7 +85,7 @@ impl Volume for ExportVolume {
         self.export.tells_extents()
     }
 
-    /// An export looks at size and flags whenever it connects anew, and ends the job if they differ.
+    /// An export checks size and flags of each new connection, and ends the job if they differ.
     fn check_unchanged(&self) -> Result<()> {
         Ok(())
     }

@@ -21,7 +21,7 @@ const END_BYTES: u64 = 1 << 20;
 const WHOLE_BYTES: u64 = 4 << 20;
 /// Bytes read at a time.
 const READ_BYTES: u64 = 256 << 10;
-/// Bytes that are looked at around a signature.
+/// Bytes that are read around a signature.
 const PLACE_BYTES: u64 = 4 << 10;
 /// Samples of one unit each at even distances,
 const SAMPLES_EVEN: u64 = 256;
@@ -50,7 +50,7 @@ pub(super) trait ProbeTarget {
 pub struct Occupied {
     /// Description, with an article.
     pub what: &'static str,
-    /// The first byte of it that was looked at: where the signature lies, or a byte that is not zero.
+    /// Offset of what was found: of the signature, or of a byte that is not zero.
     pub at: u64,
 }
 

@@ -64,7 +64,7 @@ pub(crate) struct OpenedCopy {
     pub source: OpenVolume,
     /// Open for reading and writing; locked and buffered, unless it is an export.
     pub destination: OpenVolume,
-    /// Content of the destination before the copy, once it was looked at.
+    /// Content of the destination before the copy, once it was examined.
     content: OnceCell<DestinationContent>,
 }
 

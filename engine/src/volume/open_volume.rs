@@ -15,7 +15,7 @@ use crate::spec::Direct;
 use std::fs::File;
 use std::sync::Arc;
 
-/// Extents of an export that are looked at in one go.
+/// Extents of an export in one scan.
 const MAP_EXTENTS_AT_ONCE: usize = 1024;
 
 /// An open volume that may still be asked what it is.

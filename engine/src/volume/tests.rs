@@ -241,7 +241,7 @@ fn a_loop_device_is_a_part_of_its_backing_file() {
     // The same number shows another file now.
     let path = held.path.to_str().unwrap().to_owned();
     support::run(&["losetup", "--detach", &path]).unwrap();
-    // Another test may have taken it: it gives it back.
+    // Another test may use it for a while.
     let attached = (0..1200).any(|_| {
         let attached = support::run(&["losetup", &path, two.to_str().unwrap()]).is_ok();
         if !attached {

@@ -41,11 +41,11 @@ pub(crate) struct CompareSegments {
     leaf: u32,
     /// End of the range that was taken from the journal.
     cursor: u64,
-    /// The part being looked at: extents of the reference.
+    /// Extents of the reference in the current part.
     reference: Option<Planner>,
     /// Zeros are expected here: extents of the target.
     zeros: Option<(Planner, ZerosBy)>,
-    /// Whether maps are believed.
+    /// Whether maps are trusted.
     sparse: Sparse,
 }
 

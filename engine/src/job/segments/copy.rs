@@ -35,7 +35,7 @@ pub(crate) struct CopySegments {
     /// Planner of one of the lost ranges, which is planned first.
     again: Option<Planner>,
     zeros: ZeroPlan,
-    /// Whether the source's map is believed.
+    /// Whether the source's map is trusted.
     sparse: Sparse,
     /// Zeros that the destination may hold.
     destination_zeros: DestinationZeros,

@@ -22,7 +22,7 @@ pub(crate) enum ZeroStatus {
     Missing(ByteRange),
     /// The block status is requested and not known yet.
     Pending,
-    /// There are no more zeros to look at.
+    /// There are no more zeros in this range.
     End,
 }
 
@@ -33,7 +33,7 @@ pub(crate) struct DestinationZeros {
     size: u64,
     /// Whether zeros that are not allocated will do.
     sparse: Sparse,
-    /// The zeros that are looked at.
+    /// The current range of zeros.
     range: Option<Planner>,
     /// Generation in which the pending request was first sent.
     asked: Option<u64>,

@@ -23,7 +23,7 @@ use std::fmt;
 
 /// Leaves are settled without workers in portions of about so many runs: in between the pass controller looks up.
 const SKIPPED_PER_REFILL: usize = 256;
-/// Scans for extents in one go. Each is a few hundred system calls, which may be slow ones: a cancel is looked at in
+/// Scans in one call. Each is a few hundred system calls, which may be slow: a cancel is checked in
 /// between.
 const SCANS_PER_REFILL: usize = 8;
 

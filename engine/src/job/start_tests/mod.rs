@@ -1,5 +1,5 @@
 //! Goal: every refusal of a copy has its code, a message that names the fix, and leaves the destination as it was.
-//! Method: real files, file systems, loop devices and servers; each test prepares a copy and looks at what is left.
+//! Method: real files, file systems, loop devices and servers; each test prepares a copy and checks what is left.
 
 mod busy;
 mod export;
@@ -57,7 +57,7 @@ fn refused(spec: &CopySpec, code: Code, words: &[&str]) -> Error {
     error
 }
 
-/// What a look at a volume shows that must not change.
+/// State of a volume that must not change.
 #[derive(Debug, PartialEq)]
 struct Snapshot {
     size: u64,

@@ -13,7 +13,7 @@
 //! - A place lies inside the buffer of a request that is under way, and no byte of a buffer is named twice.
 //! - `Done` without an error comes once for a request, after every byte of a read was named by a body (and has arrived)
 //!   or by a hole, and after every context of a status request was answered.
-//! - After a [`ProtocolViolation`] nothing more is said: the connection is of no further use.
+//! - After a [`ProtocolViolation`] there are no more events: the connection is of no further use.
 //! - Nothing is allocated per reply but the descriptors of block status, of which at most [`DESCRIPTORS_MAX`] are kept.
 //!   No length that the server claims is memory here.
 

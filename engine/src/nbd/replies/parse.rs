@@ -1,6 +1,6 @@
 //! Takes the steps of the parser: one per state, each consuming what it can of the bytes at hand.
 //!
-//! A step that has gathered all that its state needs decides what comes next. No step looks at bytes of another state.
+//! A step that has gathered all bytes of its state decides the next state. No step reads bytes of another state.
 
 use super::chunk::{ChunkKind, HEAD_BYTES_MAX, Head, MAGIC_BYTES, head_bytes};
 use super::{Chunk, DESCRIPTORS_MAX, ExpectedReply, ParserState, ProtocolViolation, Replies, ReplyEvent, Status};
@@ -37,7 +37,7 @@ impl Replies {
         }
     }
 
-    /// Buffers until `need` bytes are there; how many of `rest` that took.
+    /// Buffers until there are `need` bytes; returns how many of `rest` were used.
     fn gather(&mut self, rest: &[u8], need: usize) -> usize {
         let used = (need - self.buffered).min(rest.len());
         self.buffer[self.buffered..self.buffered + used].copy_from_slice(&rest[..used]);

@@ -113,7 +113,7 @@ impl SampleServer {
         received.map(|()| owner).map_err(|violation| violation.0)
     }
 
-    /// Returns what is said against the answer.
+    /// Returns the message of the violation.
     fn violation(self, expected: ExpectedReply, messages: &[Vec<u8>]) -> &'static str {
         let violation = self.answer(expected, messages).expect_err("it is no sound answer");
         let sound = &messages[..messages.len() - 1];
