@@ -42,12 +42,6 @@ impl Identity {
 /// A certificate authority.
 pub struct Authority(TempDir);
 
-impl Default for Authority {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Authority {
     /// Creates an authority that is valid for 30 days.
     #[must_use]

@@ -2,12 +2,22 @@
 
 #![forbid(unsafe_code)]
 #![allow(clippy::missing_panics_doc, reason = "a test that cannot go on panics")]
+#![allow(clippy::new_without_default, reason = "a new one has effects: folders, processes, ports")]
+#![allow(clippy::must_use_candidate, reason = "tests call for the effect, too")]
+#![allow(missing_docs, reason = "fields and variants are named to be read")]
 
 pub mod authority;
+pub mod cell;
+pub mod content;
 mod full_pipe;
 pub mod java;
+pub mod nbd;
 mod need;
+pub mod programs;
+pub mod running;
+pub mod scratch;
 pub mod tcp_proxy;
+pub mod test_dir;
 pub mod zookeeper;
 
 pub use full_pipe::full_pipe;

@@ -2,8 +2,9 @@
 
 use crate::measure::Bound;
 use crate::options::Options;
-use crate::support::{Cell, MIB, Pair, Task};
 use crate::traffic::Traffic;
+use blockhaul_testkit::cell::{Cell, Pair, Task};
+use blockhaul_testkit::scratch::MIB;
 use std::ops::Range;
 use std::time::Duration;
 

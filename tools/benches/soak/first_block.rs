@@ -2,8 +2,9 @@
 
 use crate::measure::{Bound, Measure};
 use crate::options::Options;
-use crate::support::{Cell, MIB, Pair};
 use crate::traffic::Traffic;
+use blockhaul_testkit::cell::{Cell, Pair};
+use blockhaul_testkit::scratch::MIB;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 

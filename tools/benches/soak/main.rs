@@ -21,11 +21,9 @@ mod loss;
 mod measure;
 mod options;
 mod queue;
-#[path = "../../tests/center/support/mod.rs"]
-#[allow(dead_code, unused_imports, reason = "shared with the tests of the center")]
-mod support;
 mod traffic;
 
+use blockhaul_testkit::cell::NEEDS;
 use blockhaul_testkit::{Requirement, unmet};
 use measure::Measure;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -55,7 +53,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    if let Err(missing) = support::NEEDS.as_slice().meet() {
+    if let Err(missing) = NEEDS.as_slice().meet() {
         unmet("soak", &missing);
         return ExitCode::SUCCESS;
     }

@@ -3,10 +3,10 @@
 use crate::fleet;
 use crate::measure::{Bound, Measure};
 use crate::options::Options;
-use crate::support::Cell;
 use blockhaul_control::rpc::channels::Channels;
 use blockhaul_control::rpc::client::CenterClient;
 use blockhaul_control::rpc::wire::{NoopWork, Spec, StatusRequest, SubmitRequest, spec::Work};
+use blockhaul_testkit::cell::Cell;
 use nix::unistd::Pid;
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
 //! Tests destinations that fail: the task ends with the error of the volume, is not retried for ever, and releases its
 //! claims.
 
-use crate::support::{Cell, MIB, NEEDS, Pair, Server, Task, address, need, noise, text};
+use crate::support::{Cell, CellRecords, MIB, NEEDS, Pair, Server, Task, address, need, noise, text};
 
 /// Runs a copy to a destination that fails, and checks that the task fails after at most `attempts` attempts.
 fn fails(cell: &Cell, pair: &Pair, id: &str, attempts: usize, code: &str) -> Task {

@@ -1,7 +1,8 @@
 //! Tests faults of the coordination service: servers that die, pause, lose quorum, or lose their data.
 
 use crate::support::{
-    Cell, LONG_SESSION, MIB, NEEDS, Node, Pair, SHORT_SESSION, Settings, assert_same, mixed, need, run, text,
+    Cell, CellRecords, LONG_SESSION, MIB, NEEDS, Node, Pair, SHORT_SESSION, Settings, assert_same, mixed, need, run,
+    text,
 };
 use std::time::Duration;
 

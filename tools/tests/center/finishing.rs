@@ -1,6 +1,6 @@
 //! Tests the main promise: a copy is submitted, its runner dies, and the copy completes on another node, byte-equal.
 
-use crate::support::{Cell, MIB, NEEDS, Pair, SHORT_SESSION, assert_same, mixed, need};
+use crate::support::{Cell, CellRecords, MIB, NEEDS, Pair, SHORT_SESSION, assert_same, mixed, need};
 
 #[test]
 fn a_copy_moves_from_a_killed_runner_to_another_and_finishes() {

@@ -1,7 +1,7 @@
 //! Tests invalid input: invalid requests, forbidden volumes, undecodable records, and a store that is older than the
 //! state of a node.
 
-use crate::support::{Cell, MIB, NEEDS, Pair, Task, mixed, need, run, text};
+use crate::support::{Cell, CellRecords, MIB, NEEDS, Pair, Task, mixed, need, run, text};
 use blockhaul_control::coord::paths;
 use blockhaul_control::model::TaskId;
 use std::path::Path;

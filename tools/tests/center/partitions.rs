@@ -1,7 +1,9 @@
 //! Tests partitions: nodes cut off from the ensemble, from one of its servers, or from each other, while the servers of
 //! the volumes reach all of them.
 
-use crate::support::{Cell, LONG_SESSION, MIB, Mode, NEEDS, Pair, SHORT_SESSION, Settings, assert_same, mixed, need};
+use crate::support::{
+    Cell, CellRecords, LONG_SESSION, MIB, Mode, NEEDS, Pair, SHORT_SESSION, Settings, assert_same, mixed, need,
+};
 use std::time::Duration;
 
 #[test]

@@ -1,6 +1,6 @@
 //! Tests volumes that are replaced or changed between two attempts of a task, on one node and on two.
 
-use crate::support::{Cell, MIB, NEEDS, Pair, Task, mixed, need};
+use crate::support::{Cell, CellRecords, MIB, NEEDS, Pair, Task, mixed, need};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;

@@ -1,6 +1,6 @@
 //! Tests faults of a single runner: killed, stopped, paused, started twice.
 
-use crate::support::{Cell, LONG_SESSION, MIB, NEEDS, Pair, SHORT_SESSION, assert_same, mixed, need};
+use crate::support::{Cell, CellRecords, LONG_SESSION, MIB, NEEDS, Pair, SHORT_SESSION, assert_same, mixed, need};
 use nix::sys::signal::Signal;
 use std::time::Duration;
 

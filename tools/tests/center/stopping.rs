@@ -1,7 +1,7 @@
 //! Tests orderly stops of a runner: with copies in flight, while one begins or ends, and while volumes fail; and how
 //! nodes are retired.
 
-use crate::support::{Address, Cell, MIB, Mode, NEEDS, Pair, Task, TcpProxy, need};
+use crate::support::{Address, Cell, CellRecords, MIB, Mode, NEEDS, Pair, Task, TcpProxy, need};
 use nix::sys::signal::Signal;
 use std::time::Duration;
 

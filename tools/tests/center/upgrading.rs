@@ -1,6 +1,6 @@
 //! Tests centers whose nodes run different versions: the oldest supported one, and the one of this build.
 
-use crate::support::{Cell, LONG_SESSION, MIB, NEEDS, Pair, need, oldest_taskd};
+use crate::support::{Cell, CellRecords, LONG_SESSION, MIB, NEEDS, Pair, need, oldest_taskd};
 use blockhaul_testkit::skipped;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

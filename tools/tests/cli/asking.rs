@@ -1,9 +1,9 @@
 //! Tests the commands that call a task center: malformed flags exit with 2 without a call; refusals of the center exit
 //! with 1 or 2, depending on the error, and print one line.
 
-use crate::support::Scratch;
 use blockhaul_control::config::RawConfig;
 use blockhaul_control::node::{Node, Stop, StopHandle};
+use blockhaul_testkit::scratch::Scratch;
 use clap::Parser;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;

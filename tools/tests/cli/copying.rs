@@ -1,6 +1,6 @@
 //! Tests copies that succeed: the bytes, the report, and the files left behind.
 
-use crate::support::{MIB, Outcome, Scratch, noise};
+use blockhaul_testkit::scratch::{MIB, Outcome, Scratch, noise};
 use serde_json::Value;
 
 /// Checks the fields of a report.

@@ -1,6 +1,6 @@
 //! Tests NBD exports on the command line without copying: refusals, lists, dry runs.
 
-use crate::support::{MIB, Scratch, noise};
+use blockhaul_testkit::scratch::{MIB, Scratch, noise};
 use blockhaul_testkit::{Need, need};
 use serde_json::{Value, json};
 use std::path::PathBuf;

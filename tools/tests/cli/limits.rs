@@ -1,6 +1,6 @@
 //! Tests process limits: an error names the limit that stopped the copy.
 
-use crate::support::{MIB, Outcome, Scratch, noise, outcome};
+use blockhaul_testkit::scratch::{MIB, Outcome, Scratch, noise, outcome};
 use blockhaul_testkit::{Need, need};
 use std::os::unix::fs::PermissionsExt;
 

@@ -1,6 +1,6 @@
 //! Tests the commands that only read: `map`, `inspect` and `doctor`.
 
-use crate::support::{MIB, Scratch, noise};
+use blockhaul_testkit::scratch::{MIB, Scratch, noise};
 use serde_json::Value;
 
 #[test]

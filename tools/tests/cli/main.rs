@@ -13,7 +13,6 @@ mod planning;
 mod refusing;
 mod stopping;
 mod streams;
-mod support;
 mod unread;
 mod usage;
 mod verifying;

@@ -5,7 +5,7 @@
 
 use crate::asking::TestCenter;
 use crate::stopping::{SLOWLY, has_recorded, printed_command, stop_by};
-use crate::support::{MIB, Scratch, noise, until};
+use blockhaul_testkit::scratch::{MIB, Scratch, noise, until};
 use nix::sys::signal::Signal;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;

@@ -1,7 +1,7 @@
 //! Tests `copy --dry-run`: it prints the plan, refuses what the copy would refuse, with the same message, and changes
 //! nothing.
 
-use crate::support::{MIB, Scratch, noise, until};
+use blockhaul_testkit::scratch::{MIB, Scratch, noise, until};
 use blockhaul_testkit::{Need, need};
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;

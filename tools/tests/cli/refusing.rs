@@ -1,6 +1,6 @@
 //! Tests the refusals of `copy`: codes, order, and an unchanged destination.
 
-use crate::support::{MIB, Scratch, noise};
+use blockhaul_testkit::scratch::{MIB, Scratch, noise};
 use std::os::unix::fs::symlink;
 
 #[test]

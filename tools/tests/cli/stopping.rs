@@ -1,6 +1,6 @@
 //! Tests copies that stop, by a signal or by SIGKILL, and how they resume.
 
-use crate::support::{MIB, Outcome, Scratch, noise, outcome};
+use blockhaul_testkit::scratch::{MIB, Outcome, Scratch, noise, outcome};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

@@ -1,7 +1,7 @@
 //! Tests that the output of the program never lands in a volume or journal of the request: such a request is refused,
 //! and not even the refusal is printed there.
 
-use crate::support::{MIB, Scratch, noise};
+use blockhaul_testkit::scratch::{MIB, Scratch, noise};
 use std::fs::File;
 use std::os::unix::fs::symlink;
 use std::path::Path;

@@ -1,8 +1,8 @@
 //! Tests output whose reader does not read, is slow, or has closed the pipe, and a stdout that cannot be written.
 
 use crate::stopping::{SLOWLY, has_written, stop_by};
-use crate::support::{MIB, Scratch, noise, outcome, until};
 use blockhaul_testkit::full_pipe;
+use blockhaul_testkit::scratch::{MIB, Scratch, noise, outcome, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;

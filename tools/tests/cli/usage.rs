@@ -1,6 +1,6 @@
 //! Tests flags: malformed ones exit with 2 before anything is changed, and `--help` lists every flag.
 
-use crate::support::{MIB, Scratch, noise};
+use blockhaul_testkit::scratch::{MIB, Scratch, noise};
 
 /// All flags, by command.
 const FLAGS: [(&str, &[&str]); 5] = [

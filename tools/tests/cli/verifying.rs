@@ -1,6 +1,6 @@
 //! Tests `verify`: equal volumes, different volumes, receipts.
 
-use crate::support::{MIB, Scratch, noise};
+use blockhaul_testkit::scratch::{MIB, Scratch, noise};
 
 #[test]
 fn equal_volumes_end_with_0() {

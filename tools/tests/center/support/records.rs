@@ -4,6 +4,7 @@ use blockhaul_control::coord::paths;
 use blockhaul_control::coord::zookeeper::{Settings, ZooKeeper};
 use blockhaul_control::coord::{CoordClient, CoordError, CreateMode, Op, Session};
 use blockhaul_control::model::{Record, TaskId, TaskRecord};
+use blockhaul_testkit::cell::Cell;
 use std::sync::Arc;
 use tokio::runtime::{Builder, Runtime};
 
@@ -64,5 +65,27 @@ impl Records {
 impl Drop for Records {
     fn drop(&mut self) {
         self.runtime.block_on(self.session.close());
+    }
+}
+
+/// The records of a cell's center.
+pub(crate) trait CellRecords {
+    /// Opens a session with the records.
+    fn records(&self) -> Records;
+
+    /// As [`Cell::wait_for_progress`], and until the record has the progress: what remains of a killed runner.
+    fn wait_for_checkpoint(&self, id: &str) -> usize;
+}
+
+impl CellRecords for Cell {
+    fn records(&self) -> Records {
+        Records::of(&self.zookeeper())
+    }
+
+    fn wait_for_checkpoint(&self, id: &str) -> usize {
+        let node = self.wait_for_progress(id);
+        let records = self.records();
+        self.wait_until("a checkpoint", |_| records.task(id).is_some_and(|record| record.progress.durable > 0));
+        node
     }
 }

@@ -1,7 +1,7 @@
 //! Runs one `taskd`, and the client program.
 
-use super::built;
 use super::cell::{SOON, wait_until};
+use blockhaul_testkit::programs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
@@ -12,12 +12,12 @@ use std::time::Instant;
 
 /// Returns the path of `taskd`, which was built before the test was isolated.
 pub(crate) fn taskd() -> PathBuf {
-    if std::env::var_os(super::INSIDE).is_some() { built::beside() } else { built::built().to_owned() }
+    if std::env::var_os(super::INSIDE).is_some() { programs::taskd_path() } else { programs::taskd().to_owned() }
 }
 
 /// Returns the path of `blockhaul`.
 pub(crate) fn blockhaul() -> PathBuf {
-    assert_cmd::cargo::cargo_bin!("blockhaul").to_owned()
+    programs::blockhaul()
 }
 
 /// A process that is killed when this is dropped.

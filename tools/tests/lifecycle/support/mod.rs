@@ -3,8 +3,6 @@
 //! A test runs in a child process with its own network, process and mount namespaces. When the child ends, the kernel
 //! kills all processes of these namespaces and removes their links: nothing is left to clean up.
 
-#[path = "../../support/taskd.rs"]
-mod built;
 mod cell;
 mod daemon;
 mod network;

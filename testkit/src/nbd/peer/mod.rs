@@ -5,15 +5,15 @@
 //! properly and closed the connection. Protocol violations of the client are recorded as well.
 
 mod handshake;
-pub(crate) mod reply;
+pub mod reply;
 mod store;
-pub(crate) mod wire;
+pub mod wire;
 
-pub(crate) use handshake::{option_reply, option_reply_with};
-pub(crate) use store::Store;
+pub use handshake::{option_reply, option_reply_with};
+pub use store::Store;
 
 use super::server::Address;
-use super::site::TestDirs;
+use super::test_dirs::TestDirs;
 use handshake::Agreed;
 use std::collections::BTreeMap;
 use std::io::{self, BufReader, Read, Write};
@@ -34,7 +34,7 @@ const PAYLOAD_MAX: u32 = 64 << 20;
 
 /// Command of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Command {
+pub enum Command {
     Read,
     Write,
     Disconnect,
@@ -47,20 +47,20 @@ pub(crate) enum Command {
 
 /// A request as it was received.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Request {
-    pub(crate) connection: u64,
-    pub(crate) command: Command,
-    pub(crate) flags: u16,
-    pub(crate) cookie: u64,
-    pub(crate) offset: u64,
-    pub(crate) length: u32,
+pub struct Request {
+    pub connection: u64,
+    pub command: Command,
+    pub flags: u16,
+    pub cookie: u64,
+    pub offset: u64,
+    pub length: u32,
     /// Whether replies of this connection are structured.
-    pub(crate) structured: bool,
+    pub structured: bool,
 }
 
 /// An event at the peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Seen {
+pub enum Seen {
     Connected(u64),
     Requested(Request),
     /// The connection has ended, by an end of file or a reset.
@@ -71,7 +71,7 @@ pub(crate) enum Seen {
 
 /// Reaction to an option or a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Reaction {
+pub enum Reaction {
     /// The correct reply.
     Correct,
     /// The correct reply, twice.
@@ -91,37 +91,37 @@ type RequestScript = Box<dyn Fn(&Request) -> Reaction + Send + Sync>;
 
 /// Reactions of a peer. The default is correct everywhere.
 #[derive(Default)]
-pub(crate) struct PeerScript {
+pub struct PeerScript {
     /// Greeting instead of the correct one.
-    pub(crate) greeting: Option<Vec<u8>>,
+    pub greeting: Option<Vec<u8>>,
     /// Reacts to every option, given its number and the correct reply.
-    pub(crate) on_option: Option<OptionScript>,
+    pub on_option: Option<OptionScript>,
     /// Reacts to every request.
-    pub(crate) on_request: Option<RequestScript>,
+    pub on_request: Option<RequestScript>,
 }
 
 impl PeerScript {
     /// Creates a script that reacts to requests.
-    pub(crate) fn on_request(script: impl Fn(&Request) -> Reaction + Send + Sync + 'static) -> Self {
+    pub fn on_request(script: impl Fn(&Request) -> Reaction + Send + Sync + 'static) -> Self {
         Self { on_request: Some(Box::new(script)), ..Self::default() }
     }
 
     /// Creates a script that reacts to options.
-    pub(crate) fn on_option(script: impl Fn(u32, &[u8]) -> Reaction + Send + Sync + 'static) -> Self {
+    pub fn on_option(script: impl Fn(u32, &[u8]) -> Reaction + Send + Sync + 'static) -> Self {
         Self { on_option: Some(Box::new(script)), ..Self::default() }
     }
 }
 
 /// Properties of the export.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Offer {
-    pub(crate) structured: bool,
+pub struct Offer {
+    pub structured: bool,
     /// A flush counts for every connection.
-    pub(crate) multi_conn: bool,
+    pub multi_conn: bool,
     /// Least, preferred and most bytes of a request.
-    pub(crate) blocks: Option<(u32, u32, u32)>,
+    pub blocks: Option<(u32, u32, u32)>,
     /// Transmission flags beyond the usual ones.
-    pub(crate) further_flags: u16,
+    pub further_flags: u16,
 }
 
 impl Default for Offer {
@@ -131,7 +131,7 @@ impl Default for Offer {
 }
 
 /// A scripted server. Stopped on drop, with all its connections.
-pub(crate) struct Peer {
+pub struct Peer {
     shared: Arc<Shared>,
     path: PathBuf,
     accepting: Option<JoinHandle<()>>,
@@ -161,13 +161,13 @@ fn take<const N: usize>(stream: &mut impl Read) -> io::Result<[u8; N]> {
 
 impl Peer {
     /// Starts a peer that serves `bytes` at the socket `name`.
-    pub(crate) fn start(dirs: &TestDirs, name: &str, bytes: Vec<u8>, offer: Offer, script: PeerScript) -> Self {
+    pub fn start(dirs: &TestDirs, name: &str, bytes: Vec<u8>, offer: Offer, script: PeerScript) -> Self {
         let seed = bytes.len() as u64;
         Self::over(dirs, name, Store::new(bytes, offer.multi_conn, seed), offer, script)
     }
 
     /// As [`Peer::start`], with the test's own store.
-    pub(crate) fn over(dirs: &TestDirs, name: &str, store: Store, offer: Offer, script: PeerScript) -> Self {
+    pub fn over(dirs: &TestDirs, name: &str, store: Store, offer: Offer, script: PeerScript) -> Self {
         let shared = Arc::new(Shared {
             store: Mutex::new(store),
             offer: Mutex::new(offer),
@@ -183,16 +183,16 @@ impl Peer {
         peer
     }
 
-    pub(crate) fn address(&self) -> Address {
+    pub fn address(&self) -> Address {
         Address::Unix(self.path.clone())
     }
 
-    pub(crate) fn uri(&self) -> String {
+    pub fn uri(&self) -> String {
         self.address().uri("")
     }
 
     /// Listens again at the same socket, with the content that the crash has left.
-    pub(crate) fn restart(&mut self) {
+    pub fn restart(&mut self) {
         self.kill();
         let _ = std::fs::remove_file(&self.path);
         let listener = UnixListener::bind(&self.path).expect("the directory is writable");
@@ -203,7 +203,7 @@ impl Peer {
     }
 
     /// Crashes: closes the socket and all connections, and loses unflushed writes.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.shared.is_up.store(false, SeqCst);
         if let Some(accepting) = self.accepting.take() {
             accepting.join().expect("accepting does not panic");
@@ -218,22 +218,22 @@ impl Peer {
         }
     }
 
-    pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
+    pub fn store(&self) -> MutexGuard<'_, Store> {
         lock(&self.shared.store)
     }
 
     /// Changes the properties that the next connections negotiate.
-    pub(crate) fn offer(&self, offer: Offer) {
+    pub fn offer(&self, offer: Offer) {
         *lock(&self.shared.offer) = offer;
     }
 
     /// Returns all events so far.
-    pub(crate) fn seen(&self) -> Vec<Seen> {
+    pub fn seen(&self) -> Vec<Seen> {
         lock(&self.shared.seen).clone()
     }
 
     /// Waits until the events satisfy `when`.
-    pub(crate) fn wait_until(&self, what: &str, when: impl Fn(&[Seen]) -> bool) {
+    pub fn wait_until(&self, what: &str, when: impl Fn(&[Seen]) -> bool) {
         let until = Instant::now() + WAIT_MAX;
         let mut seen = lock(&self.shared.seen);
         while !when(&seen) {
@@ -244,7 +244,7 @@ impl Peer {
     }
 
     /// Waits until all connections have ended; tells for each whether its last request was a disconnect.
-    pub(crate) fn disconnects(&self) -> BTreeMap<u64, bool> {
+    pub fn disconnects(&self) -> BTreeMap<u64, bool> {
         self.wait_until("all clients to close", |seen| {
             let count = |matches: fn(&Seen) -> bool| seen.iter().filter(|&seen| matches(seen)).count();
             count(|seen| matches!(seen, Seen::Connected(_))) == count(|seen| matches!(seen, Seen::Closed(_)))
@@ -264,7 +264,7 @@ impl Peer {
 
     /// # Panics
     /// If a client has broken the protocol.
-    pub(crate) fn assert_no_violations(&self) {
+    pub fn assert_no_violations(&self) {
         let violations: Vec<Seen> =
             self.seen().into_iter().filter(|seen| matches!(seen, Seen::ProtocolViolation(..))).collect();
         assert!(violations.is_empty(), "the client broke the protocol: {violations:?}");

@@ -1,5 +1,6 @@
 //! Runs the program in a scratch directory, without the environment of the caller.
 
+use crate::programs::{blockhaul, temporary_folder};
 use assert_cmd::Command;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -9,42 +10,42 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-pub(crate) const MIB: usize = 1 << 20;
+pub const MIB: usize = 1 << 20;
 
 /// Time after which a command counts as hung and is killed; ten times as long as any command takes.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The scratch directory of one test, removed on drop.
-pub(crate) struct Scratch(TempDir);
+pub struct Scratch(TempDir);
 
 /// Result of a run with `--json`.
 #[derive(Debug)]
-pub(crate) struct Outcome {
-    pub(crate) code: Option<i32>,
-    pub(crate) lines: Vec<Value>,
-    pub(crate) stderr: String,
+pub struct Outcome {
+    pub code: Option<i32>,
+    pub lines: Vec<Value>,
+    pub stderr: String,
 }
 
 impl Outcome {
     /// Returns the last line, which is the report.
-    pub(crate) fn report(&self) -> &Value {
+    pub fn report(&self) -> &Value {
         let report = self.lines.last().unwrap_or_else(|| panic!("nothing on stdout: {}", self.stderr));
         assert_eq!(report["event"], "report", "the last line is the report: {report}");
         report
     }
 
     /// Returns the error's code; `null` without an error.
-    pub(crate) fn error_code(&self) -> &Value {
+    pub fn error_code(&self) -> &Value {
         &self.report()["error"]["code"]
     }
 
-    pub(crate) fn assert_done(&self) {
+    pub fn assert_done(&self) {
         assert_eq!(self.code, Some(0), "{self:#?}");
         assert_eq!(self.report()["status"], "succeeded", "{self:#?}");
     }
 
     /// Checks that the command failed with `code`, on stdout and stderr.
-    pub(crate) fn assert_failed(&self, exit: i32, code: &str) {
+    pub fn assert_failed(&self, exit: i32, code: &str) {
         assert_eq!(self.code, Some(exit), "{self:#?}");
         assert_eq!(self.error_code(), code, "{self:#?}");
         assert!(self.stderr.contains(&format!("blockhaul: {code}: ")), "{self:#?}");
@@ -52,46 +53,46 @@ impl Outcome {
 }
 
 impl Scratch {
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         // In the build directory: the system's temporary directory is often in memory, without direct I/O and small.
-        Self(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the build directory can be written"))
+        Self(tempfile::tempdir_in(temporary_folder()).expect("the build directory can be written"))
     }
 
     /// Creates a directory that every user can reach.
-    pub(crate) fn public() -> Self {
+    pub fn public() -> Self {
         Self(tempfile::tempdir_in("/var/tmp").expect("it can be written"))
     }
 
-    pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.0.path().join(name)
     }
 
     /// Writes a file; returns its path.
-    pub(crate) fn file(&self, name: impl AsRef<Path>, bytes: &[u8]) -> PathBuf {
+    pub fn file(&self, name: impl AsRef<Path>, bytes: &[u8]) -> PathBuf {
         let path = self.path(name);
         fs::write(&path, bytes).expect("the scratch directory can be written");
         path
     }
 
-    pub(crate) fn read(&self, name: impl AsRef<Path>) -> Vec<u8> {
+    pub fn read(&self, name: impl AsRef<Path>) -> Vec<u8> {
         let path = self.path(name);
         fs::read(&path).unwrap_or_else(|error| panic!("read {path:?}: {error}"))
     }
 
     /// Returns a command in the scratch directory, with its state in `state`.
-    pub(crate) fn blockhaul<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
+    pub fn blockhaul<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
         let mut command = Command::from_std(self.process(args));
         command.timeout(COMMAND_TIMEOUT);
         command
     }
 
     /// As [`Scratch::blockhaul`], for tests that interact with the running process.
-    pub(crate) fn process<S: AsRef<OsStr>>(&self, args: &[S]) -> std::process::Command {
-        self.program(assert_cmd::cargo::cargo_bin!("blockhaul"), args)
+    pub fn process<S: AsRef<OsStr>>(&self, args: &[S]) -> std::process::Command {
+        self.program(&blockhaul(), args)
     }
 
     /// Returns a shell script in the same environment.
-    pub(crate) fn shell(&self, script: &str) -> std::process::Command {
+    pub fn shell(&self, script: &str) -> std::process::Command {
         self.program(Path::new("sh"), &["-c", script])
     }
 
@@ -107,12 +108,12 @@ impl Scratch {
     }
 
     /// Runs a command with `--json` and reads its lines, each of which must be one object.
-    pub(crate) fn json<S: AsRef<OsStr>>(&self, args: &[S]) -> Outcome {
+    pub fn json<S: AsRef<OsStr>>(&self, args: &[S]) -> Outcome {
         outcome(&self.blockhaul(args).arg("--json").output().expect("the program was built"))
     }
 
     /// Returns every file with its content, to check that a command changes nothing.
-    pub(crate) fn snapshot(&self) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+    pub fn snapshot(&self) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
         let mut seen = BTreeMap::new();
         walk(self.0.path(), &mut seen);
         seen
@@ -129,7 +130,7 @@ fn walk(directory: &Path, seen: &mut BTreeMap<PathBuf, Option<Vec<u8>>>) {
     }
 }
 
-pub(crate) fn outcome(output: &std::process::Output) -> Outcome {
+pub fn outcome(output: &std::process::Output) -> Outcome {
     let stdout = String::from_utf8(output.stdout.clone()).expect("JSON is text");
     let object = |line: &str| match serde_json::from_str(line) {
         Ok(value @ Value::Object(_)) => value,
@@ -143,7 +144,7 @@ pub(crate) fn outcome(output: &std::process::Output) -> Outcome {
 }
 
 /// Waits until `holds` returns true.
-pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
         assert!(begun.elapsed() < COMMAND_TIMEOUT, "timed out waiting for: {what}");
@@ -152,7 +153,7 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// Returns bytes without runs of zeros, the same for the same seed.
-pub(crate) fn noise(length: usize, seed: u64) -> Vec<u8> {
+pub fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(2).wrapping_add(1);
     let mut word = || {
         state ^= state << 13;

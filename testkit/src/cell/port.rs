@@ -1,6 +1,6 @@
 //! Reserves ports for processes that are started later, or restarted.
 
-use super::Address;
+use crate::nbd::Address;
 use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::sync::{Mutex, PoisonError};
@@ -11,7 +11,7 @@ const PORTS: std::ops::Range<u16> = 12_000..32_000;
 static TAKEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
 
 /// Returns a port of 127.0.0.1 without a listener that this process has not returned before.
-pub(crate) fn port() -> u16 {
+pub fn port() -> u16 {
     let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
         let port = fastrand::u16(PORTS);
@@ -22,6 +22,6 @@ pub(crate) fn port() -> u16 {
 }
 
 /// Returns such a port as the address of a server.
-pub(crate) fn address() -> Address {
+pub fn address() -> Address {
     Address::Tcp(port())
 }

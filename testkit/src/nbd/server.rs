@@ -1,8 +1,8 @@
 //! Runs a real server: starts it, waits until it listens, and kills it at the end of the test. The kernel kills it if
 //! the test is killed.
 
-use super::real::text;
-use super::site::TestDirs;
+use super::test_dirs::TestDirs;
+use crate::test_dir::text;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
@@ -18,7 +18,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Where a server listens.
 #[derive(Clone, Debug)]
-pub(crate) enum Address {
+pub enum Address {
     Unix(PathBuf),
     /// A port of 127.0.0.1.
     Tcp(u16),
@@ -26,13 +26,13 @@ pub(crate) enum Address {
 
 impl Address {
     /// Returns a port without a listener.
-    pub(crate) fn free_port() -> Self {
+    pub fn free_port() -> Self {
         let probe = TcpListener::bind(("127.0.0.1", 0)).expect("there are free ports");
         Self::Tcp(probe.local_addr().expect("it is bound").port())
     }
 
     /// Returns the URI of an export.
-    pub(crate) fn uri(&self, export: &str) -> String {
+    pub fn uri(&self, export: &str) -> String {
         match self {
             Self::Unix(path) => format!("nbd+unix:///{export}?socket={}", text(path)),
             Self::Tcp(port) => format!("nbd://127.0.0.1:{port}/{export}"),
@@ -61,7 +61,7 @@ impl Address {
 
 /// A server process.
 #[derive(Debug)]
-pub(crate) struct Server {
+pub struct Server {
     args: Vec<String>,
     address: Address,
     export: &'static str,
@@ -71,7 +71,7 @@ pub(crate) struct Server {
 
 impl Server {
     /// Starts the command `args`, which must stay in the foreground, and waits until it listens at `address`.
-    pub(crate) fn start(dirs: &TestDirs, name: &str, address: Address, args: &[&str]) -> Self {
+    pub fn start(dirs: &TestDirs, name: &str, address: Address, args: &[&str]) -> Self {
         let mut server = Self {
             args: args.iter().map(|&word| word.to_owned()).collect(),
             address,
@@ -84,11 +84,11 @@ impl Server {
     }
 
     /// Starts `nbdkit ARGS` on a unix socket.
-    pub(crate) fn nbdkit(dirs: &TestDirs, name: &str, args: &[&str]) -> Self {
+    pub fn nbdkit(dirs: &TestDirs, name: &str, args: &[&str]) -> Self {
         Self::nbdkit_at(dirs, name, Address::Unix(dirs.socket(name)), args)
     }
 
-    pub(crate) fn nbdkit_at(dirs: &TestDirs, name: &str, address: Address, args: &[&str]) -> Self {
+    pub fn nbdkit_at(dirs: &TestDirs, name: &str, address: Address, args: &[&str]) -> Self {
         let place = match &address {
             Address::Unix(path) => vec!["--unix".to_owned(), text(path).to_owned()],
             Address::Tcp(port) => vec!["--ipaddr=127.0.0.1".to_owned(), "--port".to_owned(), port.to_string()],
@@ -99,7 +99,7 @@ impl Server {
     }
 
     /// Serves 1 MiB whose flushes fail. Uses a script, as the error filter cannot fail flushes.
-    pub(crate) fn without_flush(dirs: &TestDirs, name: &str, address: Address) -> Self {
+    pub fn without_flush(dirs: &TestDirs, name: &str, address: Address) -> Self {
         let image = dirs.file(&format!("{name}.image"), &vec![0; 1 << 20]);
         let image = text(&image);
         let args = [
@@ -115,7 +115,7 @@ impl Server {
     }
 
     /// Starts `qemu-nbd ARGS` on a unix socket, for any number of clients.
-    pub(crate) fn qemu_nbd(dirs: &TestDirs, name: &str, args: &[&str]) -> Self {
+    pub fn qemu_nbd(dirs: &TestDirs, name: &str, args: &[&str]) -> Self {
         let socket = dirs.socket(name);
         let start = ["qemu-nbd", "--persistent", "--shared=16", "--socket", text(&socket)];
         Self::start(dirs, name, Address::Unix(socket.clone()), &[&start[..], args].concat())
@@ -123,7 +123,7 @@ impl Server {
 
     /// `nbd-server` over the file `backing` as export `disk`. It goes into the background by itself and starts a
     /// process for every client; in name spaces of their own, all of them end with the first one.
-    pub(crate) fn nbd_server(dirs: &TestDirs, name: &str, backing: &Path) -> Self {
+    pub fn nbd_server(dirs: &TestDirs, name: &str, backing: &Path) -> Self {
         let socket = dirs.socket(name);
         let configuration = format!(
             "[generic]\nunixsock = {}\nallowlist = true\n[disk]\nexportname = {}\nflush = true\nfua = true\ntrim = true\n",
@@ -138,16 +138,16 @@ impl Server {
         server
     }
 
-    pub(crate) fn uri(&self) -> String {
+    pub fn uri(&self) -> String {
         self.address.uri(self.export)
     }
 
-    pub(crate) fn address(&self) -> &Address {
+    pub fn address(&self) -> &Address {
         &self.address
     }
 
     /// Returns what the server has printed.
-    pub(crate) fn output(&self) -> String {
+    pub fn output(&self) -> String {
         fs::read_to_string(&self.output).unwrap_or_default()
     }
 
@@ -155,7 +155,7 @@ impl Server {
     ///
     /// # Panics
     /// If the server exits instead of listening.
-    pub(crate) fn restart(&mut self) {
+    pub fn restart(&mut self) {
         self.kill();
         if let Address::Unix(path) = &self.address {
             let _ = fs::remove_file(path);
@@ -180,7 +180,7 @@ impl Server {
     }
 
     /// Kills the server and waits until it does not listen.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
@@ -197,7 +197,7 @@ impl Server {
     }
 
     /// Sends SIGTERM and waits for the exit, so that the server writes its data.
-    pub(crate) fn end(&mut self) {
+    pub fn end(&mut self) {
         let Some(mut child) = self.child.take() else { return };
         let id = Pid::from_raw(i32::try_from(child.id()).expect("ids are small"));
         kill(id, Signal::SIGTERM).expect("the process was not waited for");

@@ -1,12 +1,13 @@
 //! Verifies exports with another client, and reports of complete copies.
 
-use super::real::{Outcome, run};
+use crate::scratch::Outcome;
+use crate::test_dir::run;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
 /// Returns the content of an export, read by `nbdcopy` in requests that every server of these tests accepts.
-pub(crate) fn content(uri: &str) -> Vec<u8> {
+pub fn content(uri: &str) -> Vec<u8> {
     let output =
         Command::new("nbdcopy").args(["--request-size=65536", uri, "-"]).output().expect("its need was checked");
     assert!(output.status.success(), "nbdcopy {uri}: {}", String::from_utf8_lossy(&output.stderr));
@@ -14,18 +15,18 @@ pub(crate) fn content(uri: &str) -> Vec<u8> {
 }
 
 /// Writes `file` into an export with `nbdcopy`.
-pub(crate) fn fill(file: &str, uri: &str) {
+pub fn fill(file: &str, uri: &str) {
     run("nbdcopy", &["--request-size=65536", file, uri]);
 }
 
 /// Checks that a copy of `planned` bytes over NBD is complete and quiesced.
-pub(crate) fn assert_whole(copied: &Outcome, planned: usize, what: &str) {
+pub fn assert_whole(copied: &Outcome, planned: usize, what: &str) {
     assert_eq!(copied.report()["quiesced"], true, "{what}: {copied:#?}");
     assert_all_there(copied, planned, what);
 }
 
 /// As [`assert_whole`], but need not be quiesced: a peer may hold back requests that were abandoned and sent again.
-pub(crate) fn assert_all_there(copied: &Outcome, planned: usize, what: &str) {
+pub fn assert_all_there(copied: &Outcome, planned: usize, what: &str) {
     assert_eq!(copied.code, Some(0), "{what}: {copied:#?}");
     let report = copied.report();
     assert_eq!(report["status"], "succeeded", "{what}: {copied:#?}");
@@ -36,6 +37,6 @@ pub(crate) fn assert_all_there(copied: &Outcome, planned: usize, what: &str) {
 }
 
 /// Returns the bytes allocated to a file.
-pub(crate) fn allocated(path: &Path) -> u64 {
+pub fn allocated(path: &Path) -> u64 {
     std::fs::metadata(path).expect("it is there").blocks() * 512
 }

@@ -5,11 +5,11 @@
 //! does no more. Of unflushed data, a crash loses or keeps every range at random, because real caches write back at any
 //! time.
 
-use super::super::real::SeededRandom;
+use crate::content::SeededRandom;
 use std::ops::Range;
 
 #[derive(Debug)]
-pub(crate) struct Store {
+pub struct Store {
     now: Vec<u8>,
     durable: Vec<u8>,
     /// Unflushed writes with their connections, oldest first.
@@ -20,21 +20,21 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    pub(crate) fn new(bytes: Vec<u8>, multi_conn: bool, seed: u64) -> Self {
+    pub fn new(bytes: Vec<u8>, multi_conn: bool, seed: u64) -> Self {
         let (durable, unflushed) = (bytes.clone(), Vec::new());
         Self { now: bytes, durable, unflushed, multi_conn, random: SeededRandom::new(seed), lost: 0 }
     }
 
-    pub(crate) fn size(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.now.len()
     }
 
-    pub(crate) fn read(&self, range: Range<usize>) -> &[u8] {
+    pub fn read(&self, range: Range<usize>) -> &[u8] {
         &self.now[range]
     }
 
     /// Writes `bytes`, or zeros where there are none.
-    pub(crate) fn write(&mut self, connection: u64, range: Range<usize>, bytes: Option<&[u8]>, through: bool) {
+    pub fn write(&mut self, connection: u64, range: Range<usize>, bytes: Option<&[u8]>, through: bool) {
         match bytes {
             Some(bytes) => self.now[range.clone()].copy_from_slice(bytes),
             None => self.now[range.clone()].fill(0),
@@ -46,7 +46,7 @@ impl Store {
         }
     }
 
-    pub(crate) fn flush(&mut self, connection: u64) {
+    pub fn flush(&mut self, connection: u64) {
         let counts = |from: u64| self.multi_conn || from == connection;
         for (_, range) in self.unflushed.iter().filter(|(from, _)| counts(*from)) {
             self.durable[range.clone()].copy_from_slice(&self.now[range.clone()]);
@@ -56,7 +56,7 @@ impl Store {
     }
 
     /// Loses unflushed writes at random, as a power cut does.
-    pub(crate) fn crash(&mut self) {
+    pub fn crash(&mut self) {
         for (_, range) in std::mem::take(&mut self.unflushed) {
             if self.random.below(3) == 0 {
                 self.durable[range.clone()].copy_from_slice(&self.now[range]);
@@ -68,24 +68,24 @@ impl Store {
     }
 
     /// Returns how many acknowledged bytes were lost.
-    pub(crate) fn lost(&self) -> u64 {
+    pub fn lost(&self) -> u64 {
         self.lost
     }
 
     /// Returns the flushed content.
-    pub(crate) fn durable(&self) -> &[u8] {
+    pub fn durable(&self) -> &[u8] {
         &self.durable
     }
 
     /// Changes the size of the export.
-    pub(crate) fn resize(&mut self, size: usize) {
+    pub fn resize(&mut self, size: usize) {
         self.crash();
         self.now.resize(size, 0);
         self.durable.resize(size, 0);
     }
 
     /// Returns the runs of data and zeros in `range`, in units of 64 KiB: length and flags of `base:allocation`.
-    pub(crate) fn status(&self, range: Range<usize>) -> Vec<(u32, u32)> {
+    pub fn status(&self, range: Range<usize>) -> Vec<(u32, u32)> {
         const UNIT: usize = 64 << 10;
         let mut runs: Vec<(u32, u32)> = Vec::new();
         let mut at = range.start;

@@ -1,5 +1,6 @@
 //! Builds the oldest `taskd` that must work in one center with this one, from the history of this repository.
 
+use crate::programs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -11,14 +12,14 @@ const OLDEST: &str = "d42daf599862993690fe357769c0c2aed853e81a";
 ///
 /// # Errors
 /// A message that the history of the repository is missing, which cannot be installed.
-pub(crate) fn oldest_taskd() -> Result<PathBuf, String> {
+pub fn oldest_taskd() -> Result<PathBuf, String> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     BUILT.get_or_init(build).clone()
 }
 
 fn build() -> Result<PathBuf, String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tools live one level below the root");
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("taskd-{}", &OLDEST[..12]));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate lies one level below the root");
+    let folder = programs::temporary_folder().join(format!("taskd-{}", &OLDEST[..12]));
     let (source, target) = (folder.join("source"), folder.join("target"));
     let program = target.join("debug/taskd");
     if program.is_file() {
@@ -28,7 +29,7 @@ fn build() -> Result<PathBuf, String> {
     unpack(root, &source)?;
     // A fast build is worth more than a fast program here.
     let quick = ["--config", "profile.dev.package.\"*\".opt-level=0", "--config", "profile.dev.debug=false"];
-    let mut cargo = Command::new(env!("CARGO"));
+    let mut cargo = Command::new(programs::cargo());
     cargo.args(["build", "--quiet", "--locked", "--package", "blockhaul-control", "--bin", "taskd"]).args(quick);
     cargo.arg("--target-dir").arg(&target).current_dir(&source);
     let is_set_by_cargo =

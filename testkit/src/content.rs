@@ -1,12 +1,12 @@
 //! Builds the content of volumes, and reads the numbers of a report.
 
-use super::scratch::{MIB, Outcome, noise};
+use crate::scratch::{MIB, Outcome, noise};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// Returns data, and zeros that become holes or not, in unaligned pieces; the same for one seed.
-pub(crate) fn mixed(length: usize, seed: u64) -> Vec<u8> {
+pub fn mixed(length: usize, seed: u64) -> Vec<u8> {
     let mut bytes = noise(length, seed);
     let mut random = SeededRandom::new(seed);
     let mut at = 0;
@@ -22,7 +22,7 @@ pub(crate) fn mixed(length: usize, seed: u64) -> Vec<u8> {
 }
 
 /// Writes `bytes` so that every other aligned run of zeros is a hole.
-pub(crate) fn write_sparse(path: &Path, bytes: &[u8]) {
+pub fn write_sparse(path: &Path, bytes: &[u8]) {
     const UNIT: usize = 64 << 10;
     let file = File::create(path).unwrap_or_else(|error| panic!("create {}: {error}", path.display()));
     file.set_len(bytes.len() as u64).expect("it is a file");
@@ -35,7 +35,7 @@ pub(crate) fn write_sparse(path: &Path, bytes: &[u8]) {
 }
 
 /// Compares without printing megabytes.
-pub(crate) fn assert_same(found: &[u8], wanted: &[u8], what: &str) {
+pub fn assert_same(found: &[u8], wanted: &[u8], what: &str) {
     assert_eq!(found.len(), wanted.len(), "{what}: the sizes differ");
     if found != wanted {
         let at = found.iter().zip(wanted).position(|(found, wanted)| found != wanted).expect("they differ");
@@ -45,7 +45,7 @@ pub(crate) fn assert_same(found: &[u8], wanted: &[u8], what: &str) {
 
 impl Outcome {
     /// Returns a field of the report's `bytes`.
-    pub(crate) fn bytes(&self, field: &str) -> u64 {
+    pub fn bytes(&self, field: &str) -> u64 {
         let value = &self.report()["bytes"][field];
         value.as_u64().unwrap_or_else(|| panic!("bytes.{field} is {value}"))
     }
@@ -53,15 +53,15 @@ impl Outcome {
 
 /// Random numbers from a seed.
 #[derive(Clone, Debug)]
-pub(crate) struct SeededRandom(u64);
+pub struct SeededRandom(u64);
 
 impl SeededRandom {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
     /// Returns a number from 0 to `bound` - 1.
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+    pub fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -70,7 +70,7 @@ impl SeededRandom {
 }
 
 /// Returns the number of iterations: the environment variable `variable`, else `default`.
-pub(crate) fn iterations(variable: &str, default: u64) -> u64 {
+pub fn iterations(variable: &str, default: u64) -> u64 {
     match std::env::var(variable) {
         Ok(text) => text.parse().unwrap_or_else(|_| panic!("{variable}={text} is not a number")),
         Err(_) => default,

@@ -43,14 +43,14 @@ struct Shared {
 
 /// A proxy on a port of 127.0.0.1 to a server of this host.
 #[derive(Debug)]
-pub(crate) struct Proxy {
+pub struct Proxy {
     shared: Arc<Shared>,
     accepting: Option<JoinHandle<()>>,
 }
 
 impl Proxy {
     /// Starts a proxy to the server at `address`.
-    pub(crate) fn to(address: &Address) -> Self {
+    pub fn to(address: &Address) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("there are free ports");
         listener.set_nonblocking(true).expect("it is a socket");
         let port = listener.local_addr().expect("it is bound").port();
@@ -64,40 +64,40 @@ impl Proxy {
         Self { shared, accepting: Some(accepting) }
     }
 
-    pub(crate) fn address(&self) -> Address {
+    pub fn address(&self) -> Address {
         Address::Tcp(self.shared.port)
     }
 
     /// Returns the URI of an export through the proxy.
-    pub(crate) fn uri(&self, export: &str) -> String {
+    pub fn uri(&self, export: &str) -> String {
         self.address().uri(export)
     }
 
     /// Stalls the open connections; new ones pass.
-    pub(crate) fn stall_open(&self) {
+    pub fn stall_open(&self) {
         self.shared.each(|connection| connection.stalls.store(true, SeqCst));
     }
 
     /// Stalls open and new connections.
-    pub(crate) fn stall(&self) {
+    pub fn stall(&self) {
         self.shared.stalls_new.store(true, SeqCst);
         self.stall_open();
     }
 
     /// Forwards again, starting with the bytes that were held back.
-    pub(crate) fn resume(&self) {
+    pub fn resume(&self) {
         self.shared.stalls_new.store(false, SeqCst);
         self.shared.each(|connection| connection.stalls.store(false, SeqCst));
     }
 
     /// Closes all connections and drops the bytes that were held back.
-    pub(crate) fn cut(&self) {
+    pub fn cut(&self) {
         self.shared.each(ProxiedConnection::close);
         self.shared.proxied.lock().expect("no thread panics while it holds the lock").clear();
     }
 
     /// Returns the number of connections so far that were not cut.
-    pub(crate) fn connections(&self) -> usize {
+    pub fn connections(&self) -> usize {
         self.shared.proxied.lock().expect("no thread panics while it holds the lock").len()
     }
 }

@@ -100,12 +100,12 @@ fn correct_answer(chosen: u32, details: &[u8], offer: &Offer, size: u64) -> (Vec
 }
 
 /// Builds a reply to an option.
-pub(crate) fn option_reply(chosen: u32, kind: u32, payload: &[u8]) -> Vec<u8> {
+pub fn option_reply(chosen: u32, kind: u32, payload: &[u8]) -> Vec<u8> {
     option_reply_with(wire::OPTION_REPLY, chosen, kind, payload)
 }
 
 /// As [`option_reply`], with any magic.
-pub(crate) fn option_reply_with(magic: u64, chosen: u32, kind: u32, payload: &[u8]) -> Vec<u8> {
+pub fn option_reply_with(magic: u64, chosen: u32, kind: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("payloads are short");
     [&magic.to_be_bytes()[..], &chosen.to_be_bytes(), &kind.to_be_bytes(), &length.to_be_bytes(), payload].concat()
 }
@@ -120,7 +120,7 @@ fn export_name_reply(offer: &Offer, size: u64, client_flags: u32) -> Vec<u8> {
 
 impl Offer {
     /// Returns the transmission flags.
-    pub(crate) fn flags(&self) -> u16 {
+    pub fn flags(&self) -> u16 {
         let multi_conn = if self.multi_conn { can::MULTI_CONN } else { 0 };
         can::USUAL | multi_conn | self.further_flags
     }

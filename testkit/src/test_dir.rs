@@ -5,6 +5,7 @@
 //! whose backing file, lie below the directory belong to it. A directory is in use while its test holds its lock, which
 //! the kernel releases with the process. A directory that is not certainly abandoned is left alone.
 
+use crate::programs::temporary_folder;
 use nix::fcntl::{Flock, FlockArg};
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -15,8 +16,6 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
-/// Test directories are in the build directory: the system's temporary directory is often small and in memory.
-const TEST_DIRS: &str = env!("CARGO_TARGET_TMPDIR");
 /// Prefix of the names of test directories.
 const PREFIX: &str = "blockhaul-test-";
 /// Lock file, held by the test that uses the directory.
@@ -30,25 +29,25 @@ static LEFTOVERS: Once = Once::new();
 
 /// The directory of one test.
 #[derive(Debug)]
-pub(crate) struct TestDir {
+pub struct TestDir {
     path: PathBuf,
     _in_use: Flock<File>,
 }
 
 impl TestDir {
     /// Creates an empty directory.
-    pub(crate) fn new() -> Self {
-        Self::within(Path::new(TEST_DIRS))
+    pub fn new() -> Self {
+        Self::within(&temporary_folder())
     }
 
     /// Creates an empty directory that every user can reach, unlike the build directory.
-    pub(crate) fn public() -> Self {
+    pub fn public() -> Self {
         Self::within(&std::env::temp_dir())
     }
 
     fn within(place: &Path) -> Self {
         LEFTOVERS.call_once(|| {
-            sweep_leftovers(Path::new(TEST_DIRS));
+            sweep_leftovers(&temporary_folder());
             sweep_leftovers(&std::env::temp_dir());
         });
         let number = NEXT.fetch_add(1, Relaxed);
@@ -58,34 +57,34 @@ impl TestDir {
         Self { path, _in_use: lock }
     }
 
-    pub(crate) fn root(&self) -> &Path {
+    pub fn root(&self) -> &Path {
         &self.path
     }
 
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
     /// Writes a file; returns its path.
-    pub(crate) fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
+    pub fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
         let path = self.path(name);
         fs::write(&path, bytes).unwrap_or_else(|error| panic!("write {}: {error}", path.display()));
         path
     }
 
-    pub(crate) fn read(&self, name: &str) -> Vec<u8> {
+    pub fn read(&self, name: &str) -> Vec<u8> {
         fs::read(self.path(name)).unwrap_or_else(|error| panic!("read {name}: {error}"))
     }
 
     /// Mounts a tmpfs, for images whose flushes should cost nothing.
-    pub(crate) fn memory(&self, name: &str) -> PathBuf {
+    pub fn memory(&self, name: &str) -> PathBuf {
         let at = self.mount_point(name);
         run("mount", &["-t", "tmpfs", "tmpfs", text(&at)]);
         at
     }
 
     /// Creates an image with a new file system, without mounting it.
-    pub(crate) fn image(&self, name: &str, filesystem: &str, bytes: u64) -> PathBuf {
+    pub fn image(&self, name: &str, filesystem: &str, bytes: u64) -> PathBuf {
         let image = self.sparse(name, bytes);
         let quiet: &[&str] = match filesystem {
             "xfs" => &["-q", "-f"],
@@ -99,26 +98,26 @@ impl TestDir {
     }
 
     /// Mounts a new file system at `name`, with its image in `name.img`.
-    pub(crate) fn filesystem(&self, name: &str, filesystem: &str, bytes: u64) -> PathBuf {
+    pub fn filesystem(&self, name: &str, filesystem: &str, bytes: u64) -> PathBuf {
         let image = self.image(&format!("{name}.img"), filesystem, bytes);
         self.mount(&image, name)
     }
 
     /// Mounts an image. Its loop device is detached with the mount.
-    pub(crate) fn mount(&self, image: &Path, name: &str) -> PathBuf {
+    pub fn mount(&self, image: &Path, name: &str) -> PathBuf {
         let at = self.mount_point(name);
         run("mount", &["-o", "loop", text(image), text(&at)]);
         at
     }
 
-    pub(crate) fn unmount(&self, at: &Path) {
+    pub fn unmount(&self, at: &Path) {
         assert!(at.starts_with(&self.path), "{} is not ours", at.display());
         unmount(text(at));
         assert!(!mounts_below(at).iter().any(|point| Path::new(point) == at), "{} is still in use", at.display());
     }
 
     /// Attaches a loop device to `backing`, a file of this directory, with sectors of `sector` bytes.
-    pub(crate) fn loop_device(&self, backing: &Path, sector: u32) -> PathBuf {
+    pub fn loop_device(&self, backing: &Path, sector: u32) -> PathBuf {
         assert!(
             backing.starts_with(&self.path),
             "{} is not below the test directory: it would not be detached",
@@ -129,7 +128,7 @@ impl TestDir {
     }
 
     /// Creates a file that is a hole of `bytes` bytes.
-    pub(crate) fn sparse(&self, name: &str, bytes: u64) -> PathBuf {
+    pub fn sparse(&self, name: &str, bytes: u64) -> PathBuf {
         let path = self.path(name);
         File::create(&path)
             .and_then(|file| file.set_len(bytes))
@@ -138,7 +137,7 @@ impl TestDir {
     }
 
     /// Creates a directory as a mount point.
-    pub(crate) fn mount_point(&self, name: &str) -> PathBuf {
+    pub fn mount_point(&self, name: &str) -> PathBuf {
         let at = self.path(name);
         fs::create_dir_all(&at).unwrap_or_else(|error| panic!("create {}: {error}", at.display()));
         at
@@ -220,12 +219,12 @@ fn loop_devices_below(dir: &Path) -> Vec<String> {
 }
 
 /// Returns a path as text; test directories have ASCII names.
-pub(crate) fn text(path: &Path) -> &str {
+pub fn text(path: &Path) -> &str {
     path.to_str().expect("paths of tests are ASCII")
 }
 
 /// Runs a program that must succeed; returns its stdout.
-pub(crate) fn run(program: &str, args: &[&str]) -> String {
+pub fn run(program: &str, args: &[&str]) -> String {
     let output = command(program, args).output().unwrap_or_else(|error| panic!("run {program}: {error}"));
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {}: {}: {stderr}", args.join(" "), output.status);

@@ -1,7 +1,8 @@
 //! Runs the program in a test directory, alone or while the test interferes.
 
-use super::room::{TestDir, text};
-use super::scratch::{Outcome, outcome};
+use crate::programs::blockhaul;
+use crate::scratch::{Outcome, outcome};
+use crate::test_dir::{TestDir, text};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -14,14 +15,9 @@ use std::time::{Duration, Instant};
 /// Time after which a command counts as hung and is killed; ten times as long as any command takes.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Returns the path of the program.
-pub(crate) fn program() -> PathBuf {
-    assert_cmd::cargo::cargo_bin!("blockhaul").to_path_buf()
-}
-
 impl TestDir {
     /// Returns a command in the test directory, without the caller's environment, with checkpoints in `state`.
-    pub(crate) fn command(&self, program: &Path, args: &[&str]) -> Command {
+    pub fn command(&self, program: &Path, args: &[&str]) -> Command {
         let mut command = Command::new(program);
         command.current_dir(self.root()).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         command.env("STATE_DIRECTORY", self.path("state")).stdin(Stdio::null()).args(args);
@@ -29,25 +25,25 @@ impl TestDir {
     }
 
     /// Runs `blockhaul ARGS --json` to its end.
-    pub(crate) fn blockhaul(&self, args: &[&str]) -> Outcome {
-        let mut command = self.command(&program(), args);
+    pub fn blockhaul(&self, args: &[&str]) -> Outcome {
+        let mut command = self.command(&blockhaul(), args);
         command.arg("--json");
         let limited = assert_cmd::Command::from_std(command).timeout(COMMAND_TIMEOUT).output();
         outcome(&limited.expect("the program was built"))
     }
 
     /// Runs `WRAPPER blockhaul ARGS --json` to its end.
-    pub(crate) fn wrapped(&self, wrapper: &[&str], args: &[&str]) -> Outcome {
+    pub fn wrapped(&self, wrapper: &[&str], args: &[&str]) -> Outcome {
         let (first, rest) = wrapper.split_first().expect("a wrapper is a program");
         let mut command = self.command(Path::new(first), rest);
-        command.arg(program()).args(args).arg("--json");
+        command.arg(blockhaul()).args(args).arg("--json");
         let limited = assert_cmd::Command::from_std(command).timeout(COMMAND_TIMEOUT).output();
         outcome(&limited.expect("its need was checked"))
     }
 
     /// As [`TestDir::wrapped`], while `strace` fails a system call: `inject` is its `--inject` argument. Also returns
     /// whether the call was made.
-    pub(crate) fn injected(&self, inject: &str, args: &[&str]) -> (Outcome, bool) {
+    pub fn injected(&self, inject: &str, args: &[&str]) -> (Outcome, bool) {
         let call = inject.split(':').next().expect("there is always a first");
         let (trace, inject) = (format!("--trace={call}"), format!("--inject={inject}"));
         // A hung program must not outlive its tracer.
@@ -59,20 +55,20 @@ impl TestDir {
     }
 
     /// Starts `blockhaul ARGS --json`.
-    pub(crate) fn start(&self, args: &[&str]) -> Running {
-        Running::spawn(self.command(&program(), args).arg("--json"))
+    pub fn start(&self, args: &[&str]) -> Running {
+        Running::spawn(self.command(&blockhaul(), args).arg("--json"))
     }
 
     /// Returns the decoded checkpoint; `None` if there is none.
-    pub(crate) fn checkpoint(&self) -> Option<Value> {
+    pub fn checkpoint(&self) -> Option<Value> {
         let path = self.checkpoint_path()?;
-        let output = self.command(&program(), &["inspect", "--json", text(&path)]).output().expect("it was built");
+        let output = self.command(&blockhaul(), &["inspect", "--json", text(&path)]).output().expect("it was built");
         assert!(output.status.success(), "inspect {}: {}", path.display(), String::from_utf8_lossy(&output.stderr));
         Some(serde_json::from_slice(&output.stdout).expect("inspect prints JSON"))
     }
 
     /// Returns the path of the only checkpoint; `None` if there is none.
-    pub(crate) fn checkpoint_path(&self) -> Option<PathBuf> {
+    pub fn checkpoint_path(&self) -> Option<PathBuf> {
         let entries = std::fs::read_dir(self.path("state")).into_iter().flatten().flatten();
         let mut journals =
             entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "journal"));
@@ -84,7 +80,7 @@ impl TestDir {
 
 /// A running process. Killed on drop.
 #[derive(Debug)]
-pub(crate) struct Running {
+pub struct Running {
     child: Child,
     /// Lines of stdout, read by a thread so that waiting for them can time out.
     lines: Receiver<Vec<u8>>,
@@ -93,7 +89,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    pub(crate) fn spawn(command: &mut Command) -> Self {
+    pub fn spawn(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program was built");
         let stdout = BufReader::new(child.stdout.take().expect("it was asked for"));
         let (print, lines) = channel();
@@ -133,11 +129,11 @@ impl Running {
         stderr
     }
 
-    pub(crate) fn id(&self) -> Pid {
+    pub fn id(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).expect("ids are small"))
     }
 
-    pub(crate) fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         kill(self.id(), signal).expect("the process was not waited for");
     }
 
@@ -145,7 +141,7 @@ impl Running {
     ///
     /// # Panics
     /// If the process ends before.
-    pub(crate) fn until(&mut self, when: impl Fn(&Value) -> bool) -> Value {
+    pub fn until(&mut self, when: impl Fn(&Value) -> bool) -> Value {
         loop {
             let Some(line) = self.line() else {
                 let stderr = self.stderr();
@@ -160,12 +156,12 @@ impl Running {
     }
 
     /// Waits until the process has ended.
-    pub(crate) fn end(self) -> Outcome {
+    pub fn end(self) -> Outcome {
         self.end_with_status().0
     }
 
     /// As [`Running::end`], also returns the exit status, for processes that end by a signal.
-    pub(crate) fn end_with_status(mut self) -> (Outcome, ExitStatus) {
+    pub fn end_with_status(mut self) -> (Outcome, ExitStatus) {
         while let Some(line) = self.line() {
             self.seen.extend_from_slice(&line);
         }
@@ -180,7 +176,7 @@ impl Running {
     }
 
     /// Kills the process.
-    pub(crate) fn crash(self) -> Outcome {
+    pub fn crash(self) -> Outcome {
         self.signal(Signal::SIGKILL);
         self.end()
     }
@@ -194,11 +190,11 @@ impl Drop for Running {
 }
 
 /// Tells whether some bytes are written.
-pub(crate) fn moving(progress: &Value) -> bool {
+pub fn moving(progress: &Value) -> bool {
     progress["written"].as_u64() > Some(0)
 }
 
 /// Tells whether some bytes are durable.
-pub(crate) fn recorded(progress: &Value) -> bool {
+pub fn recorded(progress: &Value) -> bool {
     progress["durable"].as_u64() > Some(0)
 }

@@ -1,6 +1,9 @@
 //! Serves two exports on ports of this host: a read-only source, and a destination that records its requests in order.
 
-use super::{Cell, Server, Task, address, assert_same, mixed, text};
+use super::{Cell, Task, address};
+use crate::content::{assert_same, mixed};
+use crate::nbd::Server;
+use crate::test_dir::text;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -19,24 +22,24 @@ struct Line {
 }
 
 /// A source and a destination of the same size.
-pub(crate) struct Pair {
-    pub(crate) source: Server,
-    pub(crate) destination: Server,
+pub struct Pair {
+    pub source: Server,
+    pub destination: Server,
     bytes: Vec<u8>,
     image: PathBuf,
     /// Log of the destination's server, written as requests arrive.
-    pub(crate) log: PathBuf,
+    pub log: PathBuf,
 }
 
 impl Pair {
     /// Serves two exports of `length` bytes.
-    pub(crate) fn new(cell: &Cell, name: &str, length: usize) -> Self {
+    pub fn new(cell: &Cell, name: &str, length: usize) -> Self {
         Self::with(cell, name, length, &[], &[])
     }
 
     /// As [`Pair::new`], with additional `filters` and `parameters` of the destination's server. Filters act on a
     /// request between its entry in the log and that of its reply.
-    pub(crate) fn with(cell: &Cell, name: &str, length: usize, filters: &[&str], parameters: &[&str]) -> Self {
+    pub fn with(cell: &Cell, name: &str, length: usize, filters: &[&str], parameters: &[&str]) -> Self {
         let dirs = &cell.dirs;
         let bytes = mixed(length, 7);
         let golden = dirs.file(&format!("{name}.golden"), &bytes);
@@ -56,12 +59,12 @@ impl Pair {
     }
 
     /// Submits the copy; `args` follow the volumes on the command line.
-    pub(crate) fn submit(&self, cell: &Cell, id: &str, args: &[&str]) {
+    pub fn submit(&self, cell: &Cell, id: &str, args: &[&str]) {
         cell.submit(id, &self.source.uri(), &self.destination.uri(), args);
     }
 
     /// Submits a copy whose first attempt runs on `node`; later attempts may run on other nodes.
-    pub(crate) fn submit_on(&self, cell: &Cell, id: &str, node: usize, args: &[&str]) {
+    pub fn submit_on(&self, cell: &Cell, id: &str, node: usize, args: &[&str]) {
         let others = || cell.nodes.iter().enumerate().filter(|(index, _)| *index != node).map(|(_, other)| &other.id);
         others().for_each(|other| drop(cell.ask(&["drain", other])));
         self.submit(cell, id, args);
@@ -70,24 +73,24 @@ impl Pair {
     }
 
     /// Checks that the destination holds the bytes of the source.
-    pub(crate) fn assert_copied(&self) {
+    pub fn assert_copied(&self) {
         let found = std::fs::read(&self.image).expect("the image is a file of ours");
         assert_same(&found, &self.bytes, "the destination");
     }
 
     /// Returns how many requests to change the destination have arrived.
-    pub(crate) fn writes(&self) -> usize {
+    pub fn writes(&self) -> usize {
         self.log().iter().filter(|line| !line.is_answer).count()
     }
 
     /// Waits until another such request has arrived.
-    pub(crate) fn wait_for_more_writes(&self, cell: &Cell) {
+    pub fn wait_for_more_writes(&self, cell: &Cell) {
         let writes = self.writes();
         cell.wait_until("another write", |_| self.writes() > writes);
     }
 
     /// Returns the connections made so far. A runner makes all of its connections before it writes.
-    pub(crate) fn connections(&self) -> BTreeSet<u64> {
+    pub fn connections(&self) -> BTreeSet<u64> {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let made = log.lines().filter(|line| line.contains(" Connect "));
         made.filter_map(|line| number(line, "connection=")).collect()
@@ -95,7 +98,7 @@ impl Pair {
 
     /// Checks that two runners have written one after the other: after the first request of another connection, no
     /// request of the first runner's connections `old` arrives.
-    pub(crate) fn assert_no_overlap(&self, old: &BTreeSet<u64>) {
+    pub fn assert_no_overlap(&self, old: &BTreeSet<u64>) {
         let log = self.log();
         let requests: Vec<&Line> = log.iter().filter(|line| !line.is_answer).collect();
         let since = requests.iter().position(|line| !old.contains(&line.connection));
@@ -106,7 +109,7 @@ impl Pair {
 
     /// Checks that the copy succeeds in a second attempt after its first runner, with the connections `old`, was lost,
     /// and that the first runner wrote nothing after the second one began.
-    pub(crate) fn assert_taken_over(&self, cell: &Cell, id: &str, old: &BTreeSet<u64>) -> Task {
+    pub fn assert_taken_over(&self, cell: &Cell, id: &str, old: &BTreeSet<u64>) -> Task {
         cell.lift_limit(id);
         let task = cell.wait_for_success(id);
         assert_eq!(task.outcomes(), ["ELeaseLost", "succeeded"], "{task:?}");
@@ -117,7 +120,7 @@ impl Pair {
 
     /// As [`Pair::assert_no_overlap`], and checks that every request of the first runner was answered before the first
     /// request of the second one.
-    pub(crate) fn assert_drained_before_next(&self, old: &BTreeSet<u64>) {
+    pub fn assert_drained_before_next(&self, old: &BTreeSet<u64>) {
         self.assert_no_overlap(old);
         let mut open = BTreeSet::new();
         for Line { connection, id, is_answer } in self.log() {

@@ -10,11 +10,11 @@ static FREED: Condvar = Condvar::new();
 
 /// Permission to run a cell, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Permit(());
+pub(super) struct Permit(());
 
 impl Permit {
     /// Waits for a permit.
-    pub(crate) fn take() -> Self {
+    pub(super) fn take() -> Self {
         let cells = CELLS.lock().unwrap_or_else(PoisonError::into_inner);
         let mut cells = FREED.wait_while(cells, |cells| *cells >= CELLS_MAX).unwrap_or_else(PoisonError::into_inner);
         *cells += 1;

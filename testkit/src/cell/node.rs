@@ -1,6 +1,9 @@
 //! Runs one `taskd` process with its own state directory and its own path to the coordination service.
 
-use super::{TestDirs, port, taskd, text};
+use super::port;
+use crate::nbd::TestDirs;
+use crate::programs;
+use crate::test_dir::text;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::ffi::OsString;
@@ -17,14 +20,14 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 const LINES_SHOWN: usize = 120;
 
 /// Returns the path of the library that fakes the wall clock of a process.
-pub(crate) fn fake_clock_library() -> String {
+pub fn fake_clock_library() -> String {
     format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH)
 }
 
 /// A node.
 #[derive(Debug)]
-pub(crate) struct Node {
-    pub(crate) id: String,
+pub struct Node {
+    pub id: String,
     port: u16,
     args: Vec<String>,
     /// Environment variables besides those of every node.
@@ -38,7 +41,7 @@ pub(crate) struct Node {
 
 impl Node {
     /// Creates a node without starting it.
-    pub(crate) fn new(dirs: &TestDirs, id: &str) -> Self {
+    pub fn new(dirs: &TestDirs, id: &str) -> Self {
         let port = port();
         let state = dirs.path(&format!("{id}.state"));
         let listen = format!("127.0.0.1:{port}");
@@ -59,7 +62,7 @@ impl Node {
     }
 
     /// Sets flags for the next start, as pairs of flag and value; a flag that is set already is replaced.
-    pub(crate) fn set_flags(&mut self, args: &[&str]) {
+    pub fn set_flags(&mut self, args: &[&str]) {
         for pair in args.chunks(2) {
             if let Some(at) = self.args.iter().position(|word| word == pair[0]) {
                 self.args.drain(at..at + pair.len());
@@ -70,7 +73,7 @@ impl Node {
 
     /// Fakes the wall clock from the next start on. `file` holds the offset, such as `+1d`, and may be changed at any
     /// time.
-    pub(crate) fn fake_clock(&mut self, file: &Path) {
+    pub fn fake_clock(&mut self, file: &Path) {
         self.variables = vec![
             ("LD_PRELOAD", OsString::from(fake_clock_library())),
             ("FAKETIME_TIMESTAMP_FILE", file.into()),
@@ -80,25 +83,25 @@ impl Node {
     }
 
     /// Sets the program for the next start; `None`: the one of this build.
-    pub(crate) fn run_version(&mut self, program: Option<PathBuf>) {
+    pub fn run_version(&mut self, program: Option<PathBuf>) {
         self.program = program;
     }
 
     /// Returns the path of a file in the state directory.
-    pub(crate) fn state(&self, name: &str) -> PathBuf {
+    pub fn state(&self, name: &str) -> PathBuf {
         self.state.join(name)
     }
 
     /// Returns the address for clients.
-    pub(crate) fn address(&self) -> String {
+    pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
     /// Starts the process; does not wait for anything.
-    pub(crate) fn start(&mut self) {
+    pub fn start(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.id);
         let log = File::options().create(true).append(true).open(&self.log).expect("the directory is writable");
-        let program = self.program.as_deref().unwrap_or_else(|| taskd::built());
+        let program = self.program.as_deref().unwrap_or_else(|| programs::taskd());
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]).arg(program).args(&self.args).stdin(Stdio::null());
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("RUST_BACKTRACE", "1");
@@ -109,23 +112,23 @@ impl Node {
     }
 
     /// Returns the log of all incarnations.
-    pub(crate) fn log(&self) -> String {
+    pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// Returns the process ID.
-    pub(crate) fn pid(&self) -> Pid {
+    pub fn pid(&self) -> Pid {
         let child = self.child.as_ref().unwrap_or_else(|| panic!("{} does not run", self.id));
         Pid::from_raw(i32::try_from(child.id()).expect("ids are small"))
     }
 
     /// Sends a signal to the process.
-    pub(crate) fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).unwrap_or_else(|error| panic!("signal {}: {error}", self.id));
     }
 
     /// Kills the process.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
@@ -133,7 +136,7 @@ impl Node {
     }
 
     /// Waits until the process has ended by itself.
-    pub(crate) fn wait(&mut self) -> ExitStatus {
+    pub fn wait(&mut self) -> ExitStatus {
         let child = self.child.as_mut().unwrap_or_else(|| panic!("{} does not run", self.id));
         let until = Instant::now() + WAIT_MAX;
         loop {
@@ -147,18 +150,18 @@ impl Node {
     }
 
     /// Sends SIGTERM and waits until the process has ended.
-    pub(crate) fn stop(&mut self) -> ExitStatus {
+    pub fn stop(&mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
         self.wait()
     }
 
     /// Tells whether the process was started and not waited for since.
-    pub(crate) fn is_started(&self) -> bool {
+    pub fn is_started(&self) -> bool {
         self.child.is_some()
     }
 
     /// Tells whether the process runs.
-    pub(crate) fn is_running(&mut self) -> bool {
+    pub fn is_running(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| child.try_wait().expect("it is our child").is_none())
     }
 }

@@ -1,9 +1,11 @@
 //! Serves bytes as an export of every kind of server.
 
-use super::judge::{content, fill};
-use super::real::{noise, run, text, write_sparse};
+use super::contents::{content, fill};
 use super::server::Server;
-use super::site::TestDirs;
+use super::test_dirs::TestDirs;
+use crate::content::write_sparse;
+use crate::scratch::noise;
+use crate::test_dir::{run, text};
 use std::path::PathBuf;
 
 /// Accept only multiples of 4 KiB up to 64 KiB.
@@ -12,7 +14,7 @@ const STRICT_BLOCKS: [&str; 4] =
 
 /// Kinds of servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
     NbdkitFile,
     /// nbdkit without consistency between connections.
     NbdkitFileOneConnection,
@@ -25,7 +27,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 7] = [
+    pub const ALL: [Self; 7] = [
         Self::NbdkitFile,
         Self::NbdkitFileOneConnection,
         Self::NbdkitMemory,
@@ -36,7 +38,7 @@ impl Kind {
     ];
 
     /// Returns the unit of export sizes in bytes.
-    pub(crate) fn granule(self) -> usize {
+    pub fn granule(self) -> usize {
         match self {
             Self::NbdkitBlocks => 4096,
             Self::QemuRaw | Self::QemuQcow2 => 512,
@@ -47,15 +49,15 @@ impl Kind {
 
 /// A server with one export.
 #[derive(Debug)]
-pub(crate) struct Export {
-    pub(crate) server: Server,
+pub struct Export {
+    pub server: Server,
     /// Backing file, if it holds the same bytes as the export.
-    pub(crate) backing: Option<PathBuf>,
+    pub backing: Option<PathBuf>,
 }
 
 impl Export {
     /// Serves `bytes`; every other run of zeros is a hole.
-    pub(crate) fn with(dirs: &TestDirs, name: &str, kind: Kind, bytes: &[u8]) -> Self {
+    pub fn with(dirs: &TestDirs, name: &str, kind: Kind, bytes: &[u8]) -> Self {
         let image = dirs.path(&format!("{name}.img"));
         write_sparse(&image, bytes);
         let export = Self::over(dirs, name, kind, image.clone(), bytes.len());
@@ -66,12 +68,12 @@ impl Export {
     }
 
     /// Serves `size` bytes of other data.
-    pub(crate) fn full_of_old_data(dirs: &TestDirs, name: &str, kind: Kind, size: usize) -> Self {
+    pub fn full_of_old_data(dirs: &TestDirs, name: &str, kind: Kind, size: usize) -> Self {
         Self::with(dirs, name, kind, &noise(size, 99))
     }
 
     /// Serves a hole of `size` bytes.
-    pub(crate) fn empty(dirs: &TestDirs, name: &str, kind: Kind, size: usize) -> Self {
+    pub fn empty(dirs: &TestDirs, name: &str, kind: Kind, size: usize) -> Self {
         let image = dirs.sparse(&format!("{name}.img"), size as u64);
         Self::over(dirs, name, kind, image, size)
     }
@@ -101,12 +103,12 @@ impl Export {
         Self { server, backing: is_kept_in_it.then_some(image) }
     }
 
-    pub(crate) fn uri(&self) -> String {
+    pub fn uri(&self) -> String {
         self.server.uri()
     }
 
     /// Returns the content, read through the server.
-    pub(crate) fn content(&self) -> Vec<u8> {
+    pub fn content(&self) -> Vec<u8> {
         content(&self.uri())
     }
 }
