@@ -11,7 +11,7 @@ pub(crate) struct Status {
     pub leader: Leader,
     /// Epoch of its term.
     pub epoch: Epoch,
-    /// Tasks in each state, in the order of [`TaskState::VARIANTS`].
+    /// Tasks in each state, in the order of a task's life.
     pub tasks: Vec<(TaskState, usize)>,
     /// Paths of records that cannot be decoded, and why: they are left alone.
     pub undecodable: Vec<(String, String)>,

@@ -20,7 +20,7 @@ pub fn chunk(cookie: u64, flags: u16, kind: u16, payload: &[u8]) -> Vec<u8> {
     chunk_claiming(cookie, flags, kind, u32::try_from(payload.len()).expect("payloads are short"), payload)
 }
 
-/// As [`chunk`], with any length in its header.
+/// As [`chunk`](fn@chunk), with any length in its header.
 pub fn chunk_claiming(cookie: u64, flags: u16, kind: u16, length: u32, payload: &[u8]) -> Vec<u8> {
     let head = [&wire::CHUNK.to_be_bytes()[..], &flags.to_be_bytes(), &kind.to_be_bytes()].concat();
     [&head[..], &cookie.to_be_bytes(), &length.to_be_bytes(), payload].concat()
