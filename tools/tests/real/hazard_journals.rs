@@ -161,7 +161,7 @@ fn receipts_that_are_damaged_are_refused() {
             dir.file("damaged", damaged);
             let refused = dir.blockhaul(&["verify", "--receipt", "damaged", "b"]);
             // Only the newer commit slot counts; the older one may be torn by a crash.
-            let in_slots = SLOTS.contains(&at) && what.starts_with("turned") && refused.code == Some(0);
+            let in_slots = SLOTS.contains(&at) && what.starts_with("flipped") && refused.code == Some(0);
             assert!(is_refusal(&refused) || in_slots, "{what} of {} bytes: {refused:#?}", sound.len());
         }
     }

@@ -24,7 +24,7 @@ if "$DENY" fetch db > /dev/null 2>&1; then
 else
     echo "== skipped: advisories: the database of RustSec cannot be fetched from github.com"
 fi
-exec "$DENY" --locked check --disable-fetch $CHECKS
+exec "$DENY" --locked check $CHECKS
 "#;
 
 /// Returns the step that checks the dependencies.
