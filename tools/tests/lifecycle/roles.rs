@@ -128,7 +128,10 @@ fn t_zbs_14_a_leader_that_lost_its_leadership_continues_as_a_runner() {
                 task["attempts"].as_array().unwrap().iter().map(|attempt| attempt["outcome"].clone()).collect()
             };
             assert_eq!(outcomes("local"), ["succeeded"]);
-            assert_eq!(outcomes("network"), ["ELeaseLost", "succeeded"]);
+            // A node that registers again before its earlier attempt has drained refuses the task, maybe more than once.
+            let mut attempts = outcomes("network");
+            attempts.retain(|outcome| outcome != "EBusy");
+            assert_eq!(attempts, ["ELeaseLost", "succeeded"]);
             assert!(std::fs::read(&local).unwrap() == noise && std::fs::read(&network).unwrap() == noise);
             cell.assert_no_process_ended(&pids);
             cell.stop();
