@@ -5,7 +5,7 @@
 //! clock runs from the first submission to the last report, because users of the library start an engine once.
 
 use blockhaul_engine::engine::{Engine, EngineConfig, Face};
-use blockhaul_engine::job::{JobHandle, Reason};
+use blockhaul_engine::job::{JobHandle, StopReason};
 use blockhaul_engine::progress::{Report, Status};
 use blockhaul_engine::spec::{
     BlockSize, Checkpoint, Continuation, CopySpec, DigestKind, Direct, Overwrite, PathChoice, Reflink, Verify,
@@ -188,7 +188,7 @@ fn watch(jobs: &[JobHandle], cancel_at: Option<u64>, start: Instant) -> (Vec<(f6
             seen.push((start.elapsed().as_secs_f64(), written, issued.saturating_sub(written)));
             if cancelled.is_none() && cancel_at.is_some_and(|bytes| written >= bytes) {
                 cancelled = Some(Instant::now());
-                jobs.iter().for_each(|job| job.cancel(Reason::RunnerInterrupt));
+                jobs.iter().for_each(|job| job.cancel(StopReason::RunnerInterrupt));
             }
         }
     }

@@ -8,9 +8,9 @@ use crate::model::volume::TaskVolume;
 use crate::model::{DurableMap, Epoch, Failure, NodeId, Progress, TaskId};
 use async_trait::async_trait;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
-use blockhaul_engine::gate::Gate;
-use blockhaul_engine::job::Reason;
+use blockhaul_engine::job::StopReason;
 use blockhaul_engine::spec::{DigestKind, Reflink, Sparse};
+use blockhaul_engine::write_gate::WriteGate;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
@@ -94,7 +94,7 @@ pub struct Execution {
     /// What earlier attempts have made durable, according to the record.
     pub durable: DurableMap,
     /// Gate that closes when writes may no longer be submitted.
-    pub gate: Arc<Gate>,
+    pub gate: Arc<WriteGate>,
     /// Receives the request for the permit to write, when everything else is ready and before the first change to the
     /// destination. Work that writes nothing asks before it reads.
     pub admission: oneshot::Sender<WritePermitRequest>,
@@ -139,7 +139,7 @@ pub trait ExecutionHandle: Send + Sync + std::fmt::Debug {
     fn set_limit(&self, bytes_per_second: Option<u64>);
 
     /// Asks the copy to stop at the next block. The first reason is kept.
-    fn cancel(&self, reason: Reason);
+    fn cancel(&self, reason: StopReason);
 
     /// Resets its connections at once.
     fn cut(&self);
@@ -170,7 +170,7 @@ impl ExecutionHandle for Refused {
 
     fn set_limit(&self, _bytes_per_second: Option<u64>) {}
 
-    fn cancel(&self, _reason: Reason) {}
+    fn cancel(&self, _reason: StopReason) {}
 
     fn cut(&self) {}
 
@@ -200,18 +200,18 @@ pub enum End {
     /// Every byte is written, flushed, and verified if that was asked for.
     Succeeded,
     /// It was asked to stop, and did.
-    Stopped(Reason),
+    Stopped(StopReason),
     /// It failed.
     Failed(Failure),
 }
 
 /// Returns the error of a copy that was stopped before it began to write.
-pub(crate) fn stopped_early(reason: Reason) -> Error {
+pub(crate) fn stopped_early(reason: StopReason) -> Error {
     let code = match reason {
-        Reason::UserCancel => Code::Cancelled,
-        Reason::RunnerInterrupt => Code::RunnerInterrupt,
-        Reason::LeaseLost => Code::LeaseLost,
-        Reason::DeadlineExceeded => Code::Timeout,
+        StopReason::UserCancel => Code::Cancelled,
+        StopReason::RunnerInterrupt => Code::RunnerInterrupt,
+        StopReason::LeaseLost => Code::LeaseLost,
+        StopReason::DeadlineExceeded => Code::Timeout,
     };
     Error::new(code, Side::Caller, Operation::Start, format!("stopped before it began to write: {code}"))
 }
@@ -227,9 +227,9 @@ impl Outcome {
     #[must_use]
     pub fn refused(error: &Error) -> Self {
         Self::untouched(match error.code {
-            Code::RunnerInterrupt => End::Stopped(Reason::RunnerInterrupt),
-            Code::Cancelled => End::Stopped(Reason::UserCancel),
-            Code::LeaseLost => End::Stopped(Reason::LeaseLost),
+            Code::RunnerInterrupt => End::Stopped(StopReason::RunnerInterrupt),
+            Code::Cancelled => End::Stopped(StopReason::UserCancel),
+            Code::LeaseLost => End::Stopped(StopReason::LeaseLost),
             _ => End::Failed(Failure::from(error)),
         })
     }

@@ -27,7 +27,7 @@ pub mod rpc;
 pub mod runner;
 pub mod standard_streams;
 pub mod state_dir;
-mod stopping;
+mod stop_bounds;
 pub mod timestamp;
 pub mod wire;
 

@@ -7,10 +7,10 @@
 mod logging;
 
 use blockhaul_control::config::RawConfig;
-use blockhaul_control::node::{Control, Node, Stop};
+use blockhaul_control::node::{Node, NodeControl, Stop};
 use blockhaul_control::standard_streams::{self, Priority};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
-use blockhaul_engine::resource::{RUNTIME_DESCRIPTORS, require_descriptors, require_threads};
+use blockhaul_engine::resource_check::{RUNTIME_DESCRIPTORS, require_descriptors, require_threads};
 use blockhaul_engine::shown::line;
 use clap::Parser;
 use logging::Logging;
@@ -110,7 +110,7 @@ fn start(events: Sender<Event>, seen: &Receiver<Event>) -> std::result::Result<(
     require_threads(available_parallelism().map_or(1, NonZero::get) + BLOCKING_THREADS, "start a runtime")?;
     let runtime = Builder::new_multi_thread().enable_all().thread_name("taskd").build();
     let runtime = runtime.map_err(|error| Error::io(Side::Engine, Operation::Start, &error, "start a runtime"))?;
-    let control = Control::default();
+    let control = NodeControl::default();
     let controlled = control.clone();
     let (resolved, config) = channel();
     runtime.spawn(async move {
@@ -132,7 +132,7 @@ fn start(events: Sender<Event>, seen: &Receiver<Event>) -> std::result::Result<(
 }
 
 /// Waits for the node's end: bounded after the first request to stop, briefly after the second.
-fn own(events: &Receiver<Event>, control: &Control, logging: &Logging) -> Result<()> {
+fn own(events: &Receiver<Event>, control: &NodeControl, logging: &Logging) -> Result<()> {
     let mut deadline: Option<Instant> = None;
     loop {
         let left =
@@ -167,7 +167,7 @@ fn own(events: &Receiver<Event>, control: &Control, logging: &Logging) -> Result
 }
 
 /// Reads the file of `--config` and the certificates again. Invalid settings change nothing.
-fn reload(control: &Control, logging: &Logging) {
+fn reload(control: &NodeControl, logging: &Logging) {
     control.read_certificates();
     let read = || -> Result<()> {
         let raw = RawConfig::try_parse().map_err(|error| Error::bad_request(error.to_string()))?.with_file()?;

@@ -10,8 +10,8 @@
 
 use crate::error::Result;
 use crate::extent::{ByteRange, RangeSet};
-use crate::gate::Gate;
 use crate::volume::VolumeKind;
+use crate::write_gate::WriteGate;
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub struct Supervision {
     /// Gate of changes to the destination: writes, zeros, clones, flushes, its size. `None`: always open. While it is
     /// closed the job waits with what it has read, and goes on when it opens; cancelled while it is closed, the job
     /// gives up what it had not submitted. Connections that are lost are made anew only while it is open.
-    pub gate: Option<Arc<Gate>>,
+    pub gate: Option<Arc<WriteGate>>,
     /// Admission, requested once, after all checks and before the first change to the destination.
     pub admission: Option<Arc<dyn Admission>>,
     /// Bytes of the destination that an earlier run has made durable whose journal is not at hand: they are counted as

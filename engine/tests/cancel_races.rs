@@ -4,7 +4,7 @@
 
 use blockhaul_engine::engine::{Engine, EngineConfig};
 use blockhaul_engine::error::Code;
-use blockhaul_engine::job::Reason;
+use blockhaul_engine::job::StopReason;
 use blockhaul_engine::progress::{Report, Status};
 use blockhaul_engine::spec::{CopySpec, Overwrite};
 use std::path::Path;
@@ -63,8 +63,8 @@ fn race(engine: &Engine, source: &Path, to: &Path, data: &[u8], worker: usize, c
         let spec = CopySpec::new(source.into(), to.into());
         let job = engine.submit(CopySpec { overwrite: Overwrite::Yes, ..spec });
         let (first, second) = match turn % 2 {
-            0 => (Reason::UserCancel, Reason::RunnerInterrupt),
-            _ => (Reason::RunnerInterrupt, Reason::UserCancel),
+            0 => (StopReason::UserCancel, StopReason::RunnerInterrupt),
+            _ => (StopReason::RunnerInterrupt, StopReason::UserCancel),
         };
         let report = std::thread::scope(|scope| {
             let waits = scope.spawn(|| job.wait());

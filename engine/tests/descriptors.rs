@@ -3,7 +3,7 @@
 //! A test binary of its own: other tests would open and close descriptors meanwhile.
 
 use blockhaul_engine::engine::{Engine, EngineConfig};
-use blockhaul_engine::job::Reason;
+use blockhaul_engine::job::StopReason;
 use blockhaul_engine::progress::Status;
 use blockhaul_engine::spec::{Checkpoint, CopySpec, Overwrite, Reference, VerifySpec};
 use std::path::Path;
@@ -32,7 +32,7 @@ fn run_four(engine: &Engine, folder: &Path) {
     let itself = CopySpec::new(source.clone().into(), source.into());
     assert_eq!(engine.submit(itself).wait().status, Status::Failed);
     let cancelled = engine.submit(CopySpec { checkpoint: Checkpoint::None, ..copy });
-    cancelled.cancel(Reason::UserCancel);
+    cancelled.cancel(StopReason::UserCancel);
     let _ = cancelled.wait();
 }
 

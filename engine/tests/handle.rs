@@ -2,7 +2,7 @@
 
 use blockhaul_engine::engine::{Engine, EngineConfig};
 use blockhaul_engine::error::Code;
-use blockhaul_engine::job::Reason;
+use blockhaul_engine::job::StopReason;
 use blockhaul_engine::progress::{Progress, Status};
 use blockhaul_engine::spec::{BlockSize, CopySpec, Reflink};
 use std::path::Path;
@@ -68,8 +68,8 @@ fn a_paused_job_can_be_cancelled() {
     let engine = engine();
     let job = engine.submit(CopySpec { limit_bytes_per_second: Some(4 << 20), ..spec(folder.path(), "copy") });
     job.pause();
-    job.cancel(Reason::DeadlineExceeded);
-    job.cancel(Reason::UserCancel);
+    job.cancel(StopReason::DeadlineExceeded);
+    job.cancel(StopReason::UserCancel);
     let report = job.wait();
     assert_eq!(report.status, Status::Interrupted, "the first reason holds: {report:?}");
     assert_eq!(report.error.map(|error| error.code), Some(Code::Timeout));

@@ -5,7 +5,7 @@ mod scripted;
 
 use blockhaul_engine::engine::{Engine, EngineConfig};
 use blockhaul_engine::error::Code;
-use blockhaul_engine::job::Reason;
+use blockhaul_engine::job::StopReason;
 use blockhaul_engine::nbd::NbdUri;
 use blockhaul_engine::progress::Status;
 use blockhaul_engine::spec::{BlockSize, Checkpoint, CopySpec, NetworkTerms, Overwrite, Reference, VerifySpec};
@@ -309,7 +309,7 @@ fn a_job_whose_server_is_silent_leaves_slots_to_the_others() {
     }
     let report = healthy.wait();
     assert_eq!(report.status, Status::Succeeded, "{report:?}");
-    stuck.cancel(Reason::UserCancel);
+    stuck.cancel(StopReason::UserCancel);
     drop(stuck.wait());
 }
 

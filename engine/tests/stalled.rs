@@ -6,7 +6,7 @@
 
 use blockhaul_engine::engine::{Engine, EngineConfig, Face};
 use blockhaul_engine::error::{Code, Result};
-use blockhaul_engine::job::{JobHandle, Reason};
+use blockhaul_engine::job::{JobHandle, StopReason};
 use blockhaul_engine::progress::{Report, Status};
 use blockhaul_engine::spec::{Checkpoint, CopySpec, Direct, Overwrite, Reflink};
 use blockhaul_engine::supervision::{Admission, AdmissionRequest, Supervision};
@@ -178,11 +178,11 @@ fn healthy_jobs_go_on(disk: &Disk, healthy: &Disk, direct: Direct, face: Face) {
     let slow = CopySpec { limit_bytes_per_second: Some(MIB), ..copy(&large, &folder.join("slow"), direct) };
     let slow = engine.submit(slow);
     until("it begins", || slow.progress().written > 0);
-    slow.cancel(Reason::UserCancel);
+    slow.cancel(StopReason::UserCancel);
     let report = slow.wait_for(PATIENCE).expect("a job beside a stalled one can be cancelled");
     assert_eq!((report.status, report.quiesced), (Status::Cancelled, true), "{:?}", report.error);
     assert!(job.wait_for(Duration::ZERO).is_none(), "the stalled one waits");
-    job.cancel(Reason::UserCancel);
+    job.cancel(StopReason::UserCancel);
     is_left_behind(&job.wait_for(PATIENCE).expect("a report, though the device does not answer"));
     succeeds(&beside("second"), "a job after the stalled one was given up");
     assert!(!job.wait_quiet_for(Duration::ZERO), "it is not quiet while it is frozen");
@@ -221,7 +221,7 @@ fn a_job_that_hangs_at_its_start_is_reported_and_ends_later() {
     disk.freeze();
     let job = engine.submit(copy(&small, &disk.point().join("copy"), Direct::Auto));
     succeeds(&engine.submit(copy(&small, &folder.path().join("beside"), Direct::Auto)), "a job beside it");
-    job.cancel(Reason::RunnerInterrupt);
+    job.cancel(StopReason::RunnerInterrupt);
     is_left_behind(&job.wait_for(PATIENCE).expect("a report, though the call does not come back"));
     // The engine ends without it.
     drop(engine);
@@ -256,7 +256,7 @@ fn a_blocked_thread_of_a_job_delays_its_own_job_only() {
     let target = folder.path().join("copy");
     let job = engine.submit_supervised(copy(&small, &target, Direct::Auto), supervision);
     has_begun.recv().unwrap();
-    job.cancel(Reason::UserCancel);
+    job.cancel(StopReason::UserCancel);
     is_left_behind(&job.wait_for(PATIENCE).expect("a report, though the call does not come back"));
     is_left_behind(&job.wait());
     let busy = engine.submit(copy(&small, &target, Direct::Auto)).wait();

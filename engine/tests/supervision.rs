@@ -4,13 +4,13 @@
 use blockhaul_engine::engine::{Engine, EngineConfig, Face};
 use blockhaul_engine::error::{Code, Error, Result};
 use blockhaul_engine::extent::{ByteRange, RangeSet};
-use blockhaul_engine::gate::Gate;
-use blockhaul_engine::job::{JobHandle, Reason};
+use blockhaul_engine::job::{JobHandle, StopReason};
 use blockhaul_engine::progress::{Report, Status};
 use blockhaul_engine::spec::{
     BlockSize, Checkpoint, CheckpointEvery, Continuation, CopySpec, Direct, Overwrite, Verify,
 };
 use blockhaul_engine::supervision::{Admission, AdmissionRequest, OpenedDestination, Supervision};
+use blockhaul_engine::write_gate::WriteGate;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -76,7 +76,7 @@ impl TestBed {
         while job.durable_ranges().bytes() < 4 * MIB {
             std::thread::yield_now();
         }
-        job.cancel(Reason::RunnerInterrupt);
+        job.cancel(StopReason::RunnerInterrupt);
         let report = job.wait();
         assert_eq!((report.status, report.bytes.durable), (Status::Interrupted, job.durable_ranges().bytes()));
         job.durable_ranges()
@@ -97,7 +97,7 @@ fn bytes() -> Vec<u8> {
     (0..SIZE).map(|at| (at % 251 + at / MIB) as u8 | 1).collect()
 }
 
-fn gated(gate: &Arc<Gate>) -> Supervision {
+fn gated(gate: &Arc<WriteGate>) -> Supervision {
     Supervision { gate: Some(Arc::clone(gate)), ..Supervision::default() }
 }
 
@@ -114,7 +114,7 @@ fn is_held_up(job: &JobHandle) -> bool {
 fn nothing_of_the_destination_changes_before_the_gate_opens() {
     let bed = TestBed::new();
     fs::write(bed.path("destination"), b"as it was").unwrap();
-    let gate = Arc::new(Gate::closed());
+    let gate = Arc::new(WriteGate::closed());
     let job = bed.submit(CopySpec { overwrite: Overwrite::Yes, ..bed.spec() }, gated(&gate));
     assert!(is_held_up(&job));
     assert_eq!(fs::read(bed.path("destination")).unwrap(), b"as it was");
@@ -124,7 +124,7 @@ fn nothing_of_the_destination_changes_before_the_gate_opens() {
 
 /// Closes the gate of a copy under way, sees that nothing changes, and lets it go on.
 fn closes_and_opens(bed: &TestBed, direct: Direct) {
-    let gate = Arc::new(Gate::closed());
+    let gate = Arc::new(WriteGate::closed());
     gate.open_until(Duration::MAX);
     let limit_bytes_per_second = Some(32 * MIB);
     let job = bed.submit(CopySpec { direct, limit_bytes_per_second, ..bed.spec() }, gated(&gate));
@@ -138,7 +138,7 @@ fn closes_and_opens(bed: &TestBed, direct: Direct) {
     assert!(is_held_up(&job) && written < SIZE, "{:?}", job.progress());
     assert!(job.progress().written == written && fs::read(bed.path("destination")).unwrap() == content);
     job.set_limit(None);
-    gate.open_until(Gate::now() + Duration::from_secs(3600));
+    gate.open_until(WriteGate::now() + Duration::from_secs(3600));
     let report = job.wait();
     bed.assert_copied(&report);
     assert_eq!(job.durable_ranges(), RangeSet::from_iter([ByteRange::new(0, SIZE)]), "{report:?}");
@@ -158,7 +158,7 @@ fn a_copy_waits_at_a_closed_gate_and_continues_on_every_path() {
 #[test]
 fn a_copy_cancelled_behind_a_closed_gate_ends_with_its_reason_and_can_be_resumed() {
     let bed = TestBed::new();
-    let gate = Arc::new(Gate::closed());
+    let gate = Arc::new(WriteGate::closed());
     gate.open_until(Duration::MAX);
     let limit_bytes_per_second = Some(32 * MIB);
     let job = bed.submit(CopySpec { limit_bytes_per_second, ..bed.spec() }, gated(&gate));
@@ -167,7 +167,7 @@ fn a_copy_cancelled_behind_a_closed_gate_ends_with_its_reason_and_can_be_resumed
     }
     gate.close();
     assert!(is_held_up(&job));
-    job.cancel(Reason::LeaseLost);
+    job.cancel(StopReason::LeaseLost);
     let report = job.wait();
     let code = report.error.as_ref().map(|error| error.code);
     assert_eq!(
@@ -186,12 +186,12 @@ fn a_copy_cancelled_behind_a_closed_gate_ends_with_its_reason_and_can_be_resumed
 fn a_copy_that_never_passed_the_gate_leaves_the_destination_unchanged() {
     let bed = TestBed::new();
     fs::write(bed.path("destination"), b"as it was").unwrap();
-    let gate = Arc::new(Gate::closed());
+    let gate = Arc::new(WriteGate::closed());
     for name in ["destination", "missing"] {
         let destination = bed.path(name).into();
         let job = bed.submit(CopySpec { overwrite: Overwrite::Yes, destination, ..bed.spec() }, gated(&gate));
         assert!(is_held_up(&job));
-        job.cancel(Reason::UserCancel);
+        job.cancel(StopReason::UserCancel);
         assert_eq!(job.wait().status, Status::Cancelled);
         let _ = fs::remove_file(bed.path("journal"));
     }

@@ -7,13 +7,13 @@ mod scripted;
 use blockhaul_engine::engine::{Engine, EngineConfig};
 use blockhaul_engine::error::Code;
 use blockhaul_engine::extent::{ByteRange, RangeSet};
-use blockhaul_engine::gate::Gate;
-use blockhaul_engine::job::{JobHandle, Reason};
+use blockhaul_engine::job::{JobHandle, StopReason};
 use blockhaul_engine::nbd::NbdUri;
 use blockhaul_engine::progress::{Progress, Status};
 use blockhaul_engine::spec::{BlockSize, Checkpoint, Continuation, CopySpec, NetworkTerms, Overwrite, Verify};
 use blockhaul_engine::supervision::Supervision;
 use blockhaul_engine::volume::Locator;
+use blockhaul_engine::write_gate::WriteGate;
 use scripted::{Act, FLUSH, READ, Request, STATUS, Server, WRITE, ZERO};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -89,8 +89,8 @@ fn server(folder: &Path, store: &Arc<Store>, let_in: &Arc<AtomicUsize>) -> Serve
     Server::start(folder, "s", SIZE, lets_in, move |request| store.serve(request))
 }
 
-fn open_gate() -> (Arc<Gate>, Supervision) {
-    let gate = Arc::new(Gate::closed());
+fn open_gate() -> (Arc<WriteGate>, Supervision) {
+    let gate = Arc::new(WriteGate::closed());
     gate.open_until(Duration::MAX);
     let supervision = Supervision { gate: Some(Arc::clone(&gate)), ..Supervision::default() };
     (gate, supervision)
@@ -98,7 +98,7 @@ fn open_gate() -> (Arc<Gate>, Supervision) {
 
 /// A copy that has begun to write and is far from its end, and its gate. Its blocks are so small that a socket takes
 /// each of them at once: none is half sent when the gate closes.
-fn on_its_way(engine: &Engine, folder: &Path, to: &Server) -> (JobHandle, Arc<Gate>) {
+fn on_its_way(engine: &Engine, folder: &Path, to: &Server) -> (JobHandle, Arc<WriteGate>) {
     let (gate, supervision) = open_gate();
     let limit_bytes_per_second = Some(8 * MIB);
     let block_size = Some(BlockSize::new(16 << 10).unwrap());
@@ -190,7 +190,7 @@ fn a_copy_cancelled_behind_a_closed_gate_drops_unsent_writes() {
     gate.close();
     assert!(is_held_up(&job));
     let changes = store.changes();
-    job.cancel(Reason::LeaseLost);
+    job.cancel(StopReason::LeaseLost);
     let report = job.wait();
     let code = report.error.as_ref().map(|error| error.code);
     assert_eq!(
@@ -203,7 +203,7 @@ fn a_copy_cancelled_behind_a_closed_gate_drops_unsent_writes() {
 
 #[test]
 fn a_cut_ends_a_job_with_a_silent_server_as_not_quiesced() {
-    for reason in [None, Some(Reason::LeaseLost)] {
+    for reason in [None, Some(StopReason::LeaseLost)] {
         let folder = tempfile::tempdir().unwrap();
         let asked = Arc::new(AtomicBool::new(false));
         let is_asked = Arc::clone(&asked);
@@ -269,7 +269,7 @@ fn a_copy_to_an_export_is_continued_from_claims_without_its_journal() {
     while first.durable_ranges().is_empty() {
         std::thread::yield_now();
     }
-    first.cancel(Reason::RunnerInterrupt);
+    first.cancel(StopReason::RunnerInterrupt);
     assert_eq!(first.wait().status, Status::Interrupted);
     let durable = first.durable_ranges();
     let copy = CopySpec {

@@ -14,7 +14,7 @@ use crate::output::print_stderr_nowait;
 use crate::progress;
 use blockhaul_control::standard_streams;
 use blockhaul_engine::error::{Error, Operation, Result, Side};
-use blockhaul_engine::job::{JobHandle, Reason};
+use blockhaul_engine::job::{JobHandle, StopReason};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
@@ -73,8 +73,8 @@ impl StopSignals {
 }
 
 /// Maps SIGINT to a cancel by the user; service managers, runners and closed terminals send SIGTERM or SIGHUP.
-fn reason(signal: i32) -> Reason {
-    if signal == SIGINT { Reason::UserCancel } else { Reason::RunnerInterrupt }
+fn reason(signal: i32) -> StopReason {
+    if signal == SIGINT { StopReason::UserCancel } else { StopReason::RunnerInterrupt }
 }
 
 /// Returns whether the process was started with this signal ignored, according to its `/proc/PID/status`.
@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn the_signal_determines_the_reason() {
         let asked = [SIGINT, SIGTERM, SIGHUP].map(reason);
-        assert_eq!(asked, [Reason::UserCancel, Reason::RunnerInterrupt, Reason::RunnerInterrupt]);
+        assert_eq!(asked, [StopReason::UserCancel, StopReason::RunnerInterrupt, StopReason::RunnerInterrupt]);
     }
 
     #[test]

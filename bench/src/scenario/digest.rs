@@ -4,7 +4,7 @@ use super::{PreparedScenario, Scenario, SetupContext};
 use crate::executor::Failure;
 use crate::results::Metric;
 use crate::scale::{GIB, MIB};
-use crate::target::{Caching, blockhaul, dd, limits, nbdcopy, qemu_img};
+use crate::target::{Caching, baselines, blockhaul, dd, nbdcopy, qemu_img};
 
 pub(super) const DIGEST: Scenario = Scenario {
     name: "digest",
@@ -33,7 +33,7 @@ fn digest(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
         qemu_img::convert(&workload),
         nbdcopy::copy(&workload),
         dd::copy(&workload),
-        limits::bare_loop(&workload),
+        baselines::bare_loop(&workload),
     ];
     Ok(context.prepare(dir, bytes, targets))
 }

@@ -4,7 +4,7 @@ use super::{PreparedScenario, Scenario, SetupContext};
 use crate::executor::Failure;
 use crate::results::Metric;
 use crate::scale::{GIB, MIB};
-use crate::target::{Caching, blockhaul, cp, dd, ddrescue, limits, nbdcopy, qemu_img};
+use crate::target::{Caching, baselines, blockhaul, cp, dd, ddrescue, nbdcopy, qemu_img};
 use crate::volume::Volume;
 
 pub(super) const DENSE_DIRECT: Scenario = Scenario {
@@ -44,11 +44,11 @@ fn dense_direct(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure>
         dd::copy_reserved(&workload),
         ddrescue::copy(&workload),
         cp::dense(&workload),
-        limits::bare_loop(&workload),
-        limits::null(&workload),
+        baselines::bare_loop(&workload),
+        baselines::null(&workload),
     ];
     let shapes: &[(u64, u32)] = context.scale.of(&[(MIB, 8), (MIB, 16)], &[(MIB, 8)], &[(MIB, 8)]);
-    targets.extend(shapes.iter().map(|(block, depth)| limits::fio(&workload, *block, *depth)));
+    targets.extend(shapes.iter().map(|(block, depth)| baselines::fio(&workload, *block, *depth)));
     // Some rivals cannot bypass the page cache.
     Ok(context.prepare(dir, bytes, targets).cached(2 * bytes).counting_calls())
 }

@@ -7,7 +7,7 @@ use crate::executor::{Executor, Failure, Measurement};
 use crate::foreground::{self, ForegroundLatency};
 use crate::results::{Metric, WindowPoint};
 use crate::scale::{GIB, MIB};
-use crate::target::{Caching, blockhaul, limits, qemu_img};
+use crate::target::{Caching, baselines, blockhaul, qemu_img};
 use crate::target::{Invocation, OutputFormat, Target, Work};
 use std::io;
 use std::path::PathBuf;
@@ -39,7 +39,7 @@ fn prepare(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
     let protect_us = (idle_us * ALLOWED).ceil().max(1.0) as u64;
     let workload = context.workload(&pairs, Caching::Direct);
     let flag = format!("{protect_us}us");
-    let mut idle = limits::null(&workload).with_name("nobody-copies");
+    let mut idle = baselines::null(&workload).with_name("nobody-copies");
     let sleep = Invocation::new(["sleep".to_owned(), alone.as_secs_f64().to_string()]);
     idle.work = Work::Commands { commands: vec![sleep], format: OutputFormat::Ignored };
     let targets = vec![

@@ -4,7 +4,7 @@ use super::{PreparedScenario, Scenario, SetupContext};
 use crate::executor::Failure;
 use crate::results::Metric;
 use crate::scale::MIB;
-use crate::target::{Caching, Workload, blockhaul, dd, ddrescue, limits, nbdcopy};
+use crate::target::{Caching, Workload, baselines, blockhaul, dd, ddrescue, nbdcopy};
 
 pub(super) const SMALL_BLOCKS: Scenario = Scenario {
     name: "small-blocks",
@@ -31,8 +31,8 @@ fn prepare(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
             nbdcopy::copy(&workload),
             dd::copy(&workload),
             ddrescue::copy(&workload),
-            limits::bare_loop(&workload),
-            limits::fio(&workload, block, DEPTH).with_name("fio"),
+            baselines::bare_loop(&workload),
+            baselines::fio(&workload, block, DEPTH).with_name("fio"),
         ];
         targets.extend(all.into_iter().map(|target| target.at_step(block / KIB)));
     }

@@ -9,7 +9,7 @@ pub(crate) mod blockhaul;
 pub(crate) mod cp;
 pub(crate) mod dd;
 pub(crate) mod ddrescue;
-pub(crate) mod limits;
+pub(crate) mod baselines;
 pub(crate) mod nbdcopy;
 pub(crate) mod qemu_img;
 mod workload;

@@ -22,7 +22,7 @@ pub use self::store_file::StoreFileError;
 use super::{
     CoordClient, CoordError, Done, Link, Node, Op, Refusal, Session, SessionId, SessionState, Watch, check_ops, is_path,
 };
-use crate::stopping::CLOSE_MAX;
+use crate::stop_bounds::CLOSE_MAX;
 use async_trait::async_trait;
 use std::path::Path;
 use std::sync::Arc;

@@ -29,7 +29,7 @@ use super::{
     SESSION_TIMEOUT_MIN, Session, SessionId, SessionState, Watch, check_ops, is_path,
 };
 use crate::host_port::HostPort;
-use crate::stopping::CLOSE_MAX;
+use crate::stop_bounds::CLOSE_MAX;
 use async_trait::async_trait;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -31,7 +31,7 @@ mod tests {
     };
     use async_trait::async_trait;
     use blockhaul_engine::error::Result;
-    use blockhaul_engine::gate::Gate;
+    use blockhaul_engine::write_gate::WriteGate;
     use serde_json::{Value, json};
     use std::sync::Arc;
 
@@ -129,7 +129,7 @@ mod tests {
             admitted: false,
             earlier: Vec::new(),
             durable: DurableMap::default(),
-            gate: Arc::new(Gate::closed()),
+            gate: Arc::new(WriteGate::closed()),
             admission,
         };
         let Outcome { end: End::Failed(failure), quiesced: true, .. } = spec.start(execution, &Idle).ended().await

@@ -14,7 +14,7 @@
 //!   until that expires. A lost storage network does the same, but the process stays, answers, and starts its roles again.
 
 mod candidacy;
-mod control;
+mod node_control;
 mod leader_role;
 mod overview;
 mod roles;
@@ -22,9 +22,9 @@ mod service_manager;
 mod shutdown;
 
 pub use crate::config::Limits;
-pub use crate::stopping::TOTAL_MAX as STOP_MAX;
-pub use control::Control;
+pub use crate::stop_bounds::TOTAL_MAX as STOP_MAX;
 pub(crate) use leader_role::LeaderRole;
+pub use node_control::NodeControl;
 pub(crate) use roles::Roles;
 pub use shutdown::{Stop, StopHandle};
 
@@ -51,7 +51,7 @@ use crate::rpc::listener::Listener;
 use crate::rpc::local_roles::{Leadership, NodeRoles};
 use crate::rpc::tls::Tls;
 use crate::runner::{EngineExecutor, NodeState, Runner, RunnerConfig, RunnerHandle, Seams, StateDir, Stopped};
-use crate::stopping::INITIALISE_MAX;
+use crate::stop_bounds::INITIALISE_MAX;
 use blockhaul_engine::engine::{Engine, EngineConfig};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::shown::Shown;
@@ -71,7 +71,7 @@ const LOCK_EVERY: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Node {
     config: Config,
-    control: Control,
+    control: NodeControl,
 }
 
 /// Node that holds its state directory, has started its engine, and listens.
@@ -97,12 +97,12 @@ impl Node {
     /// Creates the node. Touches nothing.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        Self::controlled_by(config, Control::default())
+        Self::controlled_by(config, NodeControl::default())
     }
 
     /// Creates the node with its control: stops that were requested before hold.
     #[must_use]
-    pub fn controlled_by(config: Config, control: Control) -> Self {
+    pub fn controlled_by(config: Config, control: NodeControl) -> Self {
         Self { config, control }
     }
 

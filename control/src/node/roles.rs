@@ -21,7 +21,7 @@ use crate::cluster::storage_probe::{ProbeStatus, Verdict};
 use crate::coord::session_keeper::SessionKeeper;
 use crate::peers::Peer;
 use crate::runner::{Runner, RunnerHandle, Stopped};
-use crate::stopping::{LEADERSHIP_MAX, SUCCESSOR_MAX};
+use crate::stop_bounds::{LEADERSHIP_MAX, SUCCESSOR_MAX};
 use blockhaul_engine::error::{Error, Result};
 use std::future::Future;
 use tokio::sync::{mpsc, watch};

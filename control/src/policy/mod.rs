@@ -9,11 +9,11 @@
 //! folders or is one of the allowed devices, and was reached without `..` and without a magic link of `/proc`. Its path
 //! is not looked up again.
 
-mod identity;
+mod claim_names;
 mod opened;
 mod server;
 
-pub(crate) use identity::identities;
+pub(crate) use claim_names::identities;
 pub(crate) use opened::{CreatedFile, OpenedVolume};
 
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};

@@ -148,11 +148,11 @@ fn devices_are_named_by_what_they_say_of_themselves() {
     let disk = root.path().join("sdx");
     std::fs::create_dir_all(disk.join("device")).unwrap();
     std::fs::create_dir(disk.join("sdx3")).unwrap();
-    assert_eq!(identity::world_wide_name(&disk), None);
+    assert_eq!(claim_names::world_wide_name(&disk), None);
     std::fs::write(disk.join("device/wwid"), "t10.ATA     Some DISK\n").unwrap();
     std::fs::write(disk.join("sdx3/partition"), "3\n").unwrap();
-    assert_eq!(identity::world_wide_name(&disk).unwrap(), "wwn:t10.ATA_Some_DISK");
-    assert_eq!(identity::world_wide_name(&disk.join("sdx3")).unwrap(), "wwn:t10.ATA_Some_DISK-part3");
+    assert_eq!(claim_names::world_wide_name(&disk).unwrap(), "wwn:t10.ATA_Some_DISK");
+    assert_eq!(claim_names::world_wide_name(&disk.join("sdx3")).unwrap(), "wwn:t10.ATA_Some_DISK-part3");
 }
 
 #[test]

@@ -72,7 +72,7 @@ pub const STREAM_IDLE_MAX: Duration = Duration::from_secs(5);
 pub const WATCH_EVERY: Duration = Duration::from_millis(250);
 
 /// Longest wait for open calls and streams when a listener is closed.
-pub const GOODBYE_MAX: Duration = crate::stopping::GOODBYE_MAX;
+pub const GOODBYE_MAX: Duration = crate::stop_bounds::GOODBYE_MAX;
 
 /// Age at which a peer is asked to reconnect, so that load spreads after a restart.
 pub const CONNECTION_AGE_MAX: Duration = Duration::from_secs(30 * 60);

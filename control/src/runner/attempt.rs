@@ -16,8 +16,8 @@ use crate::model::state_machine::{self, Checkpoint, TaskEvent};
 use crate::model::{DesiredState, DurableMap, Epoch, Fence, Holder, TaskId, TaskRecord, TaskState};
 use crate::peers::{AssignmentStatus, StartStage};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
-use blockhaul_engine::gate::Gate;
-use blockhaul_engine::job::Reason;
+use blockhaul_engine::job::StopReason;
+use blockhaul_engine::write_gate::WriteGate;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
@@ -63,7 +63,7 @@ enum LeaseState {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Signal {
     /// First reason to stop.
-    stop: Option<Reason>,
+    stop: Option<StopReason>,
     /// Number of hints that its record has changed.
     rechecks: u64,
 }
@@ -120,9 +120,9 @@ impl Attempt {
 
     /// Stops the attempt at once, whatever it waits for. The first reason is kept; a lost lease always cuts the copy
     /// off.
-    pub(super) fn stop(&self, reason: Reason) {
+    pub(super) fn stop(&self, reason: StopReason) {
         let mut control = self.control();
-        if reason == Reason::LeaseLost && !std::mem::replace(&mut control.is_cut_off, true) {
+        if reason == StopReason::LeaseLost && !std::mem::replace(&mut control.is_cut_off, true) {
             let _in = self.span.enter();
             tracing::warn!("lease lost: copy cut off");
         }
@@ -175,9 +175,9 @@ impl Attempt {
     }
 
     /// Returns the gate of the copy's writes, once it is open. For a destination protected by its lock it stays open.
-    async fn gate(&self, context: &RunnerContext, record: &TaskRecord) -> Arc<Gate> {
+    async fn gate(&self, context: &RunnerContext, record: &TaskRecord) -> Arc<WriteGate> {
         if record.spec.kind().fence() == Fence::Local {
-            let gate = Gate::closed();
+            let gate = WriteGate::closed();
             gate.open_until(Duration::MAX);
             return Arc::new(gate);
         }
@@ -199,7 +199,7 @@ impl Attempt {
         &self,
         context: &RunnerContext,
         record: &TaskRecord,
-        gate: Arc<Gate>,
+        gate: Arc<WriteGate>,
         admission: oneshot::Sender<WritePermitRequest>,
     ) -> Arc<dyn ExecutionHandle> {
         let execution = Execution {
@@ -217,7 +217,7 @@ impl Attempt {
         control.running = Some(Arc::clone(&running));
         // `stop` may have been called before `running` was set.
         if let Some(reason) = self.stop_reason() {
-            apply_stop(&*running, if control.is_cut_off { Reason::LeaseLost } else { reason });
+            apply_stop(&*running, if control.is_cut_off { StopReason::LeaseLost } else { reason });
         }
         running
     }
@@ -306,7 +306,7 @@ impl Attempt {
             running.set_limit(record.spec.kind().limit());
         }
         if record.desired_state != DesiredState::Run || record.state == TaskState::Cancelling {
-            self.stop(Reason::UserCancel);
+            self.stop(StopReason::UserCancel);
         }
     }
 
@@ -314,7 +314,7 @@ impl Attempt {
     fn abandon(&self) {
         self.control().abandoned = true;
         tracing::warn!("task has another holder: copy stopped");
-        self.stop(Reason::LeaseLost);
+        self.stop(StopReason::LeaseLost);
     }
 
     pub(super) fn is_abandoned(&self) -> bool {
@@ -322,12 +322,12 @@ impl Attempt {
     }
 
     /// Returns the reason to stop, if there is one.
-    pub(super) fn stop_reason(&self) -> Option<Reason> {
+    pub(super) fn stop_reason(&self) -> Option<StopReason> {
         self.signal.borrow().stop
     }
 
     /// Waits for a reason to stop.
-    pub(super) async fn wait_for_stop(&self) -> Reason {
+    pub(super) async fn wait_for_stop(&self) -> StopReason {
         let mut signals = self.signal.subscribe();
         loop {
             // The sender lives as long as this.
@@ -362,14 +362,14 @@ pub(super) fn has_begun(record: &TaskRecord) -> bool {
     record.has_begun() && matches!(record.state, TaskState::Running | TaskState::Verifying)
 }
 
-fn apply_stop(running: &dyn ExecutionHandle, reason: Reason) {
+fn apply_stop(running: &dyn ExecutionHandle, reason: StopReason) {
     running.cancel(reason);
-    if reason == Reason::LeaseLost {
+    if reason == StopReason::LeaseLost {
         running.cut();
     }
 }
 
 /// Returns the outcome of a copy that was stopped before it was started.
-fn stopped_outcome(reason: Reason) -> Outcome {
+fn stopped_outcome(reason: StopReason) -> Outcome {
     Outcome::untouched(End::Stopped(reason))
 }

@@ -12,8 +12,8 @@
 use super::context::RunnerPhase;
 use super::state::RunnerState;
 use super::{registration, stop_all};
-use crate::stopping::NOTIFY_MAX;
-use blockhaul_engine::job::Reason;
+use crate::stop_bounds::NOTIFY_MAX;
+use blockhaul_engine::job::StopReason;
 use tokio::time::timeout;
 
 /// Serves the node's and the leader's requests to leave or to return all tasks, for as long as it is polled.
@@ -32,7 +32,7 @@ async fn return_all_tasks(state: &RunnerState) {
         return;
     }
     tracing::info!(node = %state.context.config.node, "asked to return all tasks");
-    stop_all(state, Reason::RunnerInterrupt).await;
+    stop_all(state, StopReason::RunnerInterrupt).await;
     if state.context.is_wanted() {
         state.context.change_phase(RunnerPhase::Stopping, RunnerPhase::Serving);
     }
@@ -42,7 +42,7 @@ async fn return_all_tasks(state: &RunnerState) {
 async fn stay_deregistered(state: &RunnerState) {
     tracing::warn!(node = %state.context.config.node, "deregistering: returning all tasks");
     state.context.change_phase(RunnerPhase::Serving, RunnerPhase::Stopping);
-    stop_all(state, Reason::RunnerInterrupt).await;
+    stop_all(state, StopReason::RunnerInterrupt).await;
     let _ = timeout(NOTIFY_MAX, state.context.notifier.all_sent()).await;
     if state.context.is_ending() {
         return std::future::pending().await;

@@ -21,7 +21,7 @@ use crate::policy::{Policy, identities};
 use async_trait::async_trait;
 use blockhaul_engine::engine::Engine;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
-use blockhaul_engine::job::{JobHandle, Reason};
+use blockhaul_engine::job::{JobHandle, StopReason};
 use blockhaul_engine::progress::{Report, Status};
 use blockhaul_engine::shown::Shown;
 use blockhaul_engine::spec::{self as engine, Checkpoint, Continuation, CopySpec, Overwrite, Verify, VerifySpec};
@@ -73,7 +73,7 @@ struct EngineExecution {
 #[derive(Debug, Default)]
 struct Job {
     handle: Option<JobHandle>,
-    cancelled: Option<Reason>,
+    cancelled: Option<StopReason>,
     limit: Option<Option<u64>>,
 }
 
@@ -271,7 +271,7 @@ impl ExecutionHandle for EngineExecution {
         }
     }
 
-    fn cancel(&self, reason: Reason) {
+    fn cancel(&self, reason: StopReason) {
         let mut job = self.job();
         job.cancelled.get_or_insert(reason);
         match &job.handle {
@@ -317,7 +317,7 @@ impl Admission for WriteAdmission {
             self.stored_epochs.check(file, self.epoch)?;
         }
         let answered = WritePermitRequest::ask(&self.request, self.durable.clone());
-        answered.blocking_recv().unwrap_or_else(|_| Err(stopped_early(Reason::RunnerInterrupt)))?;
+        answered.blocking_recv().unwrap_or_else(|_| Err(stopped_early(StopReason::RunnerInterrupt)))?;
         self.is_granted.store(true, Relaxed);
         // Only after the permit, when the record names this grant: a destination with a stored epoch that its record
         // does not name would be copied from the start.
@@ -427,7 +427,7 @@ impl JobEnvironment {
         opened.volume = self.open_to_read(&volume, Side::Destination)?;
         let spec = VerifySpec { limit_bytes_per_second: *limit, ..VerifySpec::new(reference, volume) };
         let permit = WritePermitRequest::ask(&Mutex::new(Some(execution.admission)), DurableMap::default());
-        permit.blocking_recv().unwrap_or_else(|_| Err(stopped_early(Reason::RunnerInterrupt)))?;
+        permit.blocking_recv().unwrap_or_else(|_| Err(stopped_early(StopReason::RunnerInterrupt)))?;
         let submit = move |engine: &Engine| engine.verify_opened(spec, opened);
         Ok(PreparedJob { submit: Box::new(submit), clean_up: Box::new(|| ()) })
     }
@@ -491,8 +491,8 @@ fn outcome(report: &Report, job: &JobHandle) -> Outcome {
     let end = match (&report.error, report.status) {
         (_, Status::Succeeded) => End::Succeeded,
         (Some(error), _) => Outcome::refused(error).end,
-        (None, Status::Interrupted) => End::Stopped(Reason::RunnerInterrupt),
-        (None, Status::Cancelled) => End::Stopped(Reason::UserCancel),
+        (None, Status::Interrupted) => End::Stopped(StopReason::RunnerInterrupt),
+        (None, Status::Cancelled) => End::Stopped(StopReason::UserCancel),
         (None, Status::Differs) => End::Failed(Failure::from(&difference(report))),
         (None, Status::Failed) => {
             End::Failed(Failure::from(&Error::internal(Operation::Stop, "the job failed without a reason")))

@@ -13,7 +13,7 @@ use crate::model::state_machine::{self, Checkpoint, IllegalTransition, TaskEvent
 use crate::model::{Failure, Fence, TaskRecord, TaskState};
 use blockhaul_engine::backoff::ExponentialBackoff;
 use blockhaul_engine::error::Code;
-use blockhaul_engine::job::Reason;
+use blockhaul_engine::job::StopReason;
 use std::time::Duration;
 
 /// Backoff of a task after failures.
@@ -162,10 +162,10 @@ fn checkpoint(record: &TaskRecord, outcome: &Outcome) -> Checkpoint {
 
 /// Returns the error code of a stopped attempt. After a lost lease a task that is still this runner's is returned like
 /// any interrupted one.
-fn outcome_of(reason: Reason) -> Code {
+fn outcome_of(reason: StopReason) -> Code {
     match reason {
-        Reason::UserCancel => Code::Cancelled,
-        Reason::RunnerInterrupt | Reason::LeaseLost => Code::RunnerInterrupt,
-        Reason::DeadlineExceeded => Code::Timeout,
+        StopReason::UserCancel => Code::Cancelled,
+        StopReason::RunnerInterrupt | StopReason::LeaseLost => Code::RunnerInterrupt,
+        StopReason::DeadlineExceeded => Code::Timeout,
     }
 }

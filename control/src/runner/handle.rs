@@ -10,7 +10,7 @@ use super::state::RunnerState;
 use crate::model::{Epoch, Incarnation, TaskId, TaskSpec};
 use crate::peers::{AssignResponse, Assignment, AssignmentStatus, CallError};
 use blockhaul_engine::error::{Code, Error};
-use blockhaul_engine::job::Reason;
+use blockhaul_engine::job::StopReason;
 use std::sync::Arc;
 
 /// Calls of a runner. Clones are the same runner; it may have ended.
@@ -65,7 +65,7 @@ impl RunnerHandle {
                 }
                 // The runner may have begun to stop since the first check.
                 if *context.phase.borrow() != RunnerPhase::Serving {
-                    attempt.stop(Reason::RunnerInterrupt);
+                    attempt.stop(StopReason::RunnerInterrupt);
                 }
                 Ok(())
             }

@@ -47,9 +47,9 @@ use crate::execution::Executor;
 use crate::liveness::LivenessCounter;
 use crate::model::{Incarnation, NodeId, Record, TaskId, TaskRecord};
 use crate::peers::LeaderClient;
-use crate::stopping::{DRAIN_MAX, LEAVE_MAX, MARK_MAX, NOTIFY_MAX};
+use crate::stop_bounds::{DRAIN_MAX, LEAVE_MAX, MARK_MAX, NOTIFY_MAX};
 use attempt::Attempt;
-use blockhaul_engine::job::Reason;
+use blockhaul_engine::job::StopReason;
 use context::RunnerPhase;
 use state::RunnerState;
 use std::collections::BTreeMap;
@@ -229,7 +229,7 @@ async fn return_all_tasks(state: &RunnerState) -> Stopped {
             .wait_for(|registration| registration.as_ref().is_none_or(|registration| registration.version != version));
         let _ = timeout(MARK_MAX, moved).await;
     }
-    stop_all(state, Reason::RunnerInterrupt).await;
+    stop_all(state, StopReason::RunnerInterrupt).await;
     let _ = timeout(NOTIFY_MAX, state.context.notifier.all_sent()).await;
     let left_behind: Vec<_> = state.assignments.all().iter().map(|attempt| attempt.task().clone()).collect();
     if left_behind.is_empty() {
@@ -246,7 +246,7 @@ async fn return_all_tasks(state: &RunnerState) -> Stopped {
 }
 
 /// Stops every attempt and waits, bounded, until all are over.
-async fn stop_all(state: &RunnerState, reason: Reason) {
+async fn stop_all(state: &RunnerState, reason: StopReason) {
     state.assignments.all().iter().for_each(|attempt| attempt.stop(reason));
     let mut held = state.assignments.count();
     let _ = timeout(state.context.config.stop_wait, held.wait_for(|&count| count == 0)).await;

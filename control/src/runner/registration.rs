@@ -16,7 +16,7 @@ use crate::coord::paths;
 use crate::coord::session_keeper::Sessions;
 use crate::coord::{CoordError, CreateMode, Done, Node, Op, Refusal, Session, Watch};
 use crate::model::{NodeId, OpId, Record, Registration, Renewal};
-use blockhaul_engine::job::Reason;
+use blockhaul_engine::job::StopReason;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -101,7 +101,7 @@ pub(super) fn end_write_lease(state: &RunnerState) {
     registration.write_lease.end();
     for attempt in state.assignments.all() {
         if attempt.write_lease().is_some_and(|write_lease| Arc::ptr_eq(&write_lease, &registration.write_lease)) {
-            attempt.stop(Reason::LeaseLost);
+            attempt.stop(StopReason::LeaseLost);
         }
     }
 }

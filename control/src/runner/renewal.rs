@@ -14,7 +14,7 @@ use crate::cluster::lease::LeaseTiming;
 use crate::coord::{CoordError, Done, MULTI_BYTES_MAX, Op, Stat};
 use crate::model::state_machine::{self, Checkpoint, TaskEvent};
 use crate::model::{Record, Renewal, TaskId, TaskRecord, TaskState};
-use blockhaul_engine::job::Reason;
+use blockhaul_engine::job::StopReason;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -262,7 +262,7 @@ pub(super) async fn guard_leases(state: &RunnerState) {
             let Some(write_lease) = attempt.write_lease() else { continue };
             let left = write_lease.left(state.context.now());
             if left.is_zero() {
-                attempt.stop(Reason::LeaseLost);
+                attempt.stop(StopReason::LeaseLost);
             } else {
                 wait = wait.min(left);
             }

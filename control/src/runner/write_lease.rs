@@ -6,7 +6,7 @@
 
 use crate::cluster::lease::Lease;
 use crate::coord::Session;
-use blockhaul_engine::gate::Gate;
+use blockhaul_engine::write_gate::WriteGate;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ pub(super) struct ActiveRegistration {
 /// Write lease of a registration, with the gate of the copies that depend on it.
 #[derive(Debug)]
 pub(super) struct WriteLease {
-    gate: Arc<Gate>,
+    gate: Arc<WriteGate>,
     /// `None` once it has ended.
     lease: Mutex<Option<Lease>>,
 }
@@ -35,7 +35,7 @@ impl ActiveRegistration {
 
 impl WriteLease {
     pub(super) fn new(lease: Lease) -> Self {
-        let gate = Arc::new(Gate::closed());
+        let gate = Arc::new(WriteGate::closed());
         let write_lease = Self { gate, lease: Mutex::new(Some(lease)) };
         write_lease.apply(&lease);
         write_lease
@@ -55,7 +55,7 @@ impl WriteLease {
         self.gate.close();
     }
 
-    pub(super) fn gate(&self) -> Arc<Gate> {
+    pub(super) fn gate(&self) -> Arc<WriteGate> {
         Arc::clone(&self.gate)
     }
 
@@ -89,7 +89,7 @@ mod tests {
     fn the_gate_follows_the_lease_and_never_opens_again_after_the_end() {
         let write_lease = WriteLease::new(Lease::new(LeaseTiming::from(Duration::from_secs(10))));
         assert!(!write_lease.gate().is_open());
-        let now = Gate::now();
+        let now = WriteGate::now();
         write_lease.committed(now);
         assert!(
             write_lease.gate().is_open()

@@ -16,7 +16,7 @@ use crate::process::spawn;
 use async_trait::async_trait;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::extent::{ByteRange, RangeSet};
-use blockhaul_engine::job::Reason;
+use blockhaul_engine::job::StopReason;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -122,7 +122,7 @@ struct State {
     blocks: usize,
     durable: Mutex<BTreeSet<usize>>,
     written: AtomicU64,
-    cancelled: Mutex<Option<Reason>>,
+    cancelled: Mutex<Option<StopReason>>,
     cut: watch::Sender<bool>,
     wake: Notify,
     outcome: watch::Sender<Option<Outcome>>,
@@ -141,7 +141,7 @@ impl State {
         }
     }
 
-    fn reason(&self) -> Option<Reason> {
+    fn reason(&self) -> Option<StopReason> {
         *lock(&self.cancelled)
     }
 
@@ -169,7 +169,7 @@ impl ExecutionHandle for State {
 
     fn set_limit(&self, _bytes_per_second: Option<u64>) {}
 
-    fn cancel(&self, reason: Reason) {
+    fn cancel(&self, reason: StopReason) {
         lock(&self.cancelled).get_or_insert(reason);
         self.wake.notify_one();
     }
@@ -222,7 +222,7 @@ impl Job {
     }
 
     /// Does everything before the first write.
-    async fn begin(&self, overwrite: bool, work: Execution) -> Result<Arc<blockhaul_engine::gate::Gate>> {
+    async fn begin(&self, overwrite: bool, work: Execution) -> Result<Arc<blockhaul_engine::write_gate::WriteGate>> {
         let unfit = lock(&self.environment.disk_behaviour).unfit;
         if self.environment.disks.is_remote(&self.destination) && fastrand::f64() < unfit {
             let code = if fastrand::bool() { Code::Permission } else { Code::Unreachable };
@@ -284,7 +284,7 @@ impl Job {
         Ok(())
     }
 
-    async fn copy(&mut self, gate: &blockhaul_engine::gate::Gate) -> std::result::Result<(), Stop> {
+    async fn copy(&mut self, gate: &blockhaul_engine::write_gate::WriteGate) -> std::result::Result<(), Stop> {
         let data = self.environment.disks.blocks(&self.source);
         let disk_behaviour = *lock(&self.environment.disk_behaviour);
         let fails_at = (fastrand::f64() < disk_behaviour.fail).then(|| fastrand::usize(..data.len()));
@@ -385,7 +385,7 @@ impl Job {
             }
             (Err(_), Some(reason)) => End::Stopped(reason),
             (Err(Stop::Failed(error)), None) => End::Failed(Failure::from(&error)),
-            (Err(_), None) => End::Stopped(Reason::LeaseLost),
+            (Err(_), None) => End::Stopped(StopReason::LeaseLost),
         };
         let (progress, durable) = (self.state.progress(), self.state.durable());
         Outcome { end, quiesced, progress, durable, report: None }
@@ -424,7 +424,7 @@ fn destination(code: Code, what: &str) -> Error {
     Error::new(code, Side::Destination, Operation::Write, what)
 }
 
-fn stopped(reason: Reason) -> Error {
+fn stopped(reason: StopReason) -> Error {
     let code = Code::ALL.iter().find(|code| code.as_str() == reason.as_str());
     Error::new(*code.expect("reasons are codes"), Side::Caller, Operation::Stop, "stopped")
 }

@@ -20,10 +20,10 @@ pub(crate) use transfer_fault::TransferFault;
 
 use crate::error::{Code, Effect, Error, Operation, Side};
 use crate::extent::ByteRange;
-use crate::gate::Gate;
 use crate::nbd::export_connections::ExportConnections;
 use crate::ring::{FileId, Op, Transfer, ZeroMode};
 use crate::volume::{Volume, zero_align};
+use crate::write_gate::WriteGate;
 use std::sync::Arc;
 
 /// Start of a channel's operations.
@@ -86,7 +86,7 @@ impl Channel {
 
     /// Returns whether a gated worker holds back an operation on this destination: a ring operation until the ring
     /// submits, an inline one only while the gate is closed. A connection checks the gate itself.
-    pub(crate) fn is_held(&self, gate: &Gate) -> bool {
+    pub(crate) fn is_held(&self, gate: &WriteGate) -> bool {
         match self.via {
             SubmitVia::Ring => true,
             SubmitVia::Inline => !gate.is_open(),

@@ -20,9 +20,9 @@ pub(crate) mod finished;
 pub(crate) mod copy;
 pub(crate) mod compare;
 #[cfg(test)]
-pub(crate) mod peer;
+pub(crate) mod simulated_server;
 
-pub use crate::pass::reason::Reason;
+pub use crate::pass::stop_reason::StopReason;
 
 use crate::error::{Code, Error, Operation, Side};
 use crate::extent::RangeSet;
@@ -192,7 +192,7 @@ impl JobHandle {
 
     /// Asks the job to stop at the next block. Returns at once; [`JobHandle::wait`] says when it has stopped, and
     /// whether it had succeeded before. Also stops a job that waits for a lock or is paused.
-    pub fn cancel(&self, reason: Reason) {
+    pub fn cancel(&self, reason: StopReason) {
         self.state.control.cancel(reason);
     }
 

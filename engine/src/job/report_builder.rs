@@ -5,7 +5,7 @@
 use super::engine_resources::EngineResources;
 use super::pass_controller::{PassController, TurnOutcome};
 use super::recorder::{JournalRecorder, Recorder};
-use super::{JobState, Reason};
+use super::{JobState, StopReason};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::limits::DRAIN_LIMIT;
 use crate::pass::control::JobControl;
@@ -206,7 +206,7 @@ pub(crate) fn final_status(
     outcome: Result<()>,
     quiesced: bool,
     same: bool,
-    cancelled: Option<Reason>,
+    cancelled: Option<StopReason>,
 ) -> (Status, Option<Error>) {
     let error = match outcome {
         Ok(()) if same => return (Status::Succeeded, None),
@@ -216,7 +216,7 @@ pub(crate) fn final_status(
     // What is known about the data no stop has provoked, and resuming would not heal it.
     let cancelled = cancelled.filter(|_| !matches!(error.code, Code::VerifyMismatch | Code::SourceChanged));
     match cancelled {
-        Some(Reason::UserCancel) if quiesced => (Status::Cancelled, Some(stopped(Some(Reason::UserCancel)))),
+        Some(StopReason::UserCancel) if quiesced => (Status::Cancelled, Some(stopped(Some(StopReason::UserCancel)))),
         Some(reason) if quiesced => (Status::Interrupted, Some(stopped(Some(reason)))),
         _ => (Status::Failed, Some(error)),
     }
@@ -231,12 +231,12 @@ fn not_stopped(error: Error) -> Error {
     Error::new(Code::Timeout, Side::Engine, Operation::Stop, what).maybe_applied()
 }
 
-fn stopped(reason: Option<Reason>) -> Error {
+fn stopped(reason: Option<StopReason>) -> Error {
     let (code, what) = match reason {
-        Some(Reason::UserCancel) => (Code::Cancelled, "cancelled by the user"),
-        Some(Reason::RunnerInterrupt) => (Code::RunnerInterrupt, "interrupted: the runner stops"),
-        Some(Reason::LeaseLost) => (Code::LeaseLost, "interrupted: the right to write the destination was lost"),
-        Some(Reason::DeadlineExceeded) => (Code::Timeout, "interrupted: its deadline has passed"),
+        Some(StopReason::UserCancel) => (Code::Cancelled, "cancelled by the user"),
+        Some(StopReason::RunnerInterrupt) => (Code::RunnerInterrupt, "interrupted: the runner stops"),
+        Some(StopReason::LeaseLost) => (Code::LeaseLost, "interrupted: the right to write the destination was lost"),
+        Some(StopReason::DeadlineExceeded) => (Code::Timeout, "interrupted: its deadline has passed"),
         None => (Code::Internal, "the job ended without covering its volume and without an error"),
     };
     Error { retryable: reason.is_some(), ..Error::new(code, Side::Caller, Operation::Stop, what) }
@@ -251,13 +251,18 @@ fn cpu_time() -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::super::peer::Peer;
+    use super::super::simulated_server::Peer;
     use super::*;
     use crate::journal::JournalService;
     use crate::sync::lock;
 
     /// The report of a job over one such volume, and how long the peer was waited for.
-    fn ended(hangs_up: bool, quiesced: bool, reason: Option<Reason>, outcome: Result<()>) -> (Report, Vec<Duration>) {
+    fn ended(
+        hangs_up: bool,
+        quiesced: bool,
+        reason: Option<StopReason>,
+        outcome: Result<()>,
+    ) -> (Report, Vec<Duration>) {
         let resources = EngineResources {
             workers: Arc::new([]),
             journals: JournalService::start().unwrap(),
@@ -294,12 +299,13 @@ mod tests {
     fn a_job_whose_server_does_not_close_is_not_quiesced_and_never_interrupted() {
         let (report, _) = ended(false, true, None, Ok(()));
         assert_eq!((report.status, report.quiesced), (Status::Succeeded, false));
-        for reason in [Reason::UserCancel, Reason::RunnerInterrupt, Reason::LeaseLost] {
+        for reason in [StopReason::UserCancel, StopReason::RunnerInterrupt, StopReason::LeaseLost] {
             let (report, _) = ended(false, true, Some(reason), Err(stopped(Some(reason))));
             let code = report.error.map(|error| error.code);
             assert_eq!((report.status, report.quiesced, code), (Status::Failed, false, Some(Code::Timeout)));
         }
-        let (report, _) = ended(true, true, Some(Reason::RunnerInterrupt), Err(stopped(Some(Reason::RunnerInterrupt))));
+        let (report, _) =
+            ended(true, true, Some(StopReason::RunnerInterrupt), Err(stopped(Some(StopReason::RunnerInterrupt))));
         assert_eq!((report.status, report.quiesced), (Status::Interrupted, true));
     }
 }

@@ -3,7 +3,7 @@
 //! The ring belongs to `tokio-uring` and is never the data path's. It is made without `DEFER_TASKRUN`, with which this
 //! runtime waits forever for operations that the kernel finishes on another thread.
 
-use crate::resource::{RUNTIME_DESCRIPTORS, require_descriptors};
+use crate::resource_check::{RUNTIME_DESCRIPTORS, require_descriptors};
 use std::fs::File;
 use std::future::Future;
 use std::io;

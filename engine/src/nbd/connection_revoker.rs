@@ -4,9 +4,9 @@
 //! revocation is final: it resets all sockets, including those in use, and no new one is made afterwards.
 
 use crate::error::{Code, Error, Operation, Side};
-use crate::gate::Gate;
 use crate::limits::GATED_USER_TIMEOUT;
 use crate::sync::lock;
+use crate::write_gate::WriteGate;
 use nix::libc::linger;
 use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -17,18 +17,18 @@ use std::time::Duration;
 /// Revokes all connections of a job.
 #[derive(Debug, Default)]
 pub(crate) struct ConnectionRevoker {
-    gate: Option<Arc<Gate>>,
+    gate: Option<Arc<WriteGate>>,
     is_revoked: AtomicBool,
     sockets: Mutex<Vec<Weak<OwnedFd>>>,
 }
 
 impl ConnectionRevoker {
-    pub(crate) fn new(gate: Option<Arc<Gate>>) -> Self {
+    pub(crate) fn new(gate: Option<Arc<WriteGate>>) -> Self {
         Self { gate, ..Self::default() }
     }
 
     /// The gate, of a job that has one.
-    pub(crate) fn gate(&self) -> Option<&Arc<Gate>> {
+    pub(crate) fn gate(&self) -> Option<&Arc<WriteGate>> {
         self.gate.as_ref()
     }
 

@@ -7,9 +7,8 @@
 //! worker takes.
 
 use super::durable_sample::DurableSample;
-use super::reason::Reason;
+use super::stop_reason::StopReason;
 use crate::extent::{ByteRange, RangeSet};
-use crate::gate::Gate;
 use crate::limits::DURABLE_RUNS_MAX;
 use crate::nbd::connection_revoker::ConnectionRevoker;
 use crate::pass::rate_limiter::RateLimiter;
@@ -17,6 +16,7 @@ use crate::progress::{Bytes, Progress};
 use crate::ring::{Instant, clock};
 use crate::supervision::VolumeEvidence;
 use crate::sync::lock;
+use crate::write_gate::WriteGate;
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed,
     Ordering::Release,
@@ -48,7 +48,7 @@ pub(crate) struct Counters {
 /// Control of a job, with its counters.
 #[derive(Debug)]
 pub(crate) struct JobControl {
-    /// 0, or one more than the position of the first reason in [`Reason::ALL`].
+    /// 0, or one more than the position of the first reason in [`StopReason::ALL`].
     reason: AtomicU8,
     /// Time of the stop request, and of the last moment at which the job's thread was between two calls, in ns of the
     /// rings' clock.
@@ -97,7 +97,7 @@ impl JobControl {
     }
 
     /// Gate of a job that writes only while it is open.
-    pub(crate) fn gated(limit_bytes_per_second: Option<u64>, gate: Option<Arc<Gate>>) -> Self {
+    pub(crate) fn gated(limit_bytes_per_second: Option<u64>, gate: Option<Arc<WriteGate>>) -> Self {
         Self {
             reason: AtomicU8::new(0),
             asked_ns: AtomicU64::new(0),
@@ -128,7 +128,7 @@ impl JobControl {
     }
 
     /// Gate of changes to the destination.
-    pub(crate) fn gate(&self) -> Option<&Arc<Gate>> {
+    pub(crate) fn gate(&self) -> Option<&Arc<WriteGate>> {
         self.revoker.gate()
     }
 
@@ -182,8 +182,8 @@ impl JobControl {
     }
 
     /// Requests a stop. The first reason holds.
-    pub(crate) fn cancel(&self, reason: Reason) {
-        let position = Reason::ALL.iter().position(|&each| each == reason).expect("every reason is listed");
+    pub(crate) fn cancel(&self, reason: StopReason) {
+        let position = StopReason::ALL.iter().position(|&each| each == reason).expect("every reason is listed");
         let code = u8::try_from(position + 1).expect("there are few reasons");
         // Stored before the reason: a thread that sees the reason also sees its time.
         let _ = self.asked_ns.compare_exchange(0, nanos(clock()).max(1), AcqRel, Acquire);
@@ -204,10 +204,10 @@ impl JobControl {
     }
 
     /// Returns the reason to stop, if there is one.
-    pub(crate) fn cancelled(&self) -> Option<Reason> {
+    pub(crate) fn cancelled(&self) -> Option<StopReason> {
         match self.reason.load(Acquire) {
             0 => None,
-            code => Some(Reason::ALL[usize::from(code) - 1]),
+            code => Some(StopReason::ALL[usize::from(code) - 1]),
         }
     }
 
@@ -366,9 +366,9 @@ mod tests {
     fn the_first_reason_holds() {
         let control = JobControl::new(None);
         assert_eq!(control.cancelled(), None);
-        control.cancel(Reason::LeaseLost);
-        control.cancel(Reason::UserCancel);
-        assert_eq!(control.cancelled(), Some(Reason::LeaseLost));
+        control.cancel(StopReason::LeaseLost);
+        control.cancel(StopReason::UserCancel);
+        assert_eq!(control.cancelled(), Some(StopReason::LeaseLost));
     }
 
     #[test]
@@ -376,10 +376,10 @@ mod tests {
         let control = JobControl::new(None);
         let late = clock() + Duration::from_secs(100);
         assert_eq!(control.silent_after_stop(late), None, "no stop was requested");
-        control.cancel(Reason::UserCancel);
+        control.cancel(StopReason::UserCancel);
         let silent = control.silent_after_stop(late).expect("a stop was asked for");
         std::thread::sleep(Duration::from_millis(2));
-        control.cancel(Reason::LeaseLost);
+        control.cancel(StopReason::LeaseLost);
         assert_eq!(control.silent_after_stop(late), Some(silent), "the first stop counts");
         control.note_alive();
         assert!(control.silent_after_stop(late).expect("as before") < silent);

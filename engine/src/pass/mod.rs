@@ -4,7 +4,7 @@
 //! of its passes and one [`PassState`](state::PassState) for each. Workers and the job's thread reach each other only
 //! through these two. The windows and the rate limit do no I/O and read no clock: their owners pass in all facts.
 
-pub(crate) mod reason;
+pub(crate) mod stop_reason;
 pub(crate) mod latency;
 pub(crate) mod rate_limiter;
 pub(crate) mod protection_window;

@@ -8,12 +8,12 @@ use super::control::JobControl;
 use crate::channel::{Channel, SubmitVia};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
-use crate::gate::Gate;
 use crate::journal::LeafDigest;
 use crate::pass::latency::Latency;
 use crate::progress::Difference;
 use crate::ring::ZeroMode;
 use crate::sync::lock;
+use crate::write_gate::WriteGate;
 use std::collections::VecDeque;
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed,
@@ -117,7 +117,7 @@ pub(crate) struct PassState {
     pub destination: Channel,
     pub params: PassParams,
     /// Gate of changes to the destination; `None`: always open.
-    pub gate: Option<Arc<Gate>>,
+    pub gate: Option<Arc<WriteGate>>,
     segments: Mutex<VecDeque<Segment>>,
     written_ranges: Mutex<Vec<WrittenRange>>,
     differences: Mutex<Vec<Difference>>,

@@ -512,7 +512,7 @@ mod tests {
     use super::*;
     use crate::channel::{Channel, SubmitVia};
     use crate::error::Side;
-    use crate::job::peer::Peer;
+    use crate::job::simulated_server::Peer;
     use crate::pass::control::JobControl;
     use crate::pass::state::PassParams;
     use crate::volume::Volume;

@@ -1,14 +1,14 @@
 //! Closes and opens a gate at random, also in the middle of a worker's turn.
 
-use crate::gate::Gate;
 use crate::ring::Instant;
+use crate::write_gate::WriteGate;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// A simulated gate. Starts open.
 #[derive(Debug)]
 pub(crate) struct SimGate {
-    pub gate: Arc<Gate>,
+    pub gate: Arc<WriteGate>,
     /// Time for which the gate closes in the middle of a worker's next turn.
     amidst: Option<Duration>,
     /// Time at which a closed gate opens.
@@ -17,7 +17,7 @@ pub(crate) struct SimGate {
 
 impl SimGate {
     pub(crate) fn new() -> Self {
-        let gate = Gate::closed();
+        let gate = WriteGate::closed();
         gate.open_until(Duration::MAX);
         Self { gate: Arc::new(gate), amidst: None, opens_at: None }
     }

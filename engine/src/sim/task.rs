@@ -13,7 +13,7 @@ use super::volume::SimVolume;
 use super::world::{SharedWorld, TaskWorld};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::RangeSet;
-use crate::job::Reason;
+use crate::job::StopReason;
 use crate::job::pass_controller::{PassController, TurnOutcome, WorkerInboxes};
 use crate::job::prepared_pass::{ComparedVolumes, CopyInputs, PreparedPass};
 use crate::job::recorder::Recorder;
@@ -83,7 +83,7 @@ pub(crate) struct Task {
     /// Whether the journal of the earlier attempt has no records.
     earlier_is_empty: bool,
     fresh_starts: u32,
-    reason: Option<Reason>,
+    reason: Option<StopReason>,
     seen: Option<Progress>,
     limit: Option<RateCheck>,
     /// Number of leaves read when the job was paused or cancelled; no more may be read.
@@ -449,7 +449,7 @@ impl Task {
         assert_eq!(self.control.cancelled(), self.reason, "the first reason is kept");
         let is_about_data = matches!(error.code, Code::VerifyMismatch | Code::SourceChanged);
         if let (Some(reason), true, false) = (self.reason, quiesced, is_about_data) {
-            let expected = if reason == Reason::UserCancel { Status::Cancelled } else { Status::Interrupted };
+            let expected = if reason == StopReason::UserCancel { Status::Cancelled } else { Status::Interrupted };
             assert_eq!((status, error.code.as_str()), (expected, reason.as_str()), "the reason of a stop wins");
             return;
         }
@@ -542,7 +542,7 @@ impl Task {
         }
         let mut world = self.world.lock();
         for _ in 0..world.rng.usize(1..=2) {
-            let reason = Reason::ALL[world.rng.usize(0..Reason::ALL.len())];
+            let reason = StopReason::ALL[world.rng.usize(0..StopReason::ALL.len())];
             world.note(format_args!("task {} is cancelled: {reason}", self.index));
             self.control.cancel(reason);
             self.reason.get_or_insert(reason);

@@ -5,14 +5,14 @@
 
 mod node;
 mod oldest;
-mod pair;
+mod export_pair;
 mod permit;
 mod port;
 mod task;
 
+pub use export_pair::ExportPair;
 pub use node::{Node, fake_clock_library};
 pub use oldest::oldest_taskd;
-pub use pair::Pair;
 pub use port::{address, port};
 pub use task::Task;
 

@@ -3,7 +3,7 @@
 use crate::measure::Bound;
 use crate::options::Options;
 use crate::traffic::Traffic;
-use blockhaul_testkit::cell::{Cell, Pair, Task};
+use blockhaul_testkit::cell::{Cell, ExportPair, Task};
 use blockhaul_testkit::scratch::MIB;
 use std::ops::Range;
 use std::time::Duration;
@@ -21,7 +21,7 @@ pub(crate) const PAUSE: Bound = Bound::AtMost(1e3);
 /// A cell with volumes for copies, which all trials share.
 pub(crate) struct Copies {
     pub(crate) cell: Cell,
-    pub(crate) pairs: Vec<Pair>,
+    pub(crate) pairs: Vec<ExportPair>,
     trials: usize,
 }
 
@@ -54,7 +54,7 @@ impl Copies {
     /// Three nodes on three servers, with every default.
     pub(crate) fn new() -> Self {
         let cell = Cell::new(NODES, 3);
-        let pairs = (0..NODES).map(|index| Pair::new(&cell, &format!("pair{index}"), LENGTH)).collect();
+        let pairs = (0..NODES).map(|index| ExportPair::new(&cell, &format!("pair{index}"), LENGTH)).collect();
         Self { cell, pairs, trials: 0 }
     }
 

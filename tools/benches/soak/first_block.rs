@@ -3,14 +3,14 @@
 use crate::measure::{Bound, Measure};
 use crate::options::Options;
 use crate::traffic::Traffic;
-use blockhaul_testkit::cell::{Cell, Pair};
+use blockhaul_testkit::cell::{Cell, ExportPair};
 use blockhaul_testkit::scratch::MIB;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 pub(crate) fn measure(options: &Options) -> Vec<Measure> {
     let cell = Cell::new(3, 3);
-    let pair = Pair::new(&cell, "small", 4 * MIB);
+    let pair = ExportPair::new(&cell, "small", 4 * MIB);
     let traffic = Traffic::of(&pair);
     let mut before = BTreeSet::new();
     let mut trial = |number: usize| {

@@ -1,6 +1,6 @@
 //! Reads when writes reach the server of a destination, from the log of the server as it grows.
 
-use blockhaul_testkit::cell::Pair;
+use blockhaul_testkit::cell::ExportPair;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
@@ -27,7 +27,7 @@ pub(crate) struct Traffic {
 
 impl Traffic {
     /// Follows the log of a pair from its start.
-    pub(crate) fn of(pair: &Pair) -> Self {
+    pub(crate) fn of(pair: &ExportPair) -> Self {
         let (seen, over) = (Seen::default(), Arc::new(AtomicBool::new(false)));
         let (log, into, until) = (pair.log.clone(), Arc::clone(&seen), Arc::clone(&over));
         let follower = std::thread::spawn(move || {

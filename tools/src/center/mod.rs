@@ -19,7 +19,7 @@ use blockhaul_control::rpc::task_view::TaskView;
 use blockhaul_control::rpc::tls::Tls;
 use blockhaul_control::rpc::wire;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
-use blockhaul_engine::resource::{RUNTIME_DESCRIPTORS, require_descriptors};
+use blockhaul_engine::resource_check::{RUNTIME_DESCRIPTORS, require_descriptors};
 use tokio::runtime::{Builder, Runtime};
 
 /// A client of a center, and how its replies are shown.

@@ -1,6 +1,6 @@
 //! Tests the requests of clients and the replies of a center.
 
-use crate::support::{Cell, MIB, NEEDS, Pair, Task, need};
+use crate::support::{Cell, ExportPair, MIB, NEEDS, Task, need};
 use std::time::Duration;
 
 #[test]
@@ -26,7 +26,7 @@ fn a_repeated_request_is_the_same_task_and_other_work_of_that_name_is_refused() 
 fn a_copy_is_paused_resumed_and_cancelled() {
     need!("a_copy_is_paused_resumed_and_cancelled", &NEEDS);
     let cell = Cell::new(2, 1);
-    let pair = Pair::new(&cell, "paused", 48 * MIB);
+    let pair = ExportPair::new(&cell, "paused", 48 * MIB);
     pair.submit(&cell, "paused", &["--limit", "2MiB/s"]);
     cell.wait_for_progress("paused");
     cell.ask(&["pause", "paused"]);
@@ -41,7 +41,7 @@ fn a_copy_is_paused_resumed_and_cancelled() {
     assert!(task.resumed() > 0, "{task:?}");
     pair.assert_copied();
 
-    let pair = Pair::new(&cell, "dropped", 48 * MIB);
+    let pair = ExportPair::new(&cell, "dropped", 48 * MIB);
     pair.submit(&cell, "dropped", &["--limit", "2MiB/s"]);
     cell.wait_for_progress("dropped");
     let waiting = cell.launch(&["watch", "dropped"]);
@@ -75,7 +75,7 @@ fn only_copies_can_be_paused() {
 fn tasks_wait_for_a_claim_a_slot_and_tasks_of_higher_priority() {
     need!("tasks_wait_for_a_claim_a_slot_and_tasks_of_higher_priority", &NEEDS);
     let cell = Cell::with(1, 1, &["--slots", "2"]);
-    let pair = Pair::new(&cell, "one", 32 * MIB);
+    let pair = ExportPair::new(&cell, "one", 32 * MIB);
     pair.submit(&cell, "first", &["--limit", "2MiB/s"]);
     cell.wait_for_progress("first");
     pair.submit(&cell, "second", &["--overwrite"]);

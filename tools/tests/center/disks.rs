@@ -1,10 +1,10 @@
 //! Tests destinations that fail: the task ends with the error of the volume, is not retried for ever, and releases its
 //! claims.
 
-use crate::support::{Cell, CellRecords, MIB, NEEDS, Pair, Server, Task, address, need, noise, text};
+use crate::support::{Cell, CellRecords, ExportPair, MIB, NEEDS, Server, Task, address, need, noise, text};
 
 /// Runs a copy to a destination that fails, and checks that the task fails after at most `attempts` attempts.
-fn fails(cell: &Cell, pair: &Pair, id: &str, attempts: usize, code: &str) -> Task {
+fn fails(cell: &Cell, pair: &ExportPair, id: &str, attempts: usize, code: &str) -> Task {
     pair.submit(cell, id, &["--max-attempts", &attempts.to_string()]);
     let task = cell.wait_for(id, "its end", Task::is_over);
     assert_eq!((task.state(), task.error()), ("FAILED", code), "{task:?}");
@@ -26,7 +26,7 @@ fn a_destination_that_fails_to_write_fails_the_task_and_its_claim_is_released() 
             [format!("error-{call}={errno}"), format!("error-{call}-rate=50%"), format!("error-{call}-file={trigger}")]
         });
         let parameters: Vec<&str> = parameters.iter().flatten().map(String::as_str).collect();
-        let pair = Pair::with(&cell, id, 4 * MIB, &["--filter=error"], &parameters);
+        let pair = ExportPair::with(&cell, id, 4 * MIB, &["--filter=error"], &parameters);
         let task = fails(&cell, &pair, id, 2, code);
         // The source has data and zeros, and either may fail first.
         assert_eq!(task.0["error"]["side"], "destination", "{task:?}");

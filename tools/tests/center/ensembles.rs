@@ -1,16 +1,16 @@
 //! Tests faults of the coordination service: servers that die, pause, lose quorum, or lose their data.
 
 use crate::support::{
-    Cell, CellRecords, LONG_SESSION, MIB, NEEDS, Node, Pair, SHORT_SESSION, Settings, assert_same, mixed, need, run,
-    text,
+    Cell, CellRecords, ExportPair, LONG_SESSION, MIB, NEEDS, Node, SHORT_SESSION, Settings, assert_same, mixed, need,
+    run, text,
 };
 use std::time::Duration;
 
 /// Checks that a network copy survives `fault` in its first attempt.
-fn assert_copy_survives(fault: impl FnOnce(&mut Cell, &Pair)) {
+fn assert_copy_survives(fault: impl FnOnce(&mut Cell, &ExportPair)) {
     // With a short sync limit followers leave a silent leader soon.
     let mut cell = Cell::on(Settings { sync_limit: 4, ..Settings::new(3) }, 2, &LONG_SESSION);
-    let pair = Pair::new(&cell, "pair", 96 * MIB);
+    let pair = ExportPair::new(&cell, "pair", 96 * MIB);
     pair.submit(&cell, "steady", &["--limit", "3MiB/s"]);
     cell.wait_for_progress("steady");
     fault(&mut cell, &pair);
@@ -51,7 +51,7 @@ fn copies_continue_when_zookeepers_leader_pauses() {
 fn without_a_quorum_network_copies_stop_local_copies_continue_and_no_node_exits() {
     need!("without_a_quorum_network_copies_stop_local_copies_continue_and_no_node_exits", &NEEDS);
     let mut cell = Cell::with(2, 3, &SHORT_SESSION);
-    let pair = Pair::new(&cell, "pair", 96 * MIB);
+    let pair = ExportPair::new(&cell, "pair", 96 * MIB);
     let bytes = mixed(40 * MIB, 17);
     cell.fill("source", &bytes);
     cell.submit("local", &cell.uri(0, "source"), &cell.uri(0, "destination"), &["--limit", "4MiB/s"]);
@@ -84,7 +84,7 @@ fn without_a_quorum_network_copies_stop_local_copies_continue_and_no_node_exits(
 fn runners_register_again_after_an_outage_longer_than_their_sessions() {
     need!("runners_register_again_after_an_outage_longer_than_their_sessions", &NEEDS);
     let mut cell = Cell::with(2, 1, &SHORT_SESSION);
-    let pair = Pair::new(&cell, "pair", 96 * MIB);
+    let pair = ExportPair::new(&cell, "pair", 96 * MIB);
     let bytes = mixed(80 * MIB, 19);
     cell.fill("source", &bytes);
     cell.submit("local", &cell.uri(0, "source"), &cell.uri(0, "destination"), &["--limit", "2MiB/s"]);
@@ -112,7 +112,7 @@ fn runners_register_again_after_an_outage_longer_than_their_sessions() {
 fn copies_resume_after_all_nodes_and_servers_were_killed() {
     need!("copies_resume_after_all_nodes_and_servers_were_killed", &NEEDS);
     let mut cell = Cell::with(2, 3, &SHORT_SESSION);
-    let pair = Pair::new(&cell, "pair", 64 * MIB);
+    let pair = ExportPair::new(&cell, "pair", 64 * MIB);
     let bytes = mixed(64 * MIB, 23);
     cell.fill("source", &bytes);
     cell.submit("local", &cell.uri(0, "source"), &cell.uri(0, "destination"), &["--limit", "3MiB/s"]);

@@ -1,12 +1,12 @@
 //! Tests the main promise: a copy is submitted, its runner dies, and the copy completes on another node, byte-equal.
 
-use crate::support::{Cell, CellRecords, MIB, NEEDS, Pair, SHORT_SESSION, assert_same, mixed, need};
+use crate::support::{Cell, CellRecords, ExportPair, MIB, NEEDS, SHORT_SESSION, assert_same, mixed, need};
 
 #[test]
 fn a_copy_moves_from_a_killed_runner_to_another_and_finishes() {
     need!("a_copy_moves_from_a_killed_runner_to_another_and_finishes", &NEEDS);
     let mut cell = Cell::with(3, 3, &SHORT_SESSION);
-    let pair = Pair::new(&cell, "moving", 64 * MIB);
+    let pair = ExportPair::new(&cell, "moving", 64 * MIB);
     let (source, destination) = (pair.source.uri(), pair.destination.uri());
     let waiting =
         cell.launch(&["submit", "copy", &source, &destination, "--id", "moving", "--limit", "4MiB/s", "--wait"]);

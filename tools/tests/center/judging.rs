@@ -1,7 +1,7 @@
 //! Tests invalid input: invalid requests, forbidden volumes, undecodable records, and a store that is older than the
 //! state of a node.
 
-use crate::support::{Cell, CellRecords, MIB, NEEDS, Pair, Task, mixed, need, run, text};
+use crate::support::{Cell, CellRecords, ExportPair, MIB, NEEDS, Task, mixed, need, run, text};
 use blockhaul_control::coord::paths;
 use blockhaul_control::model::TaskId;
 use std::path::Path;
@@ -13,7 +13,7 @@ fn an_invalid_request_is_refused_and_stores_no_task() {
     let cell = Cell::new(1, 1);
     cell.fill("volume", &mixed(MIB, 1));
     let uri = cell.uri(0, "volume");
-    let pair = Pair::new(&cell, "pair", MIB);
+    let pair = ExportPair::new(&cell, "pair", MIB);
     let writable = pair.destination.uri();
     let long = format!("file://n0/{}", "x".repeat(5000));
     let refused: [(&[&str], &str); 13] = [
@@ -48,7 +48,7 @@ fn a_volume_that_is_not_allowed_fails_the_task_and_is_not_touched() {
     let outside = cell.dirs.file("outside", b"mine");
     std::os::unix::fs::symlink(&outside, cell.volume("link")).expect("the folder is ours");
     std::os::unix::fs::symlink(cell.dirs.path(""), cell.volume("folder")).expect("the folder is ours");
-    let pair = Pair::new(&cell, "pair", MIB);
+    let pair = ExportPair::new(&cell, "pair", MIB);
     let (inside, elsewhere) = (cell.uri(0, "inside"), pair.destination.uri());
     let of = |path: &Path| format!("file://n0{}", text(path));
     let destinations = [
@@ -83,7 +83,7 @@ fn a_task_that_fails_by_node_faults_goes_to_another_node() {
     std::fs::create_dir_all(&journals).expect("the directory is writable");
     let _full = FullFolder::mount(&journals);
     cell.start();
-    let pair = Pair::new(&cell, "pair", MIB);
+    let pair = ExportPair::new(&cell, "pair", MIB);
     pair.submit(&cell, "x", &[]);
     let task = cell.wait_for_success("x");
     assert_eq!(task.outcomes(), ["EPermission", "ENoSpace", "succeeded"], "{task:?}");

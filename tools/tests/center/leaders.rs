@@ -1,6 +1,6 @@
 //! Tests changes of the leader, and the tasks that the previous leader had begun.
 
-use crate::support::{Cell, MIB, Mode, NEEDS, Need, Pair, SHORT_SESSION, need};
+use crate::support::{Cell, ExportPair, MIB, Mode, NEEDS, Need, SHORT_SESSION, need};
 use nix::sys::signal::Signal;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use std::time::Duration;
 fn a_killed_leader_is_replaced_and_running_copies_continue() {
     need!("a_killed_leader_is_replaced_and_running_copies_continue", &NEEDS);
     let mut cell = Cell::with(3, 1, &SHORT_SESSION);
-    let pair = Pair::new(&cell, "pair", 64 * MIB);
+    let pair = ExportPair::new(&cell, "pair", 64 * MIB);
     let leader = cell.leader().expect("a node leads");
     let runner = (leader + 1) % 3;
     pair.submit_on(&cell, "steady", runner, &["--limit", "4MiB/s"]);
@@ -77,7 +77,7 @@ fn a_new_leader_reads_every_task_and_continues_the_unfinished_ones() {
 fn a_decision_of_a_killed_leader_is_executed_once() {
     need!("a_decision_of_a_killed_leader_is_executed_once", &NEEDS);
     let mut cell = Cell::with(3, 1, &SHORT_SESSION);
-    let pair = Pair::new(&cell, "pair", 8 * MIB);
+    let pair = ExportPair::new(&cell, "pair", 8 * MIB);
     let leader = cell.leader().expect("a node leads");
     let runner = (leader + 1) % 3;
     // The decision is stored; the call to the runner does not arrive.

@@ -2,7 +2,7 @@
 //! the volumes reach all of them.
 
 use crate::support::{
-    Cell, CellRecords, LONG_SESSION, MIB, Mode, NEEDS, Pair, SHORT_SESSION, Settings, assert_same, mixed, need,
+    Cell, CellRecords, ExportPair, LONG_SESSION, MIB, Mode, NEEDS, SHORT_SESSION, Settings, assert_same, mixed, need,
 };
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use std::time::Duration;
 fn a_runner_cut_off_from_the_center_stops_writing_before_another_one_starts() {
     need!("a_runner_cut_off_from_the_center_stops_writing_before_another_one_starts", &NEEDS);
     let cell = Cell::with(3, 1, &["--quiet-after", "5s"]);
-    let pair = Pair::new(&cell, "pair", 96 * MIB);
+    let pair = ExportPair::new(&cell, "pair", 96 * MIB);
     let first = (cell.leader().expect("a node leads") + 1) % 3;
     pair.submit_on(&cell, "moving", first, &["--limit", "2MiB/s"]);
     assert_eq!(cell.wait_for_checkpoint("moving"), first);
@@ -28,7 +28,7 @@ fn a_runner_cut_off_from_the_center_stops_writing_before_another_one_starts() {
 fn a_leader_and_a_runner_both_cut_off_neither_decide_nor_write() {
     need!("a_leader_and_a_runner_both_cut_off_neither_decide_nor_write", &NEEDS);
     let cell = Cell::with(3, 1, &["--quiet-after", "5s"]);
-    let pair = Pair::new(&cell, "pair", 96 * MIB);
+    let pair = ExportPair::new(&cell, "pair", 96 * MIB);
     let leader = cell.leader().expect("a node leads");
     let first = (leader + 1) % 3;
     pair.submit_on(&cell, "moving", first, &["--limit", "2MiB/s"]);
@@ -71,7 +71,7 @@ fn a_local_copy_continues_without_the_center() {
 fn a_runner_whose_server_stalls_connects_to_another() {
     need!("a_runner_whose_server_stalls_connects_to_another", &NEEDS);
     let cell = Cell::with(2, 3, &LONG_SESSION);
-    let pair = Pair::new(&cell, "pair", 64 * MIB);
+    let pair = ExportPair::new(&cell, "pair", 64 * MIB);
     pair.submit(&cell, "steady", &["--limit", "4MiB/s"]);
     let first = cell.wait_for_progress("steady");
     let silent = cell.server_of(first).expect("the runner is connected");
@@ -90,7 +90,7 @@ fn a_runner_whose_server_stalls_connects_to_another() {
 fn a_runner_whose_server_is_isolated_leaves_that_server_and_keeps_its_copy() {
     need!("a_runner_whose_server_is_isolated_leaves_that_server_and_keeps_its_copy", &NEEDS);
     let cell = Cell::on(Settings { wired: true, ..Settings::new(3) }, 2, &LONG_SESSION);
-    let pair = Pair::new(&cell, "pair", 96 * MIB);
+    let pair = ExportPair::new(&cell, "pair", 96 * MIB);
     pair.submit(&cell, "steady", &["--limit", "2MiB/s"]);
     let first = cell.wait_for_progress("steady");
     let ahead = cell.ensemble.leader();
@@ -118,7 +118,7 @@ fn a_runner_whose_server_is_isolated_leaves_that_server_and_keeps_its_copy() {
 fn a_runner_that_the_leader_cannot_call_continues() {
     need!("a_runner_that_the_leader_cannot_call_continues", &NEEDS);
     let cell = Cell::new(2, 1);
-    let pair = Pair::new(&cell, "pair", 32 * MIB);
+    let pair = ExportPair::new(&cell, "pair", 32 * MIB);
     let leader = cell.leader().expect("a node leads");
     let first = 1 - leader;
     pair.submit_on(&cell, "steady", first, &["--limit", "4MiB/s"]);

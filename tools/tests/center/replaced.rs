@@ -1,6 +1,6 @@
 //! Tests volumes that are replaced or changed between two attempts of a task, on one node and on two.
 
-use crate::support::{Cell, CellRecords, MIB, NEEDS, Pair, Task, mixed, need};
+use crate::support::{Cell, CellRecords, ExportPair, MIB, NEEDS, Task, mixed, need};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -36,7 +36,7 @@ fn assert_ends(cell: &Cell, id: &str, code: &str) {
 fn a_source_file_that_is_written_to_between_two_attempts_fails_its_task() {
     need!("a_source_file_that_is_written_to_between_two_attempts_fails_its_task", &NEEDS);
     let mut cell = Cell::with(1, 1, &["--fence-command", "/bin/true"]);
-    let pair = Pair::new(&cell, "pair", SIZE);
+    let pair = ExportPair::new(&cell, "pair", SIZE);
     for (id, fence) in [("by-hand", "manual"), ("by-program", "command")] {
         cell.fill("source", &mixed(SIZE, 3));
         let args = [&SLOWLY[..], &["--fence", fence, "--overwrite"]].concat();
@@ -61,7 +61,7 @@ fn another_node_notices_that_an_export_was_replaced() {
     for (name, replaced, code) in [("from", "from.golden", "ESourceChanged"), ("to", "to.image", "ECheckpointMismatch")]
     {
         let cell = Cell::new(2, 1);
-        let pair = Pair::new(&cell, name, SIZE);
+        let pair = ExportPair::new(&cell, name, SIZE);
         pair.submit_on(&cell, name, 0, &SLOWLY);
         pause(&cell, name);
         overwrite(&cell.dirs.path(replaced));
@@ -101,7 +101,7 @@ fn a_local_destination_that_was_replaced_is_not_written_over() {
 fn a_copy_without_evidence_gives_the_reason_and_starts_over() {
     need!("a_copy_without_evidence_gives_the_reason_and_starts_over", &NEEDS);
     let cell = Cell::new(1, 1);
-    let pair = Pair::new(&cell, "pair", SIZE);
+    let pair = ExportPair::new(&cell, "pair", SIZE);
     pair.submit(&cell, "blind", &[&SLOWLY[..], &["--digest", "none"]].concat());
     cell.wait_for_checkpoint("blind");
     let task = cell.task("blind");

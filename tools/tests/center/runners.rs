@@ -1,6 +1,8 @@
 //! Tests faults of a single runner: killed, stopped, paused, started twice.
 
-use crate::support::{Cell, CellRecords, LONG_SESSION, MIB, NEEDS, Pair, SHORT_SESSION, assert_same, mixed, need};
+use crate::support::{
+    Cell, CellRecords, ExportPair, LONG_SESSION, MIB, NEEDS, SHORT_SESSION, assert_same, mixed, need,
+};
 use nix::sys::signal::Signal;
 use std::time::Duration;
 
@@ -28,7 +30,7 @@ fn a_restarted_runner_continues_its_local_copy() {
 fn the_network_copy_of_a_killed_runner_continues_on_another_node() {
     need!("the_network_copy_of_a_killed_runner_continues_on_another_node", &NEEDS);
     let mut cell = Cell::with(2, 1, &SHORT_SESSION);
-    let pair = Pair::new(&cell, "pair", 48 * MIB);
+    let pair = ExportPair::new(&cell, "pair", 48 * MIB);
     // The leader's own runner: its node loses both roles.
     let leader = cell.leader().expect("a node leads");
     pair.submit_on(&cell, "moving", leader, &["--limit", "4MiB/s"]);
@@ -43,7 +45,7 @@ fn the_network_copy_of_a_killed_runner_continues_on_another_node() {
 /// Stops the node that runs a copy; it is the leader or another node.
 fn stop_and_return(is_leader: bool) {
     let mut cell = Cell::new(2, 1);
-    let pair = Pair::new(&cell, "pair", 64 * MIB);
+    let pair = ExportPair::new(&cell, "pair", 64 * MIB);
     let leader = cell.leader().expect("a node leads");
     let first = if is_leader { leader } else { 1 - leader };
     // One failure would fail the task.
@@ -80,7 +82,7 @@ fn a_stopped_leader_resigns_and_returns_its_copy() {
 fn a_runner_paused_for_less_than_its_lease_keeps_its_copy() {
     need!("a_runner_paused_for_less_than_its_lease_keeps_its_copy", &NEEDS);
     let cell = Cell::with(2, 1, &LONG_SESSION);
-    let pair = Pair::new(&cell, "pair", 48 * MIB);
+    let pair = ExportPair::new(&cell, "pair", 48 * MIB);
     pair.submit(&cell, "paused", &["--limit", "4MiB/s"]);
     let first = cell.wait_for_progress("paused");
     cell.nodes[first].signal(Signal::SIGSTOP);
@@ -96,7 +98,7 @@ fn a_runner_paused_for_less_than_its_lease_keeps_its_copy() {
 fn a_runner_paused_past_its_lease_writes_no_more() {
     need!("a_runner_paused_past_its_lease_writes_no_more", &NEEDS);
     let cell = Cell::with(3, 1, &["--quiet-after", "5s"]);
-    let pair = Pair::new(&cell, "pair", 96 * MIB);
+    let pair = ExportPair::new(&cell, "pair", 96 * MIB);
     pair.submit(&cell, "moving", &["--limit", "2MiB/s"]);
     let first = cell.wait_for_checkpoint("moving");
     let old = pair.connections();

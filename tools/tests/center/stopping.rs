@@ -1,7 +1,7 @@
 //! Tests orderly stops of a runner: with copies in flight, while one begins or ends, and while volumes fail; and how
 //! nodes are retired.
 
-use crate::support::{Address, Cell, CellRecords, MIB, Mode, NEEDS, Pair, Task, TcpProxy, need};
+use crate::support::{Address, Cell, CellRecords, ExportPair, MIB, Mode, NEEDS, Task, TcpProxy, need};
 use nix::sys::signal::Signal;
 use std::time::Duration;
 
@@ -12,15 +12,15 @@ fn a_stop_drains_all_copies_in_flight() {
     cell.add(&[]);
     // Writes are slow enough that some are in flight when the stop comes.
     let slow = ["delay-write=300ms", "delay-zero=300ms"];
-    let pair = |index| Pair::with(&cell, &format!("p{index}"), 48 * MIB, &["--filter=delay"], &slow);
-    let pairs: Vec<Pair> = (0..3).map(pair).collect();
+    let pair = |index| ExportPair::with(&cell, &format!("p{index}"), 48 * MIB, &["--filter=delay"], &slow);
+    let pairs: Vec<ExportPair> = (0..3).map(pair).collect();
     let id = |index: usize| format!("copy-{index}");
     for (index, pair) in pairs.iter().enumerate() {
         pair.submit(&cell, &id(index), &["--limit", "4MiB/s"]);
     }
     (0..3).for_each(|index| assert_eq!(cell.wait_for_progress(&id(index)), 0));
     assert_eq!(cell.nodes[0].stop().code(), Some(0));
-    let first: Vec<_> = pairs.iter().map(Pair::connections).collect();
+    let first: Vec<_> = pairs.iter().map(ExportPair::connections).collect();
     cell.nodes[1].start();
     // Wait for all of them before any limit is lifted: a copy may end sooner than the next one begins on a busy host.
     (0..3).for_each(|index| assert_eq!(cell.wait_for_second_attempt(&id(index)), 1));
@@ -39,7 +39,7 @@ fn a_copy_that_begins_during_a_stop_is_interrupted_and_writes_nothing() {
     let mut cell = Cell::new(2, 1);
     let leader = cell.leader().expect("a node leads");
     let first = 1 - leader;
-    let pair = Pair::new(&cell, "pair", 8 * MIB);
+    let pair = ExportPair::new(&cell, "pair", 8 * MIB);
     // The destination accepts connections and does not reply: the copy cannot begin to write.
     let Address::Tcp(port) = pair.destination.address() else { unreachable!("it listens on a port") };
     let wire = TcpProxy::to(&format!("127.0.0.1:{port}"));
@@ -65,7 +65,7 @@ fn a_failure_during_a_stop_does_not_replace_the_reason() {
     need!("a_failure_during_a_stop_does_not_replace_the_reason", &NEEDS);
     let mut cell = Cell::new(2, 1);
     let slow = ["delay-write=1", "delay-zero=1"];
-    let mut pair = Pair::with(&cell, "pair", 48 * MIB, &["--filter=delay"], &slow);
+    let mut pair = ExportPair::with(&cell, "pair", 48 * MIB, &["--filter=delay"], &slow);
     // The copy must not run on the leader, which resigns before it stops its copies.
     let leader = cell.leader().expect("a node leads");
     cell.ask(&["drain", &format!("n{leader}")]);
@@ -88,7 +88,7 @@ fn a_cancel_near_the_end_cancels_the_copy_or_the_copy_succeeds() {
     let cell = Cell::new(2, 1);
     for round in 0..10 {
         let (name, id) = (format!("p{round}"), format!("near-{round}"));
-        let pair = Pair::new(&cell, &name, 4 * MIB);
+        let pair = ExportPair::new(&cell, &name, 4 * MIB);
         pair.submit(&cell, &id, &["--limit", "8MiB/s"]);
         cell.wait_for(&id, "RUNNING", |task| task.is_over() || task.progress("written") > 0);
         std::thread::sleep(Duration::from_millis(40 * round));
@@ -110,7 +110,7 @@ fn a_cancel_near_the_end_cancels_the_copy_or_the_copy_succeeds() {
 fn a_node_drained_now_returns_its_copy_and_stays_registered() {
     need!("a_node_drained_now_returns_its_copy_and_stays_registered", &NEEDS);
     let cell = Cell::new(2, 1);
-    let pair = Pair::new(&cell, "pair", 64 * MIB);
+    let pair = ExportPair::new(&cell, "pair", 64 * MIB);
     pair.submit(&cell, "moving", &["--limit", "2MiB/s"]);
     let first = cell.wait_for_progress("moving");
     let old = pair.connections();
@@ -148,7 +148,7 @@ fn a_drained_node_finishes_its_task_and_gets_no_new_one() {
 fn a_stop_is_bounded_when_a_volume_never_answers_and_a_second_signal_ends_the_process_at_once() {
     need!("a_stop_is_bounded_when_a_volume_never_answers_and_a_second_signal_ends_the_process_at_once", &NEEDS);
     let mut cell = Cell::with(2, 1, &["--session-timeout", "6s", "--quiet-after", "5s"]);
-    let pair = Pair::new(&cell, "pair", 64 * MIB);
+    let pair = ExportPair::new(&cell, "pair", 64 * MIB);
     let Address::Tcp(port) = pair.destination.address() else { unreachable!("it listens on a port") };
     let wire = TcpProxy::to(&format!("127.0.0.1:{port}"));
     cell.submit("stuck", &pair.source.uri(), &format!("nbd://{}/", wire.address()), &["--limit", "4MiB/s"]);

@@ -1,16 +1,16 @@
 //! Tests centers whose nodes run different versions: the oldest supported one, and the one of this build.
 
-use crate::support::{Cell, CellRecords, LONG_SESSION, MIB, NEEDS, Pair, need, oldest_taskd};
+use crate::support::{Cell, CellRecords, ExportPair, LONG_SESSION, MIB, NEEDS, need, oldest_taskd};
 use blockhaul_testkit::skipped;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Starts three nodes of the oldest version, and a copy that has recorded a checkpoint.
-fn old_cell(oldest: &Path) -> (Cell, Pair) {
+fn old_cell(oldest: &Path) -> (Cell, ExportPair) {
     let mut cell = Cell::idle(3, 1, &LONG_SESSION);
     cell.nodes.iter_mut().for_each(|node| node.run_version(Some(oldest.to_owned())));
     cell.start();
-    let pair = Pair::new(&cell, "pair", 64 * MIB);
+    let pair = ExportPair::new(&cell, "pair", 64 * MIB);
     pair.submit(&cell, "steady", &["--limit", "2MiB/s"]);
     cell.wait_for_checkpoint("steady");
     (cell, pair)

@@ -7,7 +7,7 @@ use crate::model::{DurableMap, NodeId, Progress, UnknownFields};
 use crate::wire;
 use async_trait::async_trait;
 use blockhaul_engine::error::{Error, Result};
-use blockhaul_engine::job::Reason;
+use blockhaul_engine::job::StopReason;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -81,7 +81,7 @@ impl TryFrom<wire::NoopWork> for NoopTask {
 struct Noop {
     lasts: Duration,
     admission: Mutex<Option<oneshot::Sender<WritePermitRequest>>>,
-    cancelled: watch::Sender<Option<Reason>>,
+    cancelled: watch::Sender<Option<StopReason>>,
 }
 
 impl Noop {
@@ -95,7 +95,7 @@ impl Noop {
         match WritePermitRequest::ask(&self.admission, DurableMap::default()).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(Outcome::refused(&error).end),
-            Err(_) => Err(End::Stopped(Reason::RunnerInterrupt)),
+            Err(_) => Err(End::Stopped(StopReason::RunnerInterrupt)),
         }
     }
 
@@ -125,7 +125,7 @@ impl ExecutionHandle for Noop {
 
     fn set_limit(&self, _bytes_per_second: Option<u64>) {}
 
-    fn cancel(&self, reason: Reason) {
+    fn cancel(&self, reason: StopReason) {
         self.cancelled.send_modify(|cancelled| _ = cancelled.get_or_insert(reason));
     }
 

@@ -6,8 +6,8 @@ use crate::model::TaskVolume;
 use crate::policy::Policy;
 use blockhaul_engine::engine::{Engine, EngineConfig};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
-use blockhaul_engine::gate::Gate;
-use blockhaul_engine::job::Reason;
+use blockhaul_engine::job::StopReason;
+use blockhaul_engine::write_gate::WriteGate;
 use std::path::PathBuf;
 use xattr::FileExt;
 
@@ -44,7 +44,7 @@ impl Fixture {
         let TaskSpec::Copy(copy) = copy_of(Fence::Local) else { unreachable!("it is a copy") };
         let name = |name: &str| self.path(name).to_str().unwrap().to_owned();
         let copy = CopyTask { source: name("in/a"), destination: name(destination), ..copy };
-        let gate = Arc::new(Gate::closed());
+        let gate = Arc::new(WriteGate::closed());
         gate.open_until(Duration::MAX);
         let (admission, permit_request) = oneshot::channel();
         let execution = Execution {
@@ -70,7 +70,7 @@ impl Fixture {
         while running.progress().written == 0 {
             sleep(Duration::from_millis(5)).await;
         }
-        running.cancel(Reason::RunnerInterrupt);
+        running.cancel(StopReason::RunnerInterrupt);
         running.ended().await
     }
 
@@ -134,7 +134,7 @@ async fn a_refused_permit_leaves_nothing_behind() {
         let outcome = running.ended().await;
         match outcome.end {
             End::Failed(failure) if !dropped => assert_eq!(failure.code, Code::Fenced),
-            End::Stopped(Reason::RunnerInterrupt) if dropped => {}
+            End::Stopped(StopReason::RunnerInterrupt) if dropped => {}
             other => panic!("{other:?}"),
         }
         assert!(!fixture.path("in/new").exists(), "the file that was created for it is gone");
@@ -265,7 +265,7 @@ async fn volumes_that_were_replaced_between_two_attempts_are_detected() {
 #[tokio::test]
 async fn a_cancel_takes_effect_at_any_time() {
     let fixture = Fixture::new();
-    for reason in [Reason::RunnerInterrupt, Reason::UserCancel, Reason::LeaseLost] {
+    for reason in [StopReason::RunnerInterrupt, StopReason::UserCancel, StopReason::LeaseLost] {
         let (work, permit_request) = fixture.work("in/b");
         let running = fixture.start(work);
         running.cancel(reason);
@@ -286,7 +286,7 @@ async fn a_cancel_takes_effect_at_any_time() {
 async fn an_interrupted_copy_keeps_its_journal_until_it_is_deleted() {
     let fixture = Fixture::new();
     let outcome = fixture.interrupted("in/b", "none").await;
-    assert_eq!((&outcome.end, outcome.quiesced), (&End::Stopped(Reason::RunnerInterrupt), true));
+    assert_eq!((&outcome.end, outcome.quiesced), (&End::Stopped(StopReason::RunnerInterrupt), true));
     assert!(outcome.durable.bytes() > 0 && outcome.durable.bytes() < 4 * MIB, "{outcome:?}");
     assert_eq!(fixture.executor.kept(), [(id("t"), 5)]);
 
@@ -406,7 +406,7 @@ async fn a_refused_or_cancelled_comparison_reads_nothing() {
         let running = fixture.executor.compare(job, execution);
         let WritePermitRequest { answer, .. } = permit_request.await.unwrap();
         if is_cancelled {
-            running.cancel(Reason::UserCancel);
+            running.cancel(StopReason::UserCancel);
             answer.send(Ok(())).unwrap();
         } else {
             drop(answer);

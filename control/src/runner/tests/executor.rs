@@ -7,8 +7,8 @@ use crate::peers::{CallError, LeaderClient};
 use async_trait::async_trait;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::extent::{ByteRange, RangeSet};
-use blockhaul_engine::gate::Gate;
-use blockhaul_engine::job::Reason;
+use blockhaul_engine::job::StopReason;
+use blockhaul_engine::write_gate::WriteGate;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -30,11 +30,11 @@ pub(super) struct TestExecutor {
 pub(super) struct TestCopy {
     pub work: Mutex<Option<Execution>>,
     pub opening: Duration,
-    pub gate: Arc<Gate>,
+    pub gate: Arc<WriteGate>,
     pub admitted: watch::Sender<Option<std::result::Result<(), Code>>>,
     pub durable: Mutex<u64>,
     pub limit: Mutex<Option<u64>>,
-    pub cancelled: watch::Sender<Option<Reason>>,
+    pub cancelled: watch::Sender<Option<StopReason>>,
     pub cuts: Mutex<u32>,
     /// Outcome of the copy, unless it is cancelled.
     pub end: watch::Sender<Option<End>>,
@@ -128,7 +128,7 @@ impl ExecutionHandle for TestCopy {
         *self.limit.lock().unwrap() = bytes_per_second;
     }
 
-    fn cancel(&self, reason: Reason) {
+    fn cancel(&self, reason: StopReason) {
         self.cancelled.send_modify(|cancelled| _ = cancelled.get_or_insert(reason));
     }
 

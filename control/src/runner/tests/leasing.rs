@@ -1,7 +1,7 @@
 //! Tests what happens to copies when the coordination service cannot be reached, or expires the session.
 
 use super::*;
-use blockhaul_engine::job::Reason;
+use blockhaul_engine::job::StopReason;
 
 #[tokio::test(start_paused = true)]
 async fn a_copy_that_needs_a_lease_gets_it_before_it_begins_and_keeps_it() {
@@ -39,7 +39,7 @@ async fn without_renewals_the_gate_closes_and_then_the_copy_is_cut_off() {
     cancelled.wait_for(Option::is_some).await.unwrap();
     let late = Instant::now().saturating_duration_since(end);
     assert!(late <= Duration::from_millis(10), "{late:?} after the end of the lease");
-    assert_eq!((*remote.cancelled.borrow(), *remote.cuts.lock().unwrap() > 0), (Some(Reason::LeaseLost), true));
+    assert_eq!((*remote.cancelled.borrow(), *remote.cuts.lock().unwrap() > 0), (Some(StopReason::LeaseLost), true));
     assert_eq!((*local.cancelled.borrow(), *local.cuts.lock().unwrap()), (None, 0), "its lock protects it");
 
     // Only the connection was lost: the registration stays, and the task is returned without a failure.
@@ -75,7 +75,7 @@ async fn the_end_of_a_session_ends_only_the_copies_under_its_lease() {
     let gate = Arc::clone(&remote.gate);
     harness.store.expire();
     remote.cancelled.subscribe().wait_for(Option::is_some).await.unwrap();
-    assert_eq!((*remote.cancelled.borrow(), gate.is_open_at(Duration::ZERO)), (Some(Reason::LeaseLost), false));
+    assert_eq!((*remote.cancelled.borrow(), gate.is_open_at(Duration::ZERO)), (Some(StopReason::LeaseLost), false));
     harness.revoke("r");
     harness.write_event("l", TaskEvent::RunnerLost);
     let lost = harness.record("r");

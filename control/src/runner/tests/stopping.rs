@@ -1,7 +1,7 @@
 //! Tests how a runner returns its tasks when it stops.
 
 use super::*;
-use blockhaul_engine::job::Reason;
+use blockhaul_engine::job::StopReason;
 
 #[tokio::test(start_paused = true)]
 async fn a_runner_that_stops_returns_its_tasks_notifies_and_deregisters() {
@@ -127,7 +127,7 @@ async fn an_interrupted_runner_returns_its_tasks_and_continues() {
     harness.handle.interrupt(Epoch(1)).await.unwrap();
     harness.handle.interrupt(Epoch(1)).await.unwrap();
     let record = harness.until("t", TaskState::Pending).await;
-    assert_eq!((record.failures, *copy.cancelled.borrow()), (0, Some(Reason::RunnerInterrupt)));
+    assert_eq!((record.failures, *copy.cancelled.borrow()), (0, Some(StopReason::RunnerInterrupt)));
     sleep(Duration::from_secs(1)).await;
     assert!(!harness.registration().unwrap().stopping);
     harness.submit("n", noop(1));
@@ -145,7 +145,7 @@ async fn a_runner_returns_its_tasks_deregisters_and_registers_again() {
     harness.handle.leave().await;
     let record = harness.record("t");
     assert_eq!((record.state, record.failures), (TaskState::Pending, 0));
-    assert_eq!(*copy.cancelled.borrow(), Some(Reason::RunnerInterrupt));
+    assert_eq!(*copy.cancelled.borrow(), Some(StopReason::RunnerInterrupt));
     assert_eq!(harness.registration(), None);
     sleep(Duration::from_secs(60)).await;
     assert!(

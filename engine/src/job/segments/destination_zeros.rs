@@ -104,7 +104,7 @@ fn within(extents: &[Extent], range: ByteRange) -> Vec<Extent> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::peer::Peer;
+    use crate::job::simulated_server::Peer;
     use crate::sync::lock;
     use std::sync::atomic::Ordering::Relaxed;
 

@@ -4,7 +4,7 @@ mod records;
 
 pub(crate) use blockhaul_testkit::authority::{Authority, Identity};
 pub(crate) use blockhaul_testkit::cell::{
-    Cell, LONG_SESSION, NEEDS, Node, Pair, SHORT_SESSION, Task, address, oldest_taskd, port,
+    Cell, ExportPair, LONG_SESSION, NEEDS, Node, SHORT_SESSION, Task, address, oldest_taskd, port,
 };
 pub(crate) use blockhaul_testkit::content::{assert_same, mixed};
 pub(crate) use blockhaul_testkit::nbd::{Address, Server, TestDirs};

@@ -13,9 +13,9 @@ use std::time::Duration;
 
 /// A gate, shared by the owner of the right to write and the jobs behind it.
 #[derive(Debug, Default)]
-pub struct Gate(AtomicU64);
+pub struct WriteGate(AtomicU64);
 
-impl Gate {
+impl WriteGate {
     /// A gate that is closed.
     #[must_use]
     pub fn closed() -> Self {
@@ -62,11 +62,11 @@ mod tests {
 
     #[test]
     fn a_gate_is_open_until_its_time_and_no_longer() {
-        let gate = Gate::closed();
+        let gate = WriteGate::closed();
         assert!(!gate.is_open());
-        gate.open_until(Gate::now() + Duration::from_secs(3600));
+        gate.open_until(WriteGate::now() + Duration::from_secs(3600));
         assert!(gate.is_open());
-        gate.open_until(Gate::now());
+        gate.open_until(WriteGate::now());
         assert!(!gate.is_open(), "its time has come");
         gate.open_until(Duration::from_secs(5));
         assert!(gate.is_open_at(Duration::from_millis(4999)) && !gate.is_open_at(Duration::from_secs(5)));
@@ -78,8 +78,8 @@ mod tests {
 
     #[test]
     fn the_clock_of_a_gate_advances() {
-        let before = Gate::now();
-        while Gate::now() == before {}
-        assert!(Gate::now() > before && before > Duration::ZERO);
+        let before = WriteGate::now();
+        while WriteGate::now() == before {}
+        assert!(WriteGate::now() > before && before > Duration::ZERO);
     }
 }

@@ -4,7 +4,7 @@ use crate::error::named;
 
 named! {
     /// Reason to stop a job. The first reason given holds, and wins over errors that the stop itself provokes.
-    Reason {
+    StopReason {
         /// The user has cancelled the job.
         UserCancel => "ECancelled",
         /// The runner returns the task.

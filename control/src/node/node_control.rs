@@ -9,12 +9,12 @@ use std::sync::{Arc, OnceLock};
 
 /// Controls one node. Clones control the same one.
 #[derive(Clone, Debug, Default)]
-pub struct Control {
+pub struct NodeControl {
     stopper: StopHandle,
     overview: Arc<OnceLock<Overview>>,
 }
 
-impl Control {
+impl NodeControl {
     /// Returns the handle that requests stops.
     #[must_use]
     pub fn stopper(&self) -> &StopHandle {

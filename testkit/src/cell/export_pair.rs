@@ -22,7 +22,7 @@ struct Line {
 }
 
 /// A source and a destination of the same size.
-pub struct Pair {
+pub struct ExportPair {
     pub source: Server,
     pub destination: Server,
     bytes: Vec<u8>,
@@ -31,13 +31,13 @@ pub struct Pair {
     pub log: PathBuf,
 }
 
-impl Pair {
+impl ExportPair {
     /// Serves two exports of `length` bytes.
     pub fn new(cell: &Cell, name: &str, length: usize) -> Self {
         Self::with(cell, name, length, &[], &[])
     }
 
-    /// As [`Pair::new`], with additional `filters` and `parameters` of the destination's server. Filters act on a
+    /// As [`ExportPair::new`], with additional `filters` and `parameters` of the destination's server. Filters act on a
     /// request between its entry in the log and that of its reply.
     pub fn with(cell: &Cell, name: &str, length: usize, filters: &[&str], parameters: &[&str]) -> Self {
         let dirs = &cell.dirs;
@@ -118,7 +118,7 @@ impl Pair {
         task
     }
 
-    /// As [`Pair::assert_no_overlap`], and checks that every request of the first runner was answered before the first
+    /// As [`ExportPair::assert_no_overlap`], and checks that every request of the first runner was answered before the first
     /// request of the second one.
     pub fn assert_drained_before_next(&self, old: &BTreeSet<u64>) {
         self.assert_no_overlap(old);
