@@ -74,6 +74,7 @@ pub mod journal;
 pub mod progress;
 pub mod job;
 pub mod engine;
+pub mod flow;
 pub mod host;
 #[cfg(test)]
 mod sim;
