@@ -93,6 +93,8 @@ named! {
         NotLeader => "ENotLeader",
         /// A limit on queued work was reached.
         Overloaded => "EOverloaded",
+        /// A task that it depends on did not end as it has to.
+        Dependency => "EDependency",
         /// A defect in blockhaul.
         Internal => "EInternal",
     }

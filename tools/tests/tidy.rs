@@ -28,7 +28,8 @@ const UNSAFE_FILES: [&str; 5] = [
 /// The error codes that scripts and the task center know. A new one is added here and in the README.
 const ERROR_CODES: &str = "ERunnerInterrupt ECancelled ELeaseLost ETimeout EIo ENoSpace EReadOnly ESizeMismatch \
     ESameVolume EBusy EExists ENotFound EPermission ESourceChanged EVerifyMismatch ECheckpointCorrupt \
-    ECheckpointMismatch EUnreachable EProtocol EUnsupported EBadRequest EFenced ENotLeader EOverloaded EInternal";
+    ECheckpointMismatch EUnreachable EProtocol EUnsupported EBadRequest EFenced ENotLeader EOverloaded EDependency \
+    EInternal";
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tools live one level below the root")

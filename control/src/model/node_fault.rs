@@ -41,9 +41,12 @@ impl Failure {
             || (self.side == Side::Caller.as_str() && self.operation == Operation::Journal.as_str())
             || self.is_resource_limit();
         match self.code {
-            Code::Cancelled | Code::SourceChanged | Code::VerifyMismatch | Code::BadRequest | Code::Fenced => {
-                FaultOrigin::Task
-            }
+            Code::Cancelled
+            | Code::SourceChanged
+            | Code::VerifyMismatch
+            | Code::BadRequest
+            | Code::Fenced
+            | Code::Dependency => FaultOrigin::Task,
             Code::Permission | Code::Unreachable | Code::Overloaded => FaultOrigin::Node,
             Code::RunnerInterrupt | Code::LeaseLost | Code::NotLeader => FaultOrigin::Node,
             Code::Timeout

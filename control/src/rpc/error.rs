@@ -181,7 +181,8 @@ fn grpc_code(code: Code) -> tonic::Code {
         | Code::SizeMismatch
         | Code::SameVolume
         | Code::SourceChanged
-        | Code::CheckpointMismatch => Grpc::FailedPrecondition,
+        | Code::CheckpointMismatch
+        | Code::Dependency => Grpc::FailedPrecondition,
     }
 }
 
