@@ -58,6 +58,17 @@ pub(crate) struct JobState {
 struct JobEnd {
     report: Option<Report>,
     is_quiet: bool,
+    /// Called once, when the report is there.
+    wakers: Vec<Waker>,
+}
+
+/// Wakes a thread that waits for the report of a job, among other things.
+struct Waker(Arc<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Waker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Waker")
+    }
 }
 
 impl JobState {
@@ -79,6 +90,19 @@ impl JobState {
         ending.is_quiet |= report.quiesced;
         ending.report.get_or_insert(report);
         self.changed.notify_all();
+        let wakers = std::mem::take(&mut ending.wakers);
+        drop(ending);
+        wakers.iter().for_each(|waker| waker.0());
+    }
+
+    /// Has `waker` called when the report is there; at once if it is.
+    pub(crate) fn wake_at_end(&self, waker: Arc<dyn Fn() + Send + Sync>) {
+        let mut ending = lock(&self.ending);
+        if ending.report.is_none() {
+            return ending.wakers.push(Waker(waker));
+        }
+        drop(ending);
+        waker();
     }
 
     /// Keeps a pass that is over with operations in flight, and what they are in flight on.
@@ -231,6 +255,11 @@ impl JobHandle {
     #[must_use]
     pub fn wait_for(&self, limit: Duration) -> Option<Report> {
         self.state.wait_until(Some(limit), |ending| ending.report.is_some()).report.clone()
+    }
+
+    /// Has `waker` called when [`JobHandle::wait`] returns at once; not for a job that does not come back from a call.
+    pub(crate) fn wake_at_end(&self, waker: Arc<dyn Fn() + Send + Sync>) {
+        self.state.wake_at_end(waker);
     }
 
     /// Waits until the job is quiet, at most for `limit`, and says whether it is: nothing of it is in flight, its
