@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use blockhaul_engine::engine::{Engine, EngineConfig};
-//! use blockhaul_engine::job::Reason;
+//! use blockhaul_engine::job::StopReason;
 //! use blockhaul_engine::progress::Status;
 //! use blockhaul_engine::spec::CopySpec;
 //!
@@ -21,7 +21,7 @@
 //! // At 1 MiB a second the second copy cannot be done before it is cancelled.
 //! let slow = CopySpec { limit_bytes_per_second: Some(1 << 20), ..CopySpec::new(path("golden").into(), path("dropped").into()) };
 //! let dropped = engine.submit(slow);
-//! dropped.cancel(Reason::UserCancel);
+//! dropped.cancel(StopReason::UserCancel);
 //!
 //! let report = kept.wait();
 //! assert_eq!(report.status, Status::Succeeded);

@@ -122,8 +122,14 @@ mod tests {
     #[test]
     fn what_the_nodes_engine_and_state_directory_fail_at_is_the_nodes_fault() {
         for &code in Code::ALL {
-            let is_about_task =
-                [Code::Cancelled, Code::SourceChanged, Code::VerifyMismatch, Code::BadRequest, Code::Fenced];
+            let is_about_task = [
+                Code::Cancelled,
+                Code::SourceChanged,
+                Code::VerifyMismatch,
+                Code::BadRequest,
+                Code::Fenced,
+                Code::Dependency,
+            ];
             let expected = if is_about_task.contains(&code) { FaultOrigin::Task } else { FaultOrigin::Node };
             assert_eq!(failure(code, Side::Engine, Operation::Journal).origin(), expected, "{code}");
             assert_eq!(failure(code, Side::Caller, Operation::Journal).origin(), expected, "{code}");
