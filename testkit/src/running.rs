@@ -1,4 +1,4 @@
-//! Runs the program in a test directory, alone or while the test interferes.
+//! Runs `blockhaul` in a test directory, alone or while the test interferes.
 
 use crate::programs::blockhaul;
 use crate::scratch::{Outcome, outcome};

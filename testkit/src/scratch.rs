@@ -1,4 +1,4 @@
-//! Runs the program in a scratch directory, without the environment of the caller.
+//! Runs `blockhaul` in a scratch directory, without the environment of the caller.
 
 use crate::programs::{blockhaul, temporary_folder};
 use assert_cmd::Command;

@@ -4,9 +4,9 @@
 //! position of the first run in it. Spans never overlap; a later record replaces earlier spans.
 //!
 //! Size: 24 bytes per span plus the tree's slack, at most 56 bytes per span. A record of one unbroken stretch is one
-//! span however its zeros and data alternate, but every core adds one to each record: 8 TiB on 16 cores are some
-//! million. So an index holds at most [`SPANS_MAX`], 7 MiB: it drops spans at the highest offsets and says up to which
-//! offset it is complete. A reader that reaches that offset reads the records again for the next part.
+//! span however its zeros and data alternate, but every core adds a span to each record: a copy of 8 TiB on 16 cores
+//! has some million spans. So an index holds at most [`SPANS_MAX`], 7 MiB: it drops spans at the highest offsets and
+//! says up to which offset it is complete. A reader that reaches that offset reads the records again for the next part.
 
 use crate::error::Result;
 use crate::extent::ByteRange;

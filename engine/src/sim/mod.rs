@@ -13,9 +13,9 @@
 //!                   `--> Task -> PassController<SimRecorder> -'        checks: invariants
 //! ```
 //! Seeds with remainder 0, 2 or 5 modulo 7 have volumes behind servers, and seeds with remainder 1, 5 or 8 modulo 11
-//! have copies behind gates; all other seeds are the same as before servers and gates were simulated. Rings answer out
-//! of order. Threads are not simulated: races of real threads have other tests, and so have inline operations, which
-//! act on real descriptors.
+//! have copies behind write gates; all other seeds have local volumes without gates. Rings answer out of order. Threads
+//! are not simulated: races of real threads have other tests, and so have inline operations, which act on real
+//! descriptors.
 
 mod sim_gate;
 mod operation_audit;

@@ -241,9 +241,11 @@ fn refuse_dangling(path: &Path) -> Result<()> {
     Err(error.advise("name the file itself, or remove the link"))
 }
 
-/// Whether a later rule will refuse to write.
+/// Result of a check of the rights to write: a missing right is reported only if no other rule refuses first.
 enum WriteCheck {
+    /// The destination may be written.
     Yes,
+    /// It may not, with this error.
     No(Error),
 }
 
