@@ -67,15 +67,14 @@ pub(super) async fn keep_registered(state: &RunnerState, mut sessions: Sessions)
             return std::future::pending().await;
         };
         let Some(session) = session else { continue };
-        let slots = state.context.slots();
         match register(state, &session).await {
-            Ok(registration) => {
+            Ok((registration, stored)) => {
                 tracing::info!(node = %state.context.config.node, session = ?session.id(), "registered");
                 logged = None;
                 state.context.registration.send_replace(Some(registration));
                 // Records may have changed while there was no registration: every held task is read again.
                 state.assignments.all().iter().for_each(|attempt| attempt.recheck_record());
-                maintain(state, &session, &mut sessions, slots).await;
+                maintain(state, &session, &mut sessions, stored).await;
                 end_write_lease(state);
             }
             Err(why) => {
@@ -139,7 +138,11 @@ pub(super) async fn deregister_until_gone(state: &RunnerState) {
     }
 }
 
-async fn register(state: &RunnerState, session: &Arc<dyn Session>) -> Result<ActiveRegistration, NotRegistered> {
+/// Creates the registration. Returns it with the mutable fields as they were written.
+async fn register(
+    state: &RunnerState,
+    session: &Arc<dyn Session>,
+) -> Result<(ActiveRegistration, MutableFields), NotRegistered> {
     let incarnation = &state.context.config.incarnation;
     state.context.seams.state.remember(incarnation).map_err(|error| NotRegistered::Refused(error.to_string()))?;
     let lease_version = lease_version(state, &**session).await?;
@@ -158,7 +161,7 @@ async fn register(state: &RunnerState, session: &Arc<dyn Session>) -> Result<Act
         let sent = state.context.now();
         let renewal = Op::Set { path: lease_path(state), data: renewal(state, 0).encode(), version: lease_version };
         match session.multi(old.into_iter().chain([create, renewal]).collect()).await {
-            Ok(_) => return Ok(active(session, sent)),
+            Ok(_) => return Ok((active(session, sent), MutableFields::of(&mine))),
             // The registration was created or deleted since it was read.
             Err(CoordError::Refused { why: Refusal::NodeExists | Refusal::NoNode, .. }) => {}
             Err(CoordError::Unknown(_)) => {
@@ -169,7 +172,7 @@ async fn register(state: &RunnerState, session: &Arc<dyn Session>) -> Result<Act
                         && Registration::decode(&node.data).is_ok_and(|found| found.op == mine.op)
                 };
                 if found.as_ref().is_some_and(is_done) {
-                    return Ok(active(session, sent));
+                    return Ok((active(session, sent), MutableFields::of(&mine)));
                 }
                 return Err(CoordError::Unknown(String::from("registering")).into());
             }
@@ -204,21 +207,34 @@ fn log_failure(state: &RunnerState, why: &NotRegistered) {
     }
 }
 
+/// Fields of a registration that change while it exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct MutableFields {
+    stopping: bool,
+    slots: u32,
+}
+
+impl MutableFields {
+    fn of(&Registration { stopping, slots, .. }: &Registration) -> Self {
+        Self { stopping, slots }
+    }
+}
+
 /// Keeps the registration up to date (whether the runner is stopping, and its slots) until it is gone or is to be
 /// removed.
-async fn maintain(state: &RunnerState, session: &Arc<dyn Session>, sessions: &mut Sessions, slots: u32) {
+async fn maintain(state: &RunnerState, session: &Arc<dyn Session>, sessions: &mut Sessions, stored: MutableFields) {
     let mut states = session.states();
     let mut phases = state.context.phase.subscribe();
-    let mut stored = Some((false, slots));
+    let mut stored = Some(stored);
     loop {
         let phase = *phases.borrow_and_update();
         // Also returns if the registration has ended, so that a new one is made.
         if phase == RunnerPhase::Absent || state.context.registration.borrow().is_none() {
             return;
         }
-        let wanted = (phase == RunnerPhase::Stopping, state.context.slots());
+        let wanted = MutableFields { stopping: phase == RunnerPhase::Stopping, slots: state.context.slots() };
         if stored != Some(wanted) {
-            match update(state, session, wanted.0).await {
+            match update(state, session, wanted).await {
                 Ok(()) => stored = Some(wanted),
                 Err(CoordError::Refused { .. } | CoordError::Ended(_)) => return,
                 Err(_) => {
@@ -272,13 +288,13 @@ fn set_version(state: &RunnerState, version: i32) {
     });
 }
 
-/// Writes the registration with `stopping` and the current slots.
-async fn update(state: &RunnerState, session: &Arc<dyn Session>, stopping: bool) -> Result<(), CoordError> {
+/// Writes the registration with these values.
+async fn update(state: &RunnerState, session: &Arc<dyn Session>, wanted: MutableFields) -> Result<(), CoordError> {
     let Some(version) = state.context.registration.borrow().as_ref().map(|registration| registration.version) else {
         return Ok(());
     };
-    let mut updated = record(state);
-    updated.stopping = stopping;
+    let MutableFields { stopping, slots } = wanted;
+    let updated = Registration { stopping, slots, ..record(state) };
     let path = path(state);
     match session.multi(vec![Op::Set { path: path.clone(), data: updated.encode(), version }]).await {
         Ok(done) => {

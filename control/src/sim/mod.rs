@@ -146,6 +146,12 @@ fn seeds_of_centers() {
     assert_eq!(total.failed, 0, "of {count} seeds failed; each has printed how to replay it");
 }
 
+/// In this seed the answer to a registration came after the end of the stop in which it was written.
+#[test]
+fn a_runner_that_registers_while_it_stops_is_given_tasks_again() {
+    assert_eq!(run_seeds(15_612, 1).failed, 0);
+}
+
 #[test]
 fn nodes_at_rest_leave_the_service_alone() {
     for seed in 0..5 {
