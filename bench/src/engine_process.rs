@@ -8,7 +8,7 @@ use blockhaul_engine::engine::{Engine, EngineConfig, Face};
 use blockhaul_engine::job::{JobHandle, StopReason};
 use blockhaul_engine::progress::{Report, Status};
 use blockhaul_engine::spec::{
-    BlockSize, Checkpoint, Continuation, CopySpec, DigestKind, Direct, Overwrite, PathChoice, Reflink, Verify,
+    BlockSize, CheckpointLocation, Continuation, CopySpec, DigestKind, Direct, Overwrite, PathChoice, Reflink, Verify,
 };
 use blockhaul_engine::volume::{Locator, usual_block, usual_depth};
 use hdrhistogram::Histogram;
@@ -159,7 +159,7 @@ impl EngineRequest {
             protect: self.protect_us.map(Duration::from_micros),
             limit_bytes_per_second: self.limit_bytes_per_second,
             // As `blockhaul copy` does by default: a copy that can be resumed.
-            checkpoint: Checkpoint::File(Path::new(state).join("journal")),
+            checkpoint: CheckpointLocation::File(Path::new(state).join("journal")),
             continuation: Continuation::Refuse,
             ..CopySpec::new(volume(source)?, volume(destination)?)
         })

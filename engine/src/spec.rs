@@ -127,7 +127,7 @@ pub enum Continuation {
 
 /// Where the journal lives.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Checkpoint {
+pub enum CheckpointLocation {
     /// The journal is in this file.
     File(PathBuf),
     /// Nowhere a later run could find: the copy cannot be resumed.
@@ -197,7 +197,7 @@ pub struct CopySpec {
     /// How operations reach the kernel.
     pub path: PathChoice,
     /// Where progress is kept for a later run.
-    pub checkpoint: Checkpoint,
+    pub checkpoint: CheckpointLocation,
     /// How often.
     pub checkpoint_every: CheckpointEvery,
     /// What to do with an unfinished journal.
@@ -238,7 +238,7 @@ impl CopySpec {
             reflink: Reflink::Auto,
             direct: Direct::Auto,
             path: PathChoice::Auto,
-            checkpoint: Checkpoint::None,
+            checkpoint: CheckpointLocation::None,
             checkpoint_every: CheckpointEvery::default(),
             continuation: Continuation::default(),
             receipt: None,

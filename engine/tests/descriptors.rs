@@ -5,7 +5,7 @@
 use blockhaul_engine::engine::{Engine, EngineConfig};
 use blockhaul_engine::job::StopReason;
 use blockhaul_engine::progress::Status;
-use blockhaul_engine::spec::{Checkpoint, CopySpec, Overwrite, Reference, VerifySpec};
+use blockhaul_engine::spec::{CheckpointLocation, CopySpec, Overwrite, Reference, VerifySpec};
 use std::path::Path;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ fn run_four(engine: &Engine, folder: &Path) {
     let (source, destination) = (folder.join("source"), folder.join("copy"));
     let copy = CopySpec {
         overwrite: Overwrite::Yes,
-        checkpoint: Checkpoint::File(folder.join("checkpoint")),
+        checkpoint: CheckpointLocation::File(folder.join("checkpoint")),
         ..CopySpec::new(source.clone().into(), destination.clone().into())
     };
     let report = engine.submit(copy.clone()).wait();
@@ -31,7 +31,7 @@ fn run_four(engine: &Engine, folder: &Path) {
     assert_eq!(engine.verify(same).wait().status, Status::Succeeded);
     let itself = CopySpec::new(source.clone().into(), source.into());
     assert_eq!(engine.submit(itself).wait().status, Status::Failed);
-    let cancelled = engine.submit(CopySpec { checkpoint: Checkpoint::None, ..copy });
+    let cancelled = engine.submit(CopySpec { checkpoint: CheckpointLocation::None, ..copy });
     cancelled.cancel(StopReason::UserCancel);
     let _ = cancelled.wait();
 }

@@ -101,7 +101,7 @@ fn progress_never_falls_for_concurrent_readers() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     std::fs::write(folder.path().join("source"), data(16 << 20)).unwrap();
     let engine = engine();
-    let checkpoint = blockhaul_engine::spec::Checkpoint::File(folder.path().join("checkpoint"));
+    let checkpoint = blockhaul_engine::spec::CheckpointLocation::File(folder.path().join("checkpoint"));
     let every = blockhaul_engine::spec::CheckpointEvery { bytes: 1 << 20, ..Default::default() };
     let copy = CopySpec { checkpoint, checkpoint_every: every, ..spec(folder.path(), "copy") };
     let job = engine.submit(CopySpec { limit_bytes_per_second: Some(64 << 20), ..copy });

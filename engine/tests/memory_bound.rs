@@ -8,7 +8,7 @@ mod scripted;
 
 use blockhaul_engine::engine::{Engine, EngineConfig};
 use blockhaul_engine::progress::Status;
-use blockhaul_engine::spec::{Checkpoint, CopySpec, Reflink};
+use blockhaul_engine::spec::{CheckpointLocation, CopySpec, Reflink};
 use blockhaul_engine::volume::Locator;
 use scripted::{Act, READ, STATUS, Server};
 use std::fs::File;
@@ -87,7 +87,7 @@ fn measure_servers(folder: &Path) {
         Locator::parse(&format!("nbd+unix:///?socket={}", folder.join(name).display())).expect("a URI of this test")
     };
     let spec = |job: usize| CopySpec {
-        checkpoint: Checkpoint::File(folder.join(format!("checkpoint-{job}"))),
+        checkpoint: CheckpointLocation::File(folder.join(format!("checkpoint-{job}"))),
         overwrite: blockhaul_engine::spec::Overwrite::Yes,
         ..CopySpec::new(export(format!("s{job}")), export(format!("d{job}")))
     };
@@ -98,7 +98,7 @@ fn measure_servers(folder: &Path) {
 fn measure(folder: &Path) {
     let spec = |job: usize| {
         let (source, copy) = (folder.join(format!("source-{job}")), folder.join(format!("copy-{job}")));
-        let checkpoint = Checkpoint::File(folder.join(format!("checkpoint-{job}")));
+        let checkpoint = CheckpointLocation::File(folder.join(format!("checkpoint-{job}")));
         CopySpec { checkpoint, reflink: Reflink::Never, ..CopySpec::new(source.into(), copy.into()) }
     };
     measure_jobs(spec, JOB_KIB);

@@ -8,7 +8,7 @@ use blockhaul_engine::error::Code;
 use blockhaul_engine::job::StopReason;
 use blockhaul_engine::nbd::NbdUri;
 use blockhaul_engine::progress::Status;
-use blockhaul_engine::spec::{BlockSize, Checkpoint, CopySpec, NetworkTerms, Overwrite, Reference, VerifySpec};
+use blockhaul_engine::spec::{BlockSize, CheckpointLocation, CopySpec, NetworkTerms, Overwrite, Reference, VerifySpec};
 use blockhaul_engine::volume::Locator;
 use blockhaul_testkit::need;
 use scripted::{Act, FLUSH, READ, Request, STATUS, Server, WRITE, ZERO};
@@ -33,7 +33,7 @@ fn copy(source: Locator, destination: Locator, seconds: u64) -> CopySpec {
     let seconds = Duration::from_secs(seconds);
     let network = NetworkTerms { retry_for: seconds, request_timeout: seconds, ..NetworkTerms::default() };
     let block_size = Some(BlockSize::new(256 << 10).unwrap());
-    CopySpec { network, block_size, checkpoint: Checkpoint::None, ..CopySpec::new(source, destination) }
+    CopySpec { network, block_size, checkpoint: CheckpointLocation::None, ..CopySpec::new(source, destination) }
 }
 
 /// Bytes that differ from place to place.

@@ -8,7 +8,7 @@ use blockhaul_engine::engine::{Engine, EngineConfig, Face};
 use blockhaul_engine::error::{Code, Result};
 use blockhaul_engine::job::{JobHandle, StopReason};
 use blockhaul_engine::progress::{Report, Status};
-use blockhaul_engine::spec::{Checkpoint, CopySpec, Direct, Overwrite, Reflink};
+use blockhaul_engine::spec::{CheckpointLocation, CopySpec, Direct, Overwrite, Reflink};
 use blockhaul_engine::supervision::{Admission, AdmissionRequest, Supervision};
 use blockhaul_testkit::need;
 use std::fs;
@@ -123,7 +123,7 @@ fn source(folder: &Path, name: &str, mib: u64) -> PathBuf {
 
 fn copy(from: &Path, to: &Path, direct: Direct) -> CopySpec {
     CopySpec {
-        checkpoint: Checkpoint::None,
+        checkpoint: CheckpointLocation::None,
         reflink: Reflink::Never,
         overwrite: Overwrite::Yes,
         direct,

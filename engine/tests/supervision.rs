@@ -7,7 +7,7 @@ use blockhaul_engine::extent::{ByteRange, RangeSet};
 use blockhaul_engine::job::{JobHandle, StopReason};
 use blockhaul_engine::progress::{Report, Status};
 use blockhaul_engine::spec::{
-    BlockSize, Checkpoint, CheckpointEvery, Continuation, CopySpec, Direct, Overwrite, Verify,
+    BlockSize, CheckpointEvery, CheckpointLocation, Continuation, CopySpec, Direct, Overwrite, Verify,
 };
 use blockhaul_engine::supervision::{Admission, AdmissionRequest, OpenedDestination, Supervision};
 use blockhaul_engine::write_gate::WriteGate;
@@ -48,7 +48,7 @@ impl TestBed {
     fn spec(&self) -> CopySpec {
         CopySpec {
             block_size: Some(BlockSize::new(64 << 10).unwrap()),
-            checkpoint: Checkpoint::File(self.path("journal")),
+            checkpoint: CheckpointLocation::File(self.path("journal")),
             checkpoint_every: CheckpointEvery { bytes: MIB, time: Duration::from_millis(1) },
             ..CopySpec::new(self.path("source").into(), self.path("destination").into())
         }
@@ -85,7 +85,7 @@ impl TestBed {
     /// Goes on from the work of a run whose journal is elsewhere.
     fn taken_over(&self) -> CopySpec {
         CopySpec {
-            checkpoint: Checkpoint::File(self.path("journal of another host")),
+            checkpoint: CheckpointLocation::File(self.path("journal of another host")),
             continuation: Continuation::Resume,
             overwrite: Overwrite::Yes,
             ..self.spec()

@@ -10,7 +10,7 @@ use blockhaul_engine::extent::{ByteRange, RangeSet};
 use blockhaul_engine::job::{JobHandle, StopReason};
 use blockhaul_engine::nbd::NbdUri;
 use blockhaul_engine::progress::{Progress, Status};
-use blockhaul_engine::spec::{BlockSize, Checkpoint, Continuation, CopySpec, NetworkTerms, Overwrite, Verify};
+use blockhaul_engine::spec::{BlockSize, CheckpointLocation, Continuation, CopySpec, NetworkTerms, Overwrite, Verify};
 use blockhaul_engine::supervision::Supervision;
 use blockhaul_engine::volume::Locator;
 use blockhaul_engine::write_gate::WriteGate;
@@ -263,7 +263,7 @@ fn a_copy_to_an_export_is_continued_from_claims_without_its_journal() {
     let engine = engine();
     let journal = |name: &str| -> PathBuf { folder.path().join(name) };
     let limit_bytes_per_second = Some(8 * MIB);
-    let checkpoint = Checkpoint::File(journal("first"));
+    let checkpoint = CheckpointLocation::File(journal("first"));
     let copy = CopySpec { limit_bytes_per_second, checkpoint, ..spec(source(folder.path()), export(&to)) };
     let first = engine.submit_supervised(copy.clone(), open_gate().1);
     while first.durable_ranges().is_empty() {
@@ -274,7 +274,7 @@ fn a_copy_to_an_export_is_continued_from_claims_without_its_journal() {
     let durable = first.durable_ranges();
     let copy = CopySpec {
         limit_bytes_per_second: None,
-        checkpoint: Checkpoint::File(journal("second")),
+        checkpoint: CheckpointLocation::File(journal("second")),
         continuation: Continuation::Resume,
         overwrite: Overwrite::Yes,
         verify: Verify::Yes,

@@ -16,8 +16,8 @@ use blockhaul_engine::job::CheckReport;
 use blockhaul_engine::journal::{JournalReader, default_checkpoint_path};
 use blockhaul_engine::progress::{Report, Status};
 use blockhaul_engine::spec::{
-    BlockSize, Checkpoint, CheckpointEvery, Continuation, CopySpec, LiveSource, NetworkTerms, Overwrite, PathChoice,
-    Sync, Verify,
+    BlockSize, CheckpointEvery, CheckpointLocation, Continuation, CopySpec, LiveSource, NetworkTerms, Overwrite,
+    PathChoice, Sync, Verify,
 };
 use blockhaul_engine::volume::{Locator, ReadOptions, VolumeName, open_source, usual_block, usual_depth};
 use std::ffi::OsString;
@@ -81,11 +81,11 @@ fn engine_config_for(request: &CopyRequest) -> EngineConfig {
     let usual = || usual_block(&volumes, spec.changed_since.is_some());
     let earlier = || match (&spec.checkpoint, spec.continuation) {
         // The job reports errors of the journal.
-        (Checkpoint::File(file), Continuation::Resume) => {
+        (CheckpointLocation::File(file), Continuation::Resume) => {
             let journal = JournalReader::open(file).ok()?;
             BlockSize::new(journal.header().leaf_bytes.into()).ok()
         }
-        (Checkpoint::File(_) | Checkpoint::None, _) => None,
+        (CheckpointLocation::File(_) | CheckpointLocation::None, _) => None,
     };
     let block_size = config.block_size.or_else(|| earlier().or_else(usual));
     // With larger blocks, or a bound on memory, the engine chooses.
@@ -131,12 +131,12 @@ fn resolve(raw: RawCopy, variable: impl Fn(&str) -> Option<OsString>) -> Result<
     }
     let config = engine_config(&engine, path)?;
     let (checkpoint, state_dir) = match (checkpoint, no_checkpoint) {
-        (Some(file), _) => (Checkpoint::File(file), None),
-        (None, true) => (Checkpoint::None, None),
+        (Some(file), _) => (CheckpointLocation::File(file), None),
+        (None, true) => (CheckpointLocation::None, None),
         (None, false) => {
             let directory = crate::state_dir::locate(state_dir.as_deref(), variable)?;
             (
-                Checkpoint::File(default_checkpoint_path(&directory, &checkpoint_key(&defaults.destination))),
+                CheckpointLocation::File(default_checkpoint_path(&directory, &checkpoint_key(&defaults.destination))),
                 Some(directory),
             )
         }
@@ -292,7 +292,7 @@ mod tests {
         let request = resolved(&[]).unwrap();
         let state = Path::new("/people/me/.local/state/blockhaul");
         assert_eq!(request.state_dir.as_deref(), Some(state));
-        let checkpoint = Checkpoint::File(default_checkpoint_path(state, &"/nowhere/dst".into()));
+        let checkpoint = CheckpointLocation::File(default_checkpoint_path(state, &"/nowhere/dst".into()));
         let defaults = CopySpec::new(Locator::parse("src").unwrap(), Locator::parse("/nowhere/dst").unwrap());
         assert_eq!(request.spec, CopySpec { checkpoint, ..defaults });
         assert_eq!(request.config, EngineConfig::default());
@@ -339,7 +339,7 @@ mod tests {
             reflink: blockhaul_engine::spec::Reflink::Always,
             direct: blockhaul_engine::spec::Direct::Yes,
             path: PathChoice::Threads,
-            checkpoint: Checkpoint::File("c".into()),
+            checkpoint: CheckpointLocation::File("c".into()),
             checkpoint_every: CheckpointEvery { bytes: 64 << 20, time: Duration::from_secs(5) },
             continuation: Continuation::Restart,
             receipt: Some("r".into()),
@@ -386,7 +386,7 @@ mod tests {
         assert_eq!(engine_config_for(&words(&["--changed-since=monday"], "/nowhere/dst")).block_size, block(64 << 10));
         assert_eq!(engine_config_for(&words(&["--block-size=4MiB"], "/nowhere/dst")).block_size, block(4 << 20));
         let state = Path::new("/people/me/.local/state/blockhaul");
-        let keyed = Checkpoint::File(default_checkpoint_path(state, &"nbd://host/b".into()));
+        let keyed = CheckpointLocation::File(default_checkpoint_path(state, &"nbd://host/b".into()));
         for spelling in ["nbd://host/b", "nbd://HOST:10809/b", "nbd://host/%62"] {
             assert_eq!(words(&[], spelling).spec.checkpoint, keyed, "{spelling}");
         }

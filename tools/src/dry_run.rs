@@ -7,7 +7,7 @@ use crate::output::{self, print_stderr};
 use blockhaul_engine::error::{Error, Result};
 use blockhaul_engine::job::CheckReport;
 use blockhaul_engine::shown::Shown;
-use blockhaul_engine::spec::{Checkpoint, CopySpec};
+use blockhaul_engine::spec::{CheckpointLocation, CopySpec};
 use blockhaul_engine::units::format_size;
 use serde::Serialize;
 
@@ -31,8 +31,8 @@ pub(crate) fn show(spec: &CopySpec, checked: Result<CheckReport>, json: bool) ->
         Err(refusal) => (CheckReport::default(), vec![refusal]),
     };
     let checkpoint = match &spec.checkpoint {
-        Checkpoint::File(file) => Some(file.shown().to_string()),
-        Checkpoint::None => None,
+        CheckpointLocation::File(file) => Some(file.shown().to_string()),
+        CheckpointLocation::None => None,
     };
     let (source, destination) = (spec.source.to_string(), spec.destination.to_string());
     let plan = Plan { source, destination, checkpoint, report, refusals };

@@ -3,8 +3,8 @@
 use super::cluster_state::FenceProgress;
 use super::decide::{CALL_EVERY, QUERY_EVERY, is_final};
 use super::event::{Call, CallResult, Event, Purpose};
-use super::history::Known;
 use super::now::Now;
+use super::rollback_detection::RecordVersion;
 use super::tasks::{AssignReply, WriteFailure};
 use super::write::Written;
 use super::{Dispatcher, Ending};
@@ -115,8 +115,8 @@ impl Dispatcher {
     /// Applies a committed record, and sends it to the clients that watch the task.
     pub(crate) fn observe(&mut self, record: TaskRecord, version: i32, created: Option<Zxid>) {
         let id = record.id.clone();
-        let seen = Known { version, created, op: record.op.clone() };
-        if self.cluster.tasks.get(&id).is_some_and(|entry| Known::of(entry).clashes_with(&seen)) {
+        let seen = RecordVersion { version, created, op: record.op.clone() };
+        if self.cluster.tasks.get(&id).is_some_and(|entry| RecordVersion::of(entry).clashes_with(&seen)) {
             return self.on_history_lost(&id);
         }
         let known = self.cluster.tasks.get(&id).map(|entry| entry.record.clone());

@@ -10,7 +10,7 @@ use super::now::Now;
 use super::place;
 use super::tasks::{AssignReply, TaskEntry};
 use crate::model::state_machine::{Checkpoint, FenceProof, TaskEvent};
-use crate::model::{Attempt, DesiredState, Failure, Fence, TaskId, TaskRecord, TaskState};
+use crate::model::{Attempt, DesiredState, Failure, FenceMethod, TaskId, TaskRecord, TaskState};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use std::time::Duration;
 
@@ -109,7 +109,7 @@ fn decide_task(cluster: &ClusterState, entry: &TaskEntry, limits: &DecisionLimit
     };
     let Decision::Idle(_) = decision else { return decision };
     let drained_at = entry.runtime.undrained.iter().map(|(_, since)| *since + limits.quiet_after).min();
-    let drained_at = drained_at.filter(|_| record.spec.kind().fence() == Fence::Lease);
+    let drained_at = drained_at.filter(|_| record.spec.kind().fence() == FenceMethod::Lease);
     match [again, drained_at].into_iter().flatten().min() {
         Some(at) => Decision::WakeAt(id(), at),
         None => decision,
@@ -119,7 +119,7 @@ fn decide_task(cluster: &ClusterState, entry: &TaskEntry, limits: &DecisionLimit
 /// Marks ended attempts as drained whose last requests are over by now, for tasks under a lease. With other fences the
 /// destination's lock or a proof of the fence shows that.
 fn drained(record: &TaskRecord, entry: &TaskEntry, limits: &DecisionLimits, now: Now) -> Option<Decision> {
-    if record.spec.kind().fence() != Fence::Lease {
+    if record.spec.kind().fence() != FenceMethod::Lease {
         return None;
     }
     let is_over = |attempt: &Attempt| {
@@ -226,7 +226,7 @@ fn lost(cluster: &ClusterState, entry: &TaskEntry, limits: &DecisionLimits, now:
     let Some(runner) = record.attempts.last().map(|attempt| &attempt.runner) else { return idle(record, None) };
     let registration = cluster.fleet.get(&runner.node);
     match record.spec.kind().fence() {
-        Fence::Local => match registration {
+        FenceMethod::Local => match registration {
             Some(registration) if registration.incarnation == runner.incarnation && record.holder.is_some() => {
                 transition(TaskEvent::RunnerReturned)
             }
@@ -235,11 +235,11 @@ fn lost(cluster: &ClusterState, entry: &TaskEntry, limits: &DecisionLimits, now:
             None if runtime.since + limits.quiet_after <= now.boot => transition(TaskEvent::Fenced(FenceProof::Waited)),
             None => idle(record, Some(runtime.since + limits.quiet_after)),
         },
-        Fence::Lease if runtime.since + limits.hold_off <= now.boot => {
+        FenceMethod::Lease if runtime.since + limits.hold_off <= now.boot => {
             transition(TaskEvent::Fenced(FenceProof::LeaseOver))
         }
-        Fence::Lease => idle(record, Some(runtime.since + limits.hold_off)),
-        Fence::Command => match cluster.fences.get(&(runner.node.clone(), runner.incarnation.0.clone())) {
+        FenceMethod::Lease => idle(record, Some(runtime.since + limits.hold_off)),
+        FenceMethod::Command => match cluster.fences.get(&(runner.node.clone(), runner.incarnation.0.clone())) {
             Some(FenceProgress::Done) => transition(TaskEvent::Fenced(FenceProof::Command)),
             Some(FenceProgress::Running) => idle(record, None),
             Some(FenceProgress::Failed { backoff, .. }) if backoff.until > now.boot => {
@@ -247,7 +247,7 @@ fn lost(cluster: &ClusterState, entry: &TaskEntry, limits: &DecisionLimits, now:
             }
             Some(FenceProgress::Failed { .. }) | None => (Decision::Fence(runner.clone()), None),
         },
-        Fence::Manual => idle(record, None),
+        FenceMethod::Manual => idle(record, None),
     }
 }
 

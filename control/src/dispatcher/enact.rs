@@ -6,8 +6,8 @@ use super::cluster_state::FenceProgress;
 use super::decide::CALL_EVERY;
 use super::decision::Decision;
 use super::event::{Call, CallResult, Event, Purpose};
-use super::history::Known;
 use super::now::Now;
+use super::rollback_detection::RecordVersion;
 use super::write::{Change, Writer, Written};
 use crate::model::state_machine::{self, TaskEvent};
 use crate::model::{Epoch, Holder, NodeId, TaskId, TaskRecord};
@@ -93,7 +93,7 @@ impl Dispatcher {
         self.cluster.clear_due(id);
         let Some(entry) = self.cluster.tasks.get_mut(id) else { return };
         entry.runtime.is_busy = true;
-        let change = Change { before: entry.record.clone(), known: Known::of(entry), after };
+        let change = Change { before: entry.record.clone(), known: RecordVersion::of(entry), after };
         let id = id.clone();
         self.start_write(id, purpose, move |writer| writer.change(change));
     }
@@ -118,7 +118,7 @@ impl Dispatcher {
         self.cluster.clear_due(id);
         let Some(entry) = self.cluster.tasks.get_mut(id) else { return };
         entry.runtime.is_busy = true;
-        let (known, task) = (Known::of(entry), id.clone());
+        let (known, task) = (RecordVersion::of(entry), id.clone());
         self.start_write(id.clone(), purpose, move |writer| writer.purge(task, known));
     }
 

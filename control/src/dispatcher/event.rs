@@ -2,7 +2,7 @@
 
 use super::cluster_state::FenceProgress;
 use super::handle::{Mutation, Reply};
-use super::history::Known;
+use super::rollback_detection::RecordVersion;
 use super::write::Written;
 use crate::coord::{CoordError, Node, Watch};
 use crate::model::{Drain, Epoch, Holder, NodeId, Registration, TaskId, TaskRecord};
@@ -20,7 +20,7 @@ pub(crate) enum Event {
         read: Result<Option<Node>, CoordError>,
         task: TaskId,
         /// State of the record when the read started.
-        known: Option<Known>,
+        known: Option<RecordVersion>,
     },
     Fleet(Result<(FleetRead, Watch), CoordError>),
     Written {

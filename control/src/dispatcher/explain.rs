@@ -4,7 +4,7 @@ use super::cluster_state::{ClusterState, FenceProgress};
 use super::now::Now;
 use super::place::{EligibleNodes, eligible_nodes};
 use super::tasks::{AssignReply, TaskEntry};
-use crate::model::{Fence, NodeId, TaskRecord, TaskState};
+use crate::model::{FenceMethod, NodeId, TaskRecord, TaskState};
 use crate::peers::StartStage;
 use std::sync::Arc;
 use std::time::Duration;
@@ -137,10 +137,12 @@ fn lost_reason(cluster: &ClusterState, record: &TaskRecord) -> Option<String> {
     let runner = &record.attempts.last()?.runner;
     let node = &runner.node;
     match record.spec.kind().fence() {
-        Fence::Local => Some(format!("waiting for {node} to come back: only it has the destination")),
-        Fence::Lease => Some(format!("waiting until the lease of {node} ends")),
-        Fence::Manual => Some(format!("waiting for 'blockhaul fence {node} --confirm': confirm that the node is off")),
-        Fence::Command => match cluster.fences.get(&(node.clone(), runner.incarnation.0.clone())) {
+        FenceMethod::Local => Some(format!("waiting for {node} to come back: only it has the destination")),
+        FenceMethod::Lease => Some(format!("waiting until the lease of {node} ends")),
+        FenceMethod::Manual => {
+            Some(format!("waiting for 'blockhaul fence {node} --confirm': confirm that the node is off"))
+        }
+        FenceMethod::Command => match cluster.fences.get(&(node.clone(), runner.incarnation.0.clone())) {
             Some(FenceProgress::Failed { why, .. }) => Some(format!("fencing {node} failed: {why}")),
             _ => Some(format!("waiting for the fence program to cut off {node}")),
         },

@@ -26,7 +26,7 @@ mod explain;
 mod fence;
 mod fleet;
 mod handle;
-mod history;
+mod rollback_detection;
 mod now;
 mod pending_mutations;
 mod place;

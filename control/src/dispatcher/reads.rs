@@ -6,7 +6,7 @@
 
 use super::Dispatcher;
 use super::event::{Event, FleetRead};
-use super::history::Known;
+use super::rollback_detection::RecordVersion;
 use crate::coord::paths;
 use crate::coord::{CoordError, Node, Session, Watch};
 use crate::model::{Drain, NodeId, Record, Registration, TaskId};
@@ -122,7 +122,7 @@ impl Dispatcher {
             self.reads.queued.remove(&id);
             self.reads.inflight.insert(id.clone());
             let (session, is_hint) = (self.writer.session.clone(), self.reads.is_loaded);
-            let known = self.cluster.tasks.get(&id).map(Known::of);
+            let known = self.cluster.tasks.get(&id).map(RecordVersion::of);
             crate::process::spawn_into(&mut self.jobs, async move {
                 Event::Read { read: read_task(&*session, &id, is_hint).await, task: id, known }
             });
@@ -164,7 +164,12 @@ impl Dispatcher {
     }
 
     /// Applies a record that was read; `known` is the state of the record when the read started.
-    pub(crate) fn apply_read(&mut self, id: &TaskId, known: Option<&Known>, read: Result<Option<Node>, CoordError>) {
+    pub(crate) fn apply_read(
+        &mut self,
+        id: &TaskId,
+        known: Option<&RecordVersion>,
+        read: Result<Option<Node>, CoordError>,
+    ) {
         self.reads.inflight.remove(id);
         let was_in_doubt = read.is_ok() && self.reads.in_doubt.take_if(|in_doubt| in_doubt == id).is_some();
         if was_in_doubt && matches!(read, Ok(None)) {

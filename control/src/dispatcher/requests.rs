@@ -8,7 +8,7 @@ use super::{Dispatcher, explain};
 use crate::cluster::election::CommitError;
 use crate::coord::paths;
 use crate::coord::{CoordError, CreateMode, Op};
-use crate::model::{Drain, DrainMode, Fence, NodeId, OpId, Record, Submission, TaskId, TaskRecord, TaskState};
+use crate::model::{Drain, DrainMode, FenceMethod, NodeId, OpId, Record, Submission, TaskId, TaskRecord, TaskState};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -82,7 +82,7 @@ impl Dispatcher {
     }
 
     fn new_record(&self, submission: Submission) -> Result<TaskRecord> {
-        if submission.spec.kind().fence() == Fence::Command && self.config.fence.is_none() {
+        if submission.spec.kind().fence() == FenceMethod::Command && self.config.fence.is_none() {
             let message = "no fence program: start every taskd with --fence-command FILE, or use another fence";
             return Err(Error::new(Code::Unsupported, Side::Caller, Operation::Parse, message));
         }

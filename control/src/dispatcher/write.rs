@@ -2,10 +2,10 @@
 //!
 //! A write whose outcome is unknown is resolved here: the record is read until it names the write that made it. The
 //! write is sent again only with the same versions and the same operation id, so that it happens at most once however
-//! often it arrives. The read may show that the store's history is another one (see [`history`](super::history)): then
-//! nothing more is written.
+//! often it arrives. The read may show that the store's history is another one (see
+//! [`rollback_detection`](super::rollback_detection)): then nothing more is written.
 
-use super::history::Known;
+use super::rollback_detection::RecordVersion;
 use crate::cluster::election::{CommitError, LeaderTerm};
 use crate::coord::paths;
 use crate::coord::{CoordError, CreateMode, Done, Node, Op, Refusal, Session, Zxid};
@@ -26,7 +26,7 @@ pub(crate) struct Change {
     /// Record as it is in the store, as far as is known.
     pub(crate) before: Arc<TaskRecord>,
     /// Node of that record, as far as is known.
-    pub(crate) known: Known,
+    pub(crate) known: RecordVersion,
     /// Record that replaces it.
     pub(crate) after: TaskRecord,
 }
@@ -164,7 +164,7 @@ impl Writer {
 
     /// Returns the operations of a change, the record's own first; or the claim that another task has.
     async fn operations(&self, change: &Change, is_first: bool) -> Result<Result<Vec<Op>, String>, CoordError> {
-        let Change { before, known: Known { version, .. }, after } = change;
+        let Change { before, known: RecordVersion { version, .. }, after } = change;
         let mut ops = vec![Op::Set { path: paths::task(&after.id), data: after.encode(), version: *version }];
         let claims = if after.claims.is_empty() { &before.claims } else { &after.claims };
         let kind = claim_change(before, after);
@@ -244,7 +244,7 @@ impl Writer {
     }
 
     /// Deletes a record that has not changed.
-    pub(crate) async fn purge(self, id: TaskId, known: Known) -> Written {
+    pub(crate) async fn purge(self, id: TaskId, known: RecordVersion) -> Written {
         let ops = vec![Op::Delete { path: paths::task(&id), version: known.version }];
         match self.leader_term.commit(ops.clone()).await {
             Ok(_) => Written::Changed(None),
@@ -292,7 +292,7 @@ fn has_op(node: &Node, op: &OpId) -> bool {
 }
 
 /// Returns the outcome of a write that was refused, by the node that is stored instead.
-fn changed_outcome(known: &Known, node: Option<Node>) -> Written {
+fn changed_outcome(known: &RecordVersion, node: Option<Node>) -> Written {
     if known.is_contradicted_by_node(node.as_ref()) { Written::HistoryLost } else { Written::Changed(node) }
 }
 

@@ -8,7 +8,7 @@
 mod claim;
 mod durable_map;
 mod failure;
-pub(crate) mod fence;
+pub(crate) mod fence_method;
 mod kind;
 mod names;
 mod node;
@@ -23,7 +23,7 @@ pub(crate) mod volume;
 pub use claim::{Claim, Holder};
 pub use durable_map::DurableMap;
 pub use failure::Failure;
-pub use fence::Fence;
+pub use fence_method::FenceMethod;
 pub use kind::{CopyTask, NoopTask, Summary, TaskSpec, VerifyTask};
 pub use names::{Epoch, Incarnation, NodeId, OpId, TaskId};
 pub use node::{Drain, Leader, Meta, Registration, Renewal};

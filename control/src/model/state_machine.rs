@@ -23,7 +23,7 @@
 //!   attempt may still write: no other task may have the destination before.
 
 use crate::model::{
-    Attempt, DesiredState, DurableMap, Epoch, Failure, Fence, Holder, NodeFault, NodeId, Progress, TaskRecord,
+    Attempt, DesiredState, DurableMap, Epoch, Failure, FenceMethod, Holder, NodeFault, NodeId, Progress, TaskRecord,
     TaskState, UnknownFields,
 };
 use blockhaul_engine::error::{Code, Error, Operation, Side};
@@ -173,7 +173,7 @@ pub(crate) enum IllegalTransition {
         /// Proof that was given.
         proof: FenceProof,
         /// Fence of the task.
-        fence: Fence,
+        fence: FenceMethod,
     },
     /// There is no such attempt, or it has drained already.
     #[error("attempt {0} is not draining")]
@@ -200,7 +200,7 @@ pub(crate) fn apply(record: &TaskRecord, event: TaskEvent, now_ms: u64) -> Resul
     if after.state != record.state {
         after.updated_ms = now_ms;
     }
-    if after.state.is_terminal() && (after.is_quiet() || after.spec.kind().fence() != Fence::Lease) {
+    if after.state.is_terminal() && (after.is_quiet() || after.spec.kind().fence() != FenceMethod::Lease) {
         after.claims.clear();
     }
     Ok(after)
@@ -319,7 +319,7 @@ impl TaskRecord {
             self.settle();
             return Ok(());
         }
-        if self.spec.kind().fence() != Fence::Local {
+        if self.spec.kind().fence() != FenceMethod::Local {
             self.charge_loss(false, now_ms);
         }
         self.state = TaskState::Lost;
@@ -339,11 +339,11 @@ impl TaskRecord {
         self.expect(self.state == TaskState::Lost, "fenced")?;
         let fence = self.spec.kind().fence();
         let is_proof = match proof {
-            FenceProof::NodeBack => fence == Fence::Local,
-            FenceProof::LeaseOver => fence == Fence::Lease,
-            FenceProof::Command => fence == Fence::Command,
+            FenceProof::NodeBack => fence == FenceMethod::Local,
+            FenceProof::LeaseOver => fence == FenceMethod::Lease,
+            FenceProof::Command => fence == FenceMethod::Command,
             FenceProof::Operator => true,
-            FenceProof::Waited => fence == Fence::Local && self.desired_state != DesiredState::Run,
+            FenceProof::Waited => fence == FenceMethod::Local && self.desired_state != DesiredState::Run,
         };
         if !is_proof {
             return Err(IllegalTransition::NoProof { proof, fence });
@@ -410,7 +410,7 @@ impl TaskRecord {
 
     fn started(&mut self, epoch: Epoch) -> Result<(), IllegalTransition> {
         self.expect(self.state == TaskState::Assigned && self.desired_state == DesiredState::Run, "begun")?;
-        let has_lock = self.spec.kind().fence() == Fence::Local;
+        let has_lock = self.spec.kind().fence() == FenceMethod::Local;
         for attempt in &mut self.attempts {
             match attempt.ended_ms {
                 // The destination's lock is granted only after the last write of its previous holder.

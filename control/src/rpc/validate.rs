@@ -45,7 +45,7 @@ fn checked(spec: Option<wire::Spec>, here: Option<&NodeId>) -> Result<TaskSpec> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{CopyTask, Fence};
+    use crate::model::{CopyTask, FenceMethod};
     use blockhaul_engine::error::Code;
 
     fn request(source: &str, destination: &str) -> wire::SubmitRequest {
@@ -71,7 +71,7 @@ mod tests {
     #[test]
     fn what_is_not_said_is_settled() {
         let local = copy(request("/a", "/b")).unwrap();
-        assert_eq!((local.node.unwrap().as_str(), local.fence), ("me", Fence::Local));
+        assert_eq!((local.node.unwrap().as_str(), local.fence), ("me", FenceMethod::Local));
         assert_eq!((local.sparse.as_str(), local.reflink.as_str(), local.digest.as_str()), ("auto", "auto", "xxh3"));
         let network = Submission::check(request("nbd://h/a", "nbd://h/b"), None).unwrap();
         assert_eq!((network.max_attempts, network.source_to_look_at()), (MAX_ATTEMPTS_DEFAULT, Some("nbd://h/a")));

@@ -13,7 +13,7 @@ use super::grant::{Grant, Written};
 use super::write_lease::WriteLease;
 use crate::execution::{End, Execution, ExecutionHandle, Outcome, WritePermitRequest, stopped_early};
 use crate::model::state_machine::{self, Checkpoint, TaskEvent};
-use crate::model::{DesiredState, DurableMap, Epoch, Fence, Holder, TaskId, TaskRecord, TaskState};
+use crate::model::{DesiredState, DurableMap, Epoch, FenceMethod, Holder, TaskId, TaskRecord, TaskState};
 use crate::peers::{AssignmentStatus, StartStage};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use blockhaul_engine::job::StopReason;
@@ -176,7 +176,7 @@ impl Attempt {
 
     /// Returns the gate of the copy's writes, once it is open. For a destination protected by its lock it stays open.
     async fn gate(&self, context: &RunnerContext, record: &TaskRecord) -> Arc<WriteGate> {
-        if record.spec.kind().fence() == Fence::Local {
+        if record.spec.kind().fence() == FenceMethod::Local {
             let gate = WriteGate::closed();
             gate.open_until(Duration::MAX);
             return Arc::new(gate);

@@ -24,7 +24,9 @@ use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::job::{JobHandle, StopReason};
 use blockhaul_engine::progress::{Report, Status};
 use blockhaul_engine::shown::Shown;
-use blockhaul_engine::spec::{self as engine, Checkpoint, Continuation, CopySpec, Overwrite, Verify, VerifySpec};
+use blockhaul_engine::spec::{
+    self as engine, CheckpointLocation, Continuation, CopySpec, Overwrite, Verify, VerifySpec,
+};
 use blockhaul_engine::supervision::{Admission, AdmissionRequest, OpenedVolumes, Supervision};
 use blockhaul_engine::volume::Locator;
 use std::fs::File;
@@ -373,7 +375,7 @@ impl JobEnvironment {
             self.forget(&task, created_ms);
         }
         let mut spec = spec(&job, source, destination.clone(), admitted);
-        spec.checkpoint = Checkpoint::File(self.journal(&task, created_ms));
+        spec.checkpoint = CheckpointLocation::File(self.journal(&task, created_ms));
         let mut created = None;
         if let Locator::Path(path) = &destination {
             let opened = self.policy.open_destination(path, mode)?;

@@ -10,7 +10,7 @@ use super::context::RunnerContext;
 use super::grant::Written;
 use crate::execution::{End, ExecutionHandle, Outcome};
 use crate::model::state_machine::{self, Checkpoint, IllegalTransition, TaskEvent};
-use crate::model::{Failure, Fence, TaskRecord, TaskState};
+use crate::model::{Failure, FenceMethod, TaskRecord, TaskState};
 use blockhaul_engine::backoff::ExponentialBackoff;
 use blockhaul_engine::error::Code;
 use blockhaul_engine::job::StopReason;
@@ -125,7 +125,7 @@ impl Attempt {
 
     /// Deletes the journal, unless a later attempt on this node can use it.
     fn clean_up(&self, context: &RunnerContext, record: &TaskRecord) {
-        if record.state.is_terminal() || record.spec.kind().fence() != Fence::Local {
+        if record.state.is_terminal() || record.spec.kind().fence() != FenceMethod::Local {
             context.seams.executor.forget(&record.id, record.created_ms);
         }
     }

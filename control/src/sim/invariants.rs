@@ -20,7 +20,7 @@ use crate::coord::paths;
 use crate::coord::sim::Commit;
 use crate::coord::{Node, Op, Zxid};
 use crate::model::{
-    Attempt, Claim, DesiredState, Epoch, Fence, Holder, Leader, NodeFault, NodeId, Record, Registration, TaskId,
+    Attempt, Claim, DesiredState, Epoch, FenceMethod, Holder, Leader, NodeFault, NodeId, Record, Registration, TaskId,
     TaskRecord, TaskSpec, TaskState,
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -376,10 +376,10 @@ impl InvariantChecker {
         let gone = observed.gone.get(&last.runner.incarnation.0).into_iter().flatten().find(is_since);
         let is_back = matches!(after.state, TaskState::Running | TaskState::Cancelling) && after.holder.is_some();
         let is_fine = match after.spec.kind().fence() {
-            Fence::Local if is_back => is_there,
+            FenceMethod::Local if is_back => is_there,
             _ if observed.confirmed.contains(last.runner.node.as_str()) => !is_back && gone.is_some(),
-            Fence::Lease => gone.is_some_and(|gone| gone.elapsed() >= HOLD_OFF),
-            Fence::Local | Fence::Command | Fence::Manual => !is_back && gone.is_some(),
+            FenceMethod::Lease => gone.is_some_and(|gone| gone.elapsed() >= HOLD_OFF),
+            FenceMethod::Local | FenceMethod::Command | FenceMethod::Manual => !is_back && gone.is_some(),
         };
         self.result.expect(is_fine, || {
             let since = gone.map(Instant::elapsed);

@@ -1,7 +1,7 @@
 //! Derives a scenario from a seed: nodes, volumes, tasks, requests of clients, and faults.
 
 use super::environment::DiskBehaviour;
-use crate::model::{CopyTask, Fence, NodeId, NoopTask, TaskSpec};
+use crate::model::{CopyTask, FenceMethod, NodeId, NoopTask, TaskSpec};
 use std::time::Duration;
 
 /// Time in which faults happen.
@@ -145,10 +145,10 @@ impl Scenario {
         let source = if rng.bool() { local('s', rng) } else { export('s', rng) };
         let destination = if is_local { local('d', rng) } else { export('d', rng) };
         let fence = match rng.u8(..10) {
-            _ if is_local => Fence::Local,
-            0 => Fence::Command,
-            1 => Fence::Manual,
-            _ => Fence::Lease,
+            _ if is_local => FenceMethod::Local,
+            0 => FenceMethod::Command,
+            1 => FenceMethod::Manual,
+            _ => FenceMethod::Lease,
         };
         TaskSpec::Copy(CopyTask {
             verify: rng.u8(..4) == 0,

@@ -19,7 +19,7 @@ use crate::coord::paths;
 use crate::coord::sim::{Ensemble, FaultRates, Snapshot};
 use crate::coord::{CreateMode, Op};
 use crate::dispatcher::FenceProgram;
-use crate::model::{DesiredState, DrainMode, Fence, Holder, NodeId, TaskId, TaskState};
+use crate::model::{DesiredState, DrainMode, FenceMethod, Holder, NodeId, TaskId, TaskState};
 use async_trait::async_trait;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -563,7 +563,7 @@ impl World {
     /// and starts the node again.
     async fn confirm_lost(&mut self) {
         let is_manual = |seen: &super::invariants::CommittedTask| {
-            seen.record.state == TaskState::Lost && seen.record.spec.kind().fence() == Fence::Manual
+            seen.record.state == TaskState::Lost && seen.record.spec.kind().fence() == FenceMethod::Manual
         };
         let Some(lost) = self.invariants.tasks().into_iter().find(is_manual) else { return };
         let Some(runner) = lost.record.attempts.last().map(|attempt| attempt.runner.clone()) else { return };

@@ -19,7 +19,7 @@ use crate::pass::durable_sample::DurableSample;
 use crate::progress::{Difference, Report};
 use crate::ring::clock;
 use crate::shown::Shown;
-use crate::spec::{Checkpoint, CopySpec, DigestKind, Sparse, Sync, Verify};
+use crate::spec::{CheckpointLocation, CopySpec, DigestKind, Sparse, Sync, Verify};
 use crate::supervision::Supervision;
 use crate::volume::{Volume, refuse_streams, source_identity};
 use std::sync::Arc;
@@ -61,7 +61,7 @@ struct Copy<'a, 'b> {
 impl Copy<'_, '_> {
     fn run(&mut self) -> Result<()> {
         let CopySpec { source, destination, checkpoint, receipt, .. } = self.spec;
-        let checkpoint = if let Checkpoint::File(path) = checkpoint { Some(path.as_path()) } else { None };
+        let checkpoint = if let CheckpointLocation::File(path) = checkpoint { Some(path.as_path()) } else { None };
         let volumes = [(source, Side::Source), (destination, Side::Destination)];
         refuse_streams(&volumes, &[checkpoint, receipt.as_deref()], &self.supervised.access)?;
         if self.was_finished()? {
@@ -76,7 +76,7 @@ impl Copy<'_, '_> {
         self.resources.refuse_block(prepared.leaf_bytes)?;
         self.report.block_bytes = prepared.leaf_bytes;
         self.report.route(&prepared.route);
-        if let Checkpoint::File(path) = &self.spec.checkpoint {
+        if let CheckpointLocation::File(path) = &self.spec.checkpoint {
             let path = self.control.journal.get_or_init(|| path.shown().to_string());
             self.report.journal = Some(path.clone());
         }
@@ -147,7 +147,9 @@ impl Copy<'_, '_> {
     fn keep(&self) -> FinishedJournal<'_> {
         match (&self.spec.receipt, &self.spec.checkpoint) {
             (None, _) => FinishedJournal::Remove,
-            (Some(receipt), Checkpoint::File(checkpoint)) if receipt == checkpoint => FinishedJournal::KeepInPlace,
+            (Some(receipt), CheckpointLocation::File(checkpoint)) if receipt == checkpoint => {
+                FinishedJournal::KeepInPlace
+            }
             (Some(receipt), _) => FinishedJournal::MoveTo(receipt),
         }
     }
@@ -195,7 +197,7 @@ impl Copy<'_, '_> {
     /// Where ranges are recorded: the job's journal, unless nothing is flushed. Then the journal says no more than that
     /// there is an unfinished copy, and the written ranges are kept aside for the digest.
     fn recorded_in(&mut self, journal: JournalFile, durable: &RangeSet) -> Result<JournalFile> {
-        if self.spec.sync == Sync::Yes || self.spec.checkpoint == Checkpoint::None {
+        if self.spec.sync == Sync::Yes || self.spec.checkpoint == CheckpointLocation::None {
             return Ok(journal);
         }
         let mut aside = self.resources.journals.create(JournalLocation::Scratch, journal.reader()?.header())?;

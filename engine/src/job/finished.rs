@@ -7,7 +7,7 @@ use super::content_check::ContentCheck;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::journal::{JournalReader, JournalState};
 use crate::shown::Shown;
-use crate::spec::{Checkpoint, Continuation, CopySpec, Direct, PathChoice};
+use crate::spec::{CheckpointLocation, Continuation, CopySpec, Direct, PathChoice};
 use crate::volume::{
     IdentityMatch, OpenVolume, ReadOptions, VolumeAccess, open_verified_end, refuse_other, source_identity,
 };
@@ -32,7 +32,9 @@ pub(super) fn find<'a>(
     access: &VolumeAccess,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Option<FinishedCopy<'a>>> {
-    let (Checkpoint::File(path), Continuation::Resume) = (&spec.checkpoint, spec.continuation) else { return Ok(None) };
+    let (CheckpointLocation::File(path), Continuation::Resume) = (&spec.checkpoint, spec.continuation) else {
+        return Ok(None);
+    };
     let Ok(journal) = JournalReader::open(path) else { return Ok(None) };
     if journal.state() != JournalState::Finished {
         return Ok(None);

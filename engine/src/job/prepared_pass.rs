@@ -13,7 +13,7 @@ use crate::pass::control::JobControl;
 use crate::pass::state::{PassParams, PassState};
 use crate::plan::Planner;
 use crate::ring::{Instant, ZeroMode};
-use crate::spec::{Checkpoint, CheckpointEvery, CopySpec, DigestKind, Sparse, Sync};
+use crate::spec::{CheckpointEvery, CheckpointLocation, CopySpec, DigestKind, Sparse, Sync};
 use crate::volume::route::{Cache, IoMode, Offload, Route, SubmitMode};
 use crate::volume::{KnownZero, Volume, VolumeKind};
 use std::sync::Arc;
@@ -167,7 +167,7 @@ fn count_resumed(control: &JobControl, size: u64, durable: &RangeSet, sync: Sync
 
 fn recording(spec: &CopySpec, may_lose: bool) -> RecordingPolicy {
     let sync = spec.sync == Sync::Yes;
-    let is_checkpoint = sync && spec.checkpoint != Checkpoint::None;
+    let is_checkpoint = sync && spec.checkpoint != CheckpointLocation::None;
     let every = if is_checkpoint { spec.checkpoint_every } else { CheckpointEvery::default() };
     // Recorded ranges are never copied again. So they must be stable, even without a checkpoint or a sync.
     RecordingPolicy { every, flush_each: is_checkpoint || may_lose, flush_last: sync, may_lose }

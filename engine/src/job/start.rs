@@ -16,7 +16,7 @@ use crate::journal::{
 };
 use crate::limits::{BLOCK_BYTES_DIRECT, BLOCK_BYTES_SMALL};
 use crate::shown::Shown;
-use crate::spec::{BlockSize, Checkpoint, Continuation, CopySpec, Overwrite};
+use crate::spec::{BlockSize, CheckpointLocation, Continuation, CopySpec, Overwrite};
 use crate::volume::{
     Identity, KnownZero, LockWait, OpenVolume, OpenedCopy, Purpose, Route, UnprovenIdentity, Volume, VolumeKind,
     bypass_caches, choose_block, is_destination, may_keep, probe, refuse_block, refuse_contradiction, refuse_file_of,
@@ -126,8 +126,8 @@ pub(super) enum StartPoint<J> {
 
 pub(super) fn checkpoint(spec: &CopySpec) -> Option<&Path> {
     match &spec.checkpoint {
-        Checkpoint::File(path) => Some(path),
-        Checkpoint::None => None,
+        CheckpointLocation::File(path) => Some(path),
+        CheckpointLocation::None => None,
     }
 }
 

@@ -9,7 +9,7 @@ use super::server::SimServer;
 use super::sim_gate::SimGate;
 use super::world::TaskWorld;
 use crate::extent::{ByteRange, Extent, ExtentKind};
-use crate::spec::{Checkpoint, CheckpointEvery, CopySpec, DigestKind, Sparse, Sync, Verify};
+use crate::spec::{CheckpointEvery, CheckpointLocation, CopySpec, DigestKind, Sparse, Sync, Verify};
 use crate::units::{KIB, MIB};
 use crate::volume::VolumeKind;
 use fastrand::Rng;
@@ -126,7 +126,7 @@ impl Plan {
         spec.verify = if rng.u8(0..3) == 0 { Verify::Yes } else { Verify::No };
         // A copy without flushes records nothing to resume from.
         let is_lost = rng.u8(0..6) == 0 || spec.sync == Sync::No;
-        spec.checkpoint = if is_lost { Checkpoint::None } else { Checkpoint::File(path("journal")) };
+        spec.checkpoint = if is_lost { CheckpointLocation::None } else { CheckpointLocation::File(path("journal")) };
         spec.checkpoint_every = CheckpointEvery {
             bytes: rng.u64(1..=16) * u64::from(leaf),
             time: Duration::from_millis(*pick(rng, &[1, 20, 1000, 1000])),
@@ -155,7 +155,7 @@ fn site(rng: &mut Rng, plan: &Plan, fault_level: FaultLevel) -> TaskWorld {
         audit: OperationAudit::default(),
         journal: SimJournalFile::default(),
         flushes: plan.spec.sync == Sync::Yes,
-        checkpoints: plan.spec.checkpoint != Checkpoint::None,
+        checkpoints: plan.spec.checkpoint != CheckpointLocation::None,
         sim_gate: None,
         has_claims: false,
     }

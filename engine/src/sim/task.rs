@@ -25,7 +25,7 @@ use crate::pass::control::JobControl;
 use crate::pass::state::PassState;
 use crate::progress::{Progress, Status};
 use crate::ring::{FileId, Instant};
-use crate::spec::{Checkpoint, DigestKind, Sparse, Sync, Verify};
+use crate::spec::{CheckpointLocation, DigestKind, Sparse, Sync, Verify};
 use crate::volume::route::{Cache, IoMode, Offload, Route, SubmitMode};
 use crate::volume::{KnownZero, Volume, VolumeKind, refuse_other};
 use std::sync::Arc;
@@ -281,7 +281,7 @@ impl Task {
     /// Returns the journal of an earlier attempt, unless it is discarded.
     fn earlier(&self) -> Option<JournalReader> {
         let journal = &self.world.lock().sites[self.index].journal;
-        let wanted = journal.is_there() && !self.restart && self.plan.spec.checkpoint != Checkpoint::None;
+        let wanted = journal.is_there() && !self.restart && self.plan.spec.checkpoint != CheckpointLocation::None;
         wanted.then(|| JournalReader::from_bytes(journal.bytes()).expect("a checkpoint can be read after any crash"))
     }
 
@@ -436,7 +436,7 @@ impl Task {
         if self.attempts >= ROUGH_ATTEMPTS {
             site.faults = Faults { short: site.faults.short, again: site.faults.again, ..Faults::default() };
         }
-        if self.plan.spec.checkpoint == Checkpoint::None {
+        if self.plan.spec.checkpoint == CheckpointLocation::None {
             site.journal = super::journal::SimJournalFile::default();
         }
         self.phase = if quiesced { TaskPhase::Idle } else { TaskPhase::Stuck };
@@ -488,7 +488,7 @@ impl Task {
         let now = world.now;
         self.wake = now + Duration::from_micros(world.rng.u64(0..10_000));
         let site = &mut world.sites[self.index];
-        if self.plan.spec.checkpoint == Checkpoint::None {
+        if self.plan.spec.checkpoint == CheckpointLocation::None {
             site.journal = super::journal::SimJournalFile::default();
         }
         if self.attempts >= ROUGH_ATTEMPTS {

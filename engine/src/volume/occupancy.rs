@@ -169,16 +169,16 @@ fn samples(size: u64) -> impl Iterator<Item = ByteRange> {
 /// Returns the format that has left its signature on the volume.
 fn signature(volume: &dyn ProbeTarget) -> Result<Option<Occupied>> {
     let size = volume.size_bytes();
-    let mut window = ExtentWindow { range: ByteRange::new(0, 0), bytes: Vec::new() };
+    let mut cache = ReadCache { range: ByteRange::new(0, 0), bytes: Vec::new() };
     for &Signature { what, at, magic } in SIGNATURES {
         let Some(at) = at.byte(size) else { continue };
-        if window.bytes(volume, at, magic.len() as u64)?.starts_with(magic) {
+        if cache.bytes(volume, at, magic.len() as u64)?.starts_with(magic) {
             return Ok(Some(Occupied { what, at }));
         }
     }
     for place in ZFS_LABELS {
         let Some(at) = place.byte(size) else { continue };
-        if let Some(what) = zfs(window.bytes(volume, at, ZFS_LABEL_BYTES)?) {
+        if let Some(what) = zfs(cache.bytes(volume, at, ZFS_LABEL_BYTES)?) {
             return Ok(Some(Occupied { what, at }));
         }
     }
@@ -186,12 +186,12 @@ fn signature(volume: &dyn ProbeTarget) -> Result<Option<Occupied>> {
 }
 
 /// The part of the volume that was read last: many signatures lie close together.
-struct ExtentWindow {
+struct ReadCache {
     range: ByteRange,
     bytes: Vec<u8>,
 }
 
-impl ExtentWindow {
+impl ReadCache {
     /// `length` bytes from `at` on, fewer at the end of the volume.
     fn bytes(&mut self, volume: &dyn ProbeTarget, at: u64, length: u64) -> Result<&[u8]> {
         let size = volume.size_bytes();

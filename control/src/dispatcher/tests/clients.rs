@@ -8,7 +8,7 @@ use crate::coord::sim::FaultRates;
 use crate::dispatcher::{Config, Ending, Query};
 use crate::model::state_machine::{Checkpoint, TaskEvent};
 use crate::model::{
-    DesiredState, DrainMode, Fence, NodeId, Record, Submission, TaskChange, TaskId, TaskSpec, TaskState,
+    DesiredState, DrainMode, FenceMethod, NodeId, Record, Submission, TaskChange, TaskId, TaskSpec, TaskState,
 };
 use blockhaul_engine::error::Code;
 use std::time::Duration;
@@ -52,7 +52,8 @@ async fn the_same_submission_is_the_same_task_and_another_one_is_refused() {
         tokio::join!(center.leader.submit(submission("x", noop(1))), center.leader.submit(submission("x", noop(2))));
     assert_eq!(again.unwrap().created_ms, first.created_ms);
     assert_eq!(other.unwrap_err().code, Code::Exists);
-    let by_command = TaskSpec::Copy(crate::model::CopyTask { fence: Fence::Command, ..copy("nbd://h/a", "nbd://h/b") });
+    let by_command =
+        TaskSpec::Copy(crate::model::CopyTask { fence: FenceMethod::Command, ..copy("nbd://h/a", "nbd://h/b") });
     assert_eq!(center.leader.submit(submission("y", by_command)).await.unwrap_err().code, Code::Unsupported);
 }
 

@@ -8,7 +8,7 @@ use crate::dispatcher::decision::{Budget, Decision};
 use crate::dispatcher::now::Now;
 use crate::model::state_machine::{Checkpoint, TaskEvent, apply};
 use crate::model::{
-    CopyTask, Drain, Epoch, Failure, Fence, Holder, Incarnation, NodeId, OpId, Registration, Submission, TaskId,
+    CopyTask, Drain, Epoch, Failure, FenceMethod, Holder, Incarnation, NodeId, OpId, Registration, Submission, TaskId,
     TaskRecord, TaskSpec, TaskState,
 };
 use blockhaul_engine::error::{Code, Error, Operation, Side};
@@ -44,7 +44,7 @@ fn task(id: &str, spec: TaskSpec) -> TaskRecord {
     TaskRecord::new(submission(id, spec), 0)
 }
 
-fn export(id: &str, destination: &str, fence: Fence) -> TaskRecord {
+fn export(id: &str, destination: &str, fence: FenceMethod) -> TaskRecord {
     task(id, TaskSpec::Copy(CopyTask { fence, ..copy("nbd://h/a", destination) }))
 }
 
@@ -160,7 +160,7 @@ fn priority_comes_before_age_and_a_minute_before_priority() {
 
 #[test]
 fn one_destination_goes_to_one_task_even_within_one_decision() {
-    let tasks = ["a", "b"].map(|id| export(id, "nbd://h/same", Fence::Lease));
+    let tasks = ["a", "b"].map(|id| export(id, "nbd://h/same", FenceMethod::Lease));
     let mut cluster = cluster(tasks, &[("n1", "a", 9)]);
     let expected = ["a: assigned to n1 claiming nbd://h/same", "b: blocked by nbd://h/same"];
     assert_eq!(lines(&mut cluster, at(1), ROOM), expected);
@@ -205,15 +205,15 @@ fn tasks_of_a_lost_runner_are_fenced_by_their_kind_of_fence() {
         let record = running(&export("x", "nbd://h/b", fence), "n1");
         apply(&record, TaskEvent::RunnerLost, 0).unwrap()
     };
-    let mut held = cluster([running(&export("x", "nbd://h/b", Fence::Lease), "n1")], &[("n1", "b", 1)]);
+    let mut held = cluster([running(&export("x", "nbd://h/b", FenceMethod::Lease), "n1")], &[("n1", "b", 1)]);
     assert_eq!(lines(&mut held, at(1), ROOM), ["x: runner lost"]);
-    let mut lease = cluster([lost(Fence::Lease)], &[]);
+    let mut lease = cluster([lost(FenceMethod::Lease)], &[]);
     assert_eq!(lines(&mut lease, at(1), ROOM), ["x: wake at 2"]);
     assert_eq!(lines(&mut lease, at(2), ROOM), ["x: fenced(leaseover)"]);
     assert_eq!(lines(&mut lease, at(30), ROOM), ["x: attempt 0 drained"]);
-    let mut manual = cluster([lost(Fence::Manual)], &[]);
+    let mut manual = cluster([lost(FenceMethod::Manual)], &[]);
     assert_eq!(lines(&mut manual, at(1000), ROOM), ["x: idle"]);
-    let mut command = cluster([lost(Fence::Command)], &[]);
+    let mut command = cluster([lost(FenceMethod::Command)], &[]);
     assert_eq!(lines(&mut command, at(1), ROOM), ["fence n1"]);
     command.fences.insert((NodeId::new("n1").unwrap(), String::from("a")), FenceProgress::Done);
     assert_eq!(lines(&mut command, at(1), ROOM), ["x: fenced(command)"]);
@@ -243,7 +243,7 @@ fn draining_full_and_stopping_runners_get_no_tasks() {
 
 /// Returns a task after an attempt on each of these nodes that failed by a fault of the node.
 fn failed_on(id: &str, nodes: &[(&str, Code)]) -> TaskRecord {
-    nodes.iter().fold(export(id, "nbd://h/b", Fence::Lease), |record, (node, code)| {
+    nodes.iter().fold(export(id, "nbd://h/b", FenceMethod::Lease), |record, (node, code)| {
         let error = Failure::from(&Error::new(*code, Side::Source, Operation::Open, "not from here"));
         let failed = TaskEvent::Failed { error, retry_at_ms: 0, checkpoint: Checkpoint::default(), report: None };
         apply(&assigned(&record, node), failed, 0).unwrap()

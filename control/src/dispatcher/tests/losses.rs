@@ -9,8 +9,8 @@ use crate::dispatcher::write::Written;
 use crate::dispatcher::{Config, Ending};
 use crate::model::state_machine::{Checkpoint, TaskEvent, next};
 use crate::model::{
-    CopyTask, Epoch, Failure, Fence, Holder, Incarnation, NodeId, Progress, Record, Registration, TaskChange, TaskId,
-    TaskRecord, TaskSpec, TaskState,
+    CopyTask, Epoch, Failure, FenceMethod, Holder, Incarnation, NodeId, Progress, Record, Registration, TaskChange,
+    TaskId, TaskRecord, TaskSpec, TaskState,
 };
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use std::sync::Arc;
@@ -118,7 +118,7 @@ async fn a_program_or_an_operator_fences_where_the_task_asks_for_it() {
     let fence = Arc::new(TestFence::default());
     let center = TestCenter::new(25, Config { fence: Some(fence.clone()), ..Config::default() }).await;
     let first = center.runner("n1", "a", 9, Behaviour::Accepting).await;
-    for (name, kind) in [("cut1", Fence::Command), ("cut2", Fence::Command), ("man", Fence::Manual)] {
+    for (name, kind) in [("cut1", FenceMethod::Command), ("cut2", FenceMethod::Command), ("man", FenceMethod::Manual)] {
         let copy = CopyTask { fence: kind, ..copy("nbd://h/a", &format!("nbd://h/{name}")) };
         center.leader.submit(submission(name, TaskSpec::Copy(copy))).await.unwrap();
         center.begin(&first, name).await;

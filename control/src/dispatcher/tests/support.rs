@@ -6,7 +6,7 @@ use crate::coord::paths;
 use crate::coord::sim::{Ensemble, FaultRates};
 use crate::coord::{CoordError, CreateMode, Op, Session};
 use crate::dispatcher::{Config, Dispatcher, DispatcherHandle, Ending, FenceProgram};
-use crate::model::fence::default_fence;
+use crate::model::fence_method::default_fence;
 use crate::model::state_machine::{Checkpoint, ClaimChange, TaskEvent, claim_change, next};
 use crate::model::{
     Claim, CopyTask, Epoch, Holder, Incarnation, NodeId, NoopTask, OpId, Record, Registration, Submission, TaskId,

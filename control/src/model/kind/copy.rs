@@ -2,9 +2,9 @@
 
 use super::{Kind, Summary, common_node};
 use crate::execution::{CopyJob, Execution, ExecutionHandle, Executor, Refused};
-use crate::model::fence::default_fence;
+use crate::model::fence_method::default_fence;
 use crate::model::volume::{TaskVolume, is_network_or_socket};
-use crate::model::{Fence, NodeId, TaskId, UnknownFields};
+use crate::model::{FenceMethod, NodeId, TaskId, UnknownFields};
 use crate::wire;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::spec::{DigestKind, Reflink, Sparse};
@@ -36,7 +36,7 @@ pub struct CopyTask {
     /// Kind of digest, as the flag of `blockhaul copy`.
     pub digest: String,
     /// How an earlier writer is fenced.
-    pub fence: Fence,
+    pub fence: FenceMethod,
     /// The client promises that the source does not change while it is copied.
     pub source_stable: bool,
     /// Name of the destination's identity, where one volume has several addresses.
@@ -78,7 +78,7 @@ impl Kind for CopyTask {
         TaskVolume::parse(&self.destination, self.node.as_ref()).map(Some)
     }
 
-    fn fence(&self) -> Fence {
+    fn fence(&self) -> FenceMethod {
         self.fence
     }
 
@@ -106,7 +106,7 @@ impl Kind for CopyTask {
     /// A copy under a lease may write late what another one has written, so its source must be read-only unless the client
     /// promises that it does not change.
     fn source_to_look_at(&self) -> Option<&str> {
-        (self.fence == Fence::Lease && !self.source_stable).then_some(&self.source)
+        (self.fence == FenceMethod::Lease && !self.source_stable).then_some(&self.source)
     }
 
     fn start(&self, execution: Execution, executor: &dyn Executor) -> Arc<dyn ExecutionHandle> {
@@ -183,7 +183,7 @@ impl TryFrom<wire::CopyWork> for CopyTask {
             dest_id,
         } = work;
         let or = |word: String, usual: &str| if word.is_empty() { usual.to_owned() } else { word };
-        let fence = if fence.is_empty() { default_fence(&destination) } else { Fence::parse(&fence)? };
+        let fence = if fence.is_empty() { default_fence(&destination) } else { FenceMethod::parse(&fence)? };
         Ok(Self {
             source,
             destination,
@@ -265,11 +265,11 @@ fn check_copy(copy: &CopyTask) -> Result<()> {
 
 fn check_fence(copy: &CopyTask, source: &TaskVolume, destination: &TaskVolume) -> Result<()> {
     let message = match (copy.fence, destination) {
-        (Fence::Local, TaskVolume::Network(_) | TaskVolume::Socket { .. }) => {
+        (FenceMethod::Local, TaskVolume::Network(_) | TaskVolume::Socket { .. }) => {
             "an export has no lock: use the fence lease, command or manual"
         }
         // Whether the server exports it read-only is seen by the runner, when it opens it.
-        (Fence::Lease, _) if !copy.source_stable && matches!(source, TaskVolume::Path { .. }) => {
+        (FenceMethod::Lease, _) if !copy.source_stable && matches!(source, TaskVolume::Path { .. }) => {
             "late writes of a lost runner are harmless only while the source does not change: copy a snapshot and \
              promise it by --source-stable, or copy from an export that is read-only, or use the fence command or manual"
         }
@@ -305,7 +305,7 @@ impl CopyTask {
             sparse: String::from("auto"),
             reflink: String::from("auto"),
             digest: String::from("xxh3"),
-            fence: Fence::Local,
+            fence: FenceMethod::Local,
             source_stable: true,
             dest_id: None,
             unknown: UnknownFields::default(),
@@ -348,8 +348,8 @@ mod tests {
             (CopyTask { node: node(), ..copy("/a", "nbd+unix:///x?socket=s") }, Some(Code::BadRequest)),
             (CopyTask { source_stable: false, ..copy("file://n1/a", "nbd://h/b") }, Some(Code::BadRequest)),
             (CopyTask { source_stable: false, ..copy("nbd://h/a", "nbd://h/b") }, None),
-            (CopyTask { source_stable: false, fence: Fence::Manual, ..copy("file://n1/a", "nbd://h/b") }, None),
-            (CopyTask { fence: Fence::Local, ..copy("nbd://h/a", "nbd://h/b") }, Some(Code::BadRequest)),
+            (CopyTask { source_stable: false, fence: FenceMethod::Manual, ..copy("file://n1/a", "nbd://h/b") }, None),
+            (CopyTask { fence: FenceMethod::Local, ..copy("nbd://h/a", "nbd://h/b") }, Some(Code::BadRequest)),
             (CopyTask { sparse: "maybe".into(), ..copy("nbd://h/a", "nbd://h/b") }, Some(Code::BadRequest)),
             (CopyTask { limit: Some(0), ..copy("nbd://h/a", "nbd://h/b") }, Some(Code::BadRequest)),
             (CopyTask { dest_id: Some(String::new()), ..copy("nbd://h/a", "nbd://h/b") }, Some(Code::BadRequest)),

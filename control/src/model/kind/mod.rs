@@ -17,7 +17,7 @@ pub use copy::CopyTask;
 pub use noop::NoopTask;
 pub use verify::VerifyTask;
 
-use super::{Fence, NodeId, TaskId, UnknownFields};
+use super::{FenceMethod, NodeId, TaskId, UnknownFields};
 use crate::execution::{Execution, ExecutionHandle, Executor, Refused};
 use crate::model::volume::TaskVolume;
 use crate::wire;
@@ -49,7 +49,7 @@ pub struct Summary {
     /// Only node that may run it, according to its client.
     pub node: Option<NodeId>,
     /// How its destination is fenced.
-    pub fence: Option<Fence>,
+    pub fence: Option<FenceMethod>,
     /// Limit in bytes per second.
     pub limit: Option<u64>,
 }
@@ -87,8 +87,8 @@ pub(crate) trait Kind {
     }
 
     /// Returns how the destination is fenced. A task without a destination has nothing to fence: the lock is enough.
-    fn fence(&self) -> Fence {
-        Fence::Local
+    fn fence(&self) -> FenceMethod {
+        FenceMethod::Local
     }
 
     /// Tells whether an attempt may have changed a volume: then a lost runner is fenced before the task continues.
@@ -227,7 +227,7 @@ mod tests {
             sparse: "never".to_owned(),
             reflink: "always".to_owned(),
             digest: "none".to_owned(),
-            fence: Fence::Manual,
+            fence: FenceMethod::Manual,
             source_stable: true,
             dest_id: Some("lun 7".to_owned()),
             unknown: UnknownFields::default(),
@@ -246,8 +246,8 @@ mod tests {
 
     #[test]
     fn words_that_are_not_known_are_named() {
-        assert_eq!(Fence::parse("lease").unwrap(), Fence::Lease);
-        let error = Fence::parse("fancy").unwrap_err();
+        assert_eq!(FenceMethod::parse("lease").unwrap(), FenceMethod::Lease);
+        let error = FenceMethod::parse("fancy").unwrap_err();
         assert!(error.code == Code::BadRequest && error.message.contains("'fancy'"), "{error}");
     }
 }

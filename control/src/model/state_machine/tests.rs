@@ -7,7 +7,7 @@ use crate::model::{CopyTask, Incarnation, NodeId, NoopTask, Record, Submission, 
 use blockhaul_engine::extent::{ByteRange, RangeSet};
 use proptest::prelude::*;
 
-fn copy(fence: Fence) -> TaskSpec {
+fn copy(fence: FenceMethod) -> TaskSpec {
     TaskSpec::Copy(CopyTask { fence, ..CopyTask::example("nbd://h/a", "nbd://h/b") })
 }
 
@@ -40,7 +40,7 @@ const BEGAN: TaskEvent = TaskEvent::Started { epoch: Epoch(7) };
 
 #[test]
 fn the_plain_way_ends_in_success() {
-    let start = task(copy(Fence::Lease));
+    let start = task(copy(FenceMethod::Lease));
     let running = after(&start, [assigned("a"), BEGAN]);
     assert_eq!((running.state, running.epoch, running.admitted), (TaskState::Running, Some(Epoch(7)), true));
     assert_eq!(claim_change(&start, &running), ClaimChange::Set);
@@ -59,10 +59,10 @@ fn a_given_back_task_goes_by_its_wish_and_is_charged_only_for_a_lost_lease() {
         (TaskEvent::CancelRequested, TaskState::Cancelled),
     ] {
         let record =
-            after(&task(copy(Fence::Lease)), [assigned("a"), BEGAN, desired_state, back(Code::RunnerInterrupt)]);
+            after(&task(copy(FenceMethod::Lease)), [assigned("a"), BEGAN, desired_state, back(Code::RunnerInterrupt)]);
         assert_eq!((record.state, record.failures, record.is_quiet()), (state, 0, true));
     }
-    let mut record = task(copy(Fence::Lease));
+    let mut record = task(copy(FenceMethod::Lease));
     for _ in 0..3 {
         record = after(&record, [assigned("a"), BEGAN, back(Code::LeaseLost)]);
     }
@@ -77,11 +77,11 @@ fn what_can_be_tried_again_is_tried_as_often_as_allowed() {
         checkpoint: Checkpoint::default(),
         report: Some(serde_json::json!({})),
     };
-    let once = after(&task(copy(Fence::Local)), [assigned("a"), BEGAN, failed(true)]);
+    let once = after(&task(copy(FenceMethod::Local)), [assigned("a"), BEGAN, failed(true)]);
     assert_eq!((once.state, once.failures, once.not_before_ms), (TaskState::Pending, 1, 99));
     let thrice = after(&once, [assigned("a"), failed(true), assigned("a"), BEGAN, failed(true)]);
     assert_eq!((thrice.state, thrice.failures, thrice.claims), (TaskState::Failed, 3, Vec::<String>::new()));
-    let at_once = after(&task(copy(Fence::Local)), [assigned("a"), failed(false)]);
+    let at_once = after(&task(copy(FenceMethod::Local)), [assigned("a"), failed(false)]);
     assert_eq!((at_once.state, at_once.failures), (TaskState::Failed, 1));
 }
 
@@ -97,7 +97,7 @@ fn failed_with(code: Code) -> TaskEvent {
 
 #[test]
 fn what_is_wrong_with_a_node_does_not_end_a_task_that_others_can_run() {
-    let refused = after(&task(copy(Fence::Lease)), [on("n1"), failed_with(Code::Permission)]);
+    let refused = after(&task(copy(FenceMethod::Lease)), [on("n1"), failed_with(Code::Permission)]);
     assert_eq!((refused.state, refused.failures), (TaskState::Pending, 1));
     assert_eq!(refused.attempts[0].node_fault, Some(NodeFault::Lasting));
     let again = after(&refused, [on("n2"), BEGAN, failed_with(Code::Unreachable)]);
@@ -110,7 +110,7 @@ fn what_is_wrong_with_a_node_does_not_end_a_task_that_others_can_run() {
     let ended = after(&again, [on("n2"), failed_with(Code::Unreachable)]);
     assert_eq!((ended.state, ended.failures), (TaskState::Failed, 3));
     assert!(ended.error.unwrap().message.starts_with("failed on n1, n2"), "{}", ended.reason);
-    let alone = after(&task(copy(Fence::Lease)), [on("n1"), failed_with(Code::Unreachable)]);
+    let alone = after(&task(copy(FenceMethod::Lease)), [on("n1"), failed_with(Code::Unreachable)]);
     let alone = after(&alone, [on("n1"), failed_with(Code::Unreachable), on("n1"), failed_with(Code::Unreachable)]);
     assert_eq!(alone.reason, "EUnreachable: only n1 has tried it: no way from here");
 }
@@ -143,7 +143,7 @@ fn losses_count_only_while_nothing_gets_further() {
             TaskEvent::Fenced(FenceProof::LeaseOver),
         ]
     };
-    let mut record = task(copy(Fence::Lease));
+    let mut record = task(copy(FenceMethod::Lease));
     for durable in 1..10 {
         record = after(&record, loss(durable));
         assert_eq!((record.state, record.failures), (TaskState::Pending, 1), "after {durable}");
@@ -156,20 +156,20 @@ fn losses_count_only_while_nothing_gets_further() {
     // What is said at the end of an attempt counts as well as what was said on its way.
     let failed =
         |durable| TaskEvent::Failed { error: error(true), retry_at_ms: 0, checkpoint: so_far(durable), report: None };
-    let mut record = task(copy(Fence::Lease));
+    let mut record = task(copy(FenceMethod::Lease));
     for durable in 1..10 {
         record = after(&record, [assigned("a"), BEGAN, failed(durable)]);
         assert_eq!((record.state, record.failures), (TaskState::Pending, 1), "after {durable}");
     }
-    assert!(!String::from_utf8(task(copy(Fence::Lease)).encode()).unwrap().contains("durable_best"));
+    assert!(!String::from_utf8(task(copy(FenceMethod::Lease)).encode()).unwrap().contains("durable_best"));
 }
 
 #[test]
 fn a_record_without_faults_of_nodes_is_what_it_was() {
-    let failed = after(&task(copy(Fence::Lease)), [on("n1"), failed_with(Code::Busy)]);
+    let failed = after(&task(copy(FenceMethod::Lease)), [on("n1"), failed_with(Code::Busy)]);
     let text = String::from_utf8(failed.encode()).unwrap();
     assert!(!text.contains("node_fault"), "an older taskd reads it: {text}");
-    let refused = after(&task(copy(Fence::Lease)), [on("n1"), failed_with(Code::Permission)]);
+    let refused = after(&task(copy(FenceMethod::Lease)), [on("n1"), failed_with(Code::Permission)]);
     assert_eq!(TaskRecord::decode(&refused.encode()).unwrap(), refused);
 }
 
@@ -177,7 +177,7 @@ fn a_record_without_faults_of_nodes_is_what_it_was() {
 fn success_waits_for_an_earlier_attempt_that_may_write() {
     let lost =
         [assigned("a"), BEGAN, TaskEvent::RunnerLost, TaskEvent::Fenced(FenceProof::LeaseOver), assigned("b"), BEGAN];
-    let record = after(&task(copy(Fence::Lease)), lost);
+    let record = after(&task(copy(FenceMethod::Lease)), lost);
     assert_eq!(apply(&record, done(), 1), Err(IllegalTransition::NotQuiet));
     assert_eq!(apply(&record, TaskEvent::AttemptDrained { attempt: 1 }, 1), Err(IllegalTransition::NoAttempt(1)));
     assert_eq!(after(&record, [TaskEvent::AttemptDrained { attempt: 0 }, done()]).state, TaskState::Succeeded);
@@ -190,27 +190,29 @@ fn success_waits_for_an_earlier_attempt_that_may_write() {
         BEGAN,
         done(),
     ];
-    assert_eq!(after(&task(copy(Fence::Local)), local).state, TaskState::Succeeded);
+    assert_eq!(after(&task(copy(FenceMethod::Local)), local).state, TaskState::Succeeded);
 }
 
 #[test]
 fn only_the_proof_of_its_fence_frees_a_lost_task() {
-    for fence in [Fence::Local, Fence::Lease, Fence::Command, Fence::Manual] {
+    for fence in [FenceMethod::Local, FenceMethod::Lease, FenceMethod::Command, FenceMethod::Manual] {
         let lost = after(&task(copy(fence)), [assigned("a"), BEGAN, TaskEvent::RunnerLost]);
         assert_eq!(lost.state, TaskState::Lost);
-        assert_eq!(lost.holder.is_some(), fence == Fence::Local);
+        assert_eq!(lost.holder.is_some(), fence == FenceMethod::Local);
         for (proof, its) in [
-            (FenceProof::NodeBack, fence == Fence::Local),
-            (FenceProof::LeaseOver, fence == Fence::Lease),
-            (FenceProof::Command, fence == Fence::Command),
+            (FenceProof::NodeBack, fence == FenceMethod::Local),
+            (FenceProof::LeaseOver, fence == FenceMethod::Lease),
+            (FenceProof::Command, fence == FenceMethod::Command),
             (FenceProof::Operator, true),
             (FenceProof::Waited, false),
         ] {
             assert_eq!(apply(&lost, TaskEvent::Fenced(proof), 1).is_ok(), its, "{fence:?} {proof:?}");
         }
     }
-    let wished =
-        after(&task(copy(Fence::Local)), [assigned("a"), BEGAN, TaskEvent::RunnerLost, TaskEvent::CancelRequested]);
+    let wished = after(
+        &task(copy(FenceMethod::Local)),
+        [assigned("a"), BEGAN, TaskEvent::RunnerLost, TaskEvent::CancelRequested],
+    );
     assert_eq!(after(&wished, [TaskEvent::Fenced(FenceProof::Waited)]).state, TaskState::Cancelled);
     assert_eq!(after(&wished, [TaskEvent::RunnerReturned]).state, TaskState::Cancelling);
 }
@@ -262,10 +264,10 @@ fn event() -> impl Strategy<Value = TaskEvent> {
 
 fn spec() -> impl Strategy<Value = TaskSpec> {
     prop_oneof![
-        Just(copy(Fence::Local)),
-        Just(copy(Fence::Lease)),
-        Just(copy(Fence::Command)),
-        Just(copy(Fence::Manual)),
+        Just(copy(FenceMethod::Local)),
+        Just(copy(FenceMethod::Lease)),
+        Just(copy(FenceMethod::Command)),
+        Just(copy(FenceMethod::Manual)),
         Just(TaskSpec::Noop(NoopTask::new(1, None))),
     ]
 }
@@ -280,14 +282,15 @@ proptest! {
             prop_assert_eq!(at_work, usize::from(next.holder.is_some()), "{:?}", event);
             let is_at_work = matches!(next.state, TaskState::Assigned | TaskState::Running | TaskState::Verifying | TaskState::Cancelling);
             prop_assert!(!is_at_work || next.holder.is_some());
-            prop_assert!(next.holder.is_none() || is_at_work || next.state == TaskState::Lost && next.spec.kind().fence() == Fence::Local);
+            let is_locked = next.state == TaskState::Lost && next.spec.kind().fence() == FenceMethod::Local;
+            prop_assert!(next.holder.is_none() || is_at_work || is_locked);
             prop_assert!(next.holder.is_none() || !next.claims.is_empty(), "who holds a task holds its claims");
             let has_progressed = next.durable_best > record.durable_best;
             prop_assert!(next.failures >= record.failures || has_progressed, "{:?}", event);
             prop_assert!(next.durable_best >= record.durable_best);
             prop_assert!(!record.state.is_terminal() || next.state == record.state);
             prop_assert!(next.state != TaskState::Succeeded || next.is_quiet());
-            let may_write = next.spec.kind().fence() == Fence::Lease && !next.is_quiet();
+            let may_write = next.spec.kind().fence() == FenceMethod::Lease && !next.is_quiet();
             prop_assert!(!next.state.is_terminal() || next.claims.is_empty() || may_write);
             prop_assert!(!may_write || !next.claims.is_empty(), "a destination that may be written stays claimed");
             prop_assert!(next.encode().len() <= NODE_BYTES_MAX);

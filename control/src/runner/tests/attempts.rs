@@ -35,7 +35,7 @@ async fn a_noop_task_runs_its_time_and_succeeds() {
 async fn a_copy_may_write_only_once_running_is_stored() {
     let harness = Harness::new().await;
     *harness.executor.opening.lock().unwrap() = Duration::from_secs(1);
-    harness.submit("t", copy_of(Fence::Local));
+    harness.submit("t", copy_of(FenceMethod::Local));
     let assignment = harness.grant("t", "life");
     harness.handle.assign(assignment.clone()).await.unwrap();
     let copy = harness.copy("t").await;
@@ -57,7 +57,7 @@ async fn lost_replies_of_any_write_change_nothing() {
         if nth == 1 {
             harness.store.lose_replies(3);
         }
-        let copy = harness.running("t", copy_of(Fence::Lease)).await;
+        let copy = harness.running("t", copy_of(FenceMethod::Lease)).await;
         *copy.durable.lock().unwrap() = 50;
         sleep(Duration::from_secs(12)).await;
         assert_eq!(harness.record("t").map, executor::bytes(50), "every {nth}th reply lost");
@@ -72,7 +72,7 @@ async fn lost_replies_of_any_write_change_nothing() {
 #[tokio::test(start_paused = true)]
 async fn a_revoked_assignment_is_not_begun() {
     let harness = Harness::new().await;
-    harness.submit("t", copy_of(Fence::Local));
+    harness.submit("t", copy_of(FenceMethod::Local));
     let assignment = harness.grant("t", "life");
     harness.revoke("t");
     assert_eq!(harness.record("t").state, TaskState::Pending);
@@ -90,7 +90,7 @@ async fn a_revoked_assignment_is_not_begun() {
 async fn an_assignment_that_is_revoked_before_its_permit_never_writes() {
     let harness = Harness::new().await;
     *harness.executor.opening.lock().unwrap() = Duration::from_secs(1);
-    harness.submit("t", copy_of(Fence::Local));
+    harness.submit("t", copy_of(FenceMethod::Local));
     let assignment = harness.grant("t", "life");
     harness.handle.assign(assignment).await.unwrap();
     let copy = harness.copy("t").await;
@@ -116,7 +116,7 @@ async fn an_assignment_that_was_queried_and_unknown_is_refused_from_then_on() {
 async fn lower_epochs_other_incarnations_and_full_slots_are_refused() {
     let harness = Harness::new().await;
     for task in ["a", "b", "c", "d"] {
-        harness.running(task, copy_of(Fence::Local)).await;
+        harness.running(task, copy_of(FenceMethod::Local)).await;
     }
     harness.submit("e", noop(1));
     let assignment = harness.grant("e", "life");
@@ -135,17 +135,17 @@ async fn lower_epochs_other_incarnations_and_full_slots_are_refused() {
         harness.handle.query(assignment.clone()).await.map(drop),
         harness.handle.notify(Epoch(8), &id("a")).await,
         harness.handle.interrupt(Epoch(8)).await,
-        harness.handle.resolve(Epoch(8), &copy_of(Fence::Local)).await.map(drop),
+        harness.handle.resolve(Epoch(8), &copy_of(FenceMethod::Local)).await.map(drop),
     ] {
         assert!(matches!(answer, Err(CallError::Refused { code: Code::Fenced, .. })), "{answer:?}");
     }
-    assert!(harness.handle.resolve(Epoch(9), &copy_of(Fence::Local)).await.is_ok());
+    assert!(harness.handle.resolve(Epoch(9), &copy_of(FenceMethod::Local)).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
 async fn failures_are_tried_again_when_that_may_help() {
     let harness = Harness::new().await;
-    let copy = harness.running("t", copy_of(Fence::Local)).await;
+    let copy = harness.running("t", copy_of(FenceMethod::Local)).await;
     *copy.durable.lock().unwrap() = 40;
     copy.end.send_replace(Some(failure(Code::Unreachable)));
     let record = harness.until("t", TaskState::Pending).await;
@@ -170,7 +170,7 @@ async fn failures_are_tried_again_when_that_may_help() {
 #[tokio::test(start_paused = true)]
 async fn a_copy_follows_the_desired_state_and_the_limit_of_its_record() {
     let harness = Harness::new().await;
-    let paused = harness.running("p", copy_of(Fence::Local)).await;
+    let paused = harness.running("p", copy_of(FenceMethod::Local)).await;
     harness.write_event("p", TaskEvent::LimitRequested(Some(77)));
     harness.handle.notify(Epoch(1), &id("p")).await.unwrap();
     sleep(Duration::from_millis(50)).await;
@@ -182,13 +182,13 @@ async fn a_copy_follows_the_desired_state_and_the_limit_of_its_record() {
     assert_eq!((record.failures, record.map, record.holder), (0, executor::bytes(30), None));
     assert_eq!(record.attempts[0].outcome.as_deref(), Some("ECancelled"));
 
-    harness.running("c", copy_of(Fence::Local)).await;
+    harness.running("c", copy_of(FenceMethod::Local)).await;
     harness.write_event("c", TaskEvent::CancelRequested);
     harness.handle.notify(Epoch(1), &id("c")).await.unwrap();
     harness.until("c", TaskState::Cancelled).await;
     assert!(!harness.has_claim("c") && harness.has_claim("p"));
 
-    let done = harness.running("d", copy_of(Fence::Local)).await;
+    let done = harness.running("d", copy_of(FenceMethod::Local)).await;
     harness.write_event("d", TaskEvent::CancelRequested);
     done.end.send_replace(Some(End::Succeeded));
     harness.until("d", TaskState::Succeeded).await;
@@ -197,7 +197,7 @@ async fn a_copy_follows_the_desired_state_and_the_limit_of_its_record() {
 #[tokio::test(start_paused = true)]
 async fn success_waits_until_earlier_attempts_have_drained() {
     let harness = Harness::new().await;
-    harness.submit("t", copy_of(Fence::Lease));
+    harness.submit("t", copy_of(FenceMethod::Lease));
     harness.grant("t", "gone");
     harness.write_event("t", TaskEvent::Started { epoch: Epoch(1) });
     harness.revoke("t");
@@ -218,7 +218,7 @@ async fn success_waits_until_earlier_attempts_have_drained() {
 #[tokio::test(start_paused = true)]
 async fn checkpoints_are_stored_and_progress_is_reported_at_limited_rates() {
     let harness = Harness::new().await;
-    let copy = harness.running("t", copy_of(Fence::Local)).await;
+    let copy = harness.running("t", copy_of(FenceMethod::Local)).await;
     let writes = harness.store.writes();
     for second in 1..=20_u64 {
         for part in 0..20 {
@@ -286,7 +286,7 @@ async fn every_line_of_an_attempt_names_it() {
         let logging = logging.with_writer(move || writer.clone()).finish();
         let _logging = tracing::subscriber::set_default(logging);
         let harness = Harness::new().await;
-        harness.submit("t", copy_of(Fence::Lease));
+        harness.submit("t", copy_of(FenceMethod::Lease));
         let first = harness.grant("t", "life");
         harness.revoke("t");
         let assignment = harness.grant("t", "life");

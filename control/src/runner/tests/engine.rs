@@ -41,7 +41,7 @@ impl Fixture {
     }
 
     fn work(&self, destination: &str) -> (Work, oneshot::Receiver<WritePermitRequest>) {
-        let TaskSpec::Copy(copy) = copy_of(Fence::Local) else { unreachable!("it is a copy") };
+        let TaskSpec::Copy(copy) = copy_of(FenceMethod::Local) else { unreachable!("it is a copy") };
         let name = |name: &str| self.path(name).to_str().unwrap().to_owned();
         let copy = CopyTask { source: name("in/a"), destination: name(destination), ..copy };
         let gate = Arc::new(WriteGate::closed());
@@ -339,7 +339,7 @@ async fn a_journal_is_ignored_when_another_writer_has_written_the_destination() 
 async fn destinations_are_resolved_by_the_nodes_that_have_them() {
     let fixture = Fixture::new();
     let resolve = async |destination: &str| {
-        let TaskSpec::Copy(copy) = copy_of(Fence::Local) else { unreachable!("it is a copy") };
+        let TaskSpec::Copy(copy) = copy_of(FenceMethod::Local) else { unreachable!("it is a copy") };
         let copy = CopyTask { destination: destination.to_owned(), ..copy };
         fixture.executor.resolve(&copy.job().unwrap().destination).await.map_err(|error| error.code)
     };

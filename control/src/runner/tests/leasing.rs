@@ -11,7 +11,7 @@ async fn a_copy_that_needs_a_lease_gets_it_before_it_begins_and_keeps_it() {
     sleep(Duration::from_secs(60)).await;
     assert_eq!(harness.store.writes(), idle, "an idle runner writes nothing");
     assert_eq!(harness.handle.lease_left(), Duration::ZERO);
-    let copy = harness.running("t", copy_of(Fence::Lease)).await;
+    let copy = harness.running("t", copy_of(FenceMethod::Lease)).await;
     let now = harness.clock.boot_time();
     assert!(copy.gate.is_open_at(now + Duration::from_secs(5)) && !copy.gate.is_open_at(now + Duration::from_secs(6)));
     let writes = harness.store.writes();
@@ -27,8 +27,8 @@ async fn a_copy_that_needs_a_lease_gets_it_before_it_begins_and_keeps_it() {
 #[tokio::test(start_paused = true)]
 async fn without_renewals_the_gate_closes_and_then_the_copy_is_cut_off() {
     let harness = Harness::new().await;
-    let remote = harness.running("r", copy_of(Fence::Lease)).await;
-    let local = harness.running("l", copy_of(Fence::Local)).await;
+    let remote = harness.running("r", copy_of(FenceMethod::Lease)).await;
+    let local = harness.running("l", copy_of(FenceMethod::Local)).await;
     sleep(Duration::from_secs(30)).await;
     harness.store.cut(true);
     let end = Instant::now() + harness.handle.lease_left();
@@ -54,7 +54,7 @@ async fn without_renewals_the_gate_closes_and_then_the_copy_is_cut_off() {
 #[tokio::test(start_paused = true)]
 async fn a_short_outage_pauses_nothing() {
     let harness = Harness::new().await;
-    let copy = harness.running("t", copy_of(Fence::Lease)).await;
+    let copy = harness.running("t", copy_of(FenceMethod::Lease)).await;
     for _ in 0..10 {
         sleep(Duration::from_secs(2)).await;
         harness.store.cut(true);
@@ -70,8 +70,8 @@ async fn a_short_outage_pauses_nothing() {
 #[tokio::test(start_paused = true)]
 async fn the_end_of_a_session_ends_only_the_copies_under_its_lease() {
     let harness = Harness::new().await;
-    let remote = harness.running("r", copy_of(Fence::Lease)).await;
-    let local = harness.running("l", copy_of(Fence::Local)).await;
+    let remote = harness.running("r", copy_of(FenceMethod::Lease)).await;
+    let local = harness.running("l", copy_of(FenceMethod::Local)).await;
     let gate = Arc::clone(&remote.gate);
     harness.store.expire();
     remote.cancelled.subscribe().wait_for(Option::is_some).await.unwrap();
@@ -97,7 +97,7 @@ async fn the_end_of_a_session_ends_only_the_copies_under_its_lease() {
 #[tokio::test(start_paused = true)]
 async fn a_local_copy_stops_when_its_task_has_another_holder() {
     let harness = Harness::new().await;
-    let copy = harness.running("t", copy_of(Fence::Local)).await;
+    let copy = harness.running("t", copy_of(FenceMethod::Local)).await;
     harness.store.expire();
     harness.write_event("t", TaskEvent::RunnerLost);
     // An operator has confirmed that the node is off.
@@ -116,7 +116,7 @@ async fn a_local_copy_stops_when_its_task_has_another_holder() {
 #[tokio::test(start_paused = true)]
 async fn a_refused_checkpoint_does_not_cost_the_lease() {
     let harness = Harness::new().await;
-    let copy = harness.running("t", copy_of(Fence::Lease)).await;
+    let copy = harness.running("t", copy_of(FenceMethod::Lease)).await;
     for round in 1..=60_u64 {
         *copy.durable.lock().unwrap() = round;
         harness.write_event("t", TaskEvent::LimitRequested(Some(round)));

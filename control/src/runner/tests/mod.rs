@@ -15,7 +15,8 @@ use crate::coord::{CreateMode, Done, Op};
 use crate::execution::{End, Execution, ExecutionHandle, Outcome, WritePermitRequest};
 use crate::model::state_machine::{self, TaskEvent};
 use crate::model::{
-    Claim, CopyTask, DurableMap, Epoch, Fence, Holder, NoopTask, OpId, Registration, Submission, TaskSpec, TaskState,
+    Claim, CopyTask, DurableMap, Epoch, FenceMethod, Holder, NoopTask, OpId, Registration, Submission, TaskSpec,
+    TaskState,
 };
 use crate::peers::{AssignResponse, Assignment};
 use executor::{RecordingLeader, TestCopy, TestExecutor};
@@ -49,7 +50,7 @@ fn holder(incarnation: &str) -> Holder {
     Holder { node: node(), incarnation: Incarnation(incarnation.into()) }
 }
 
-fn copy_of(fence: Fence) -> TaskSpec {
+fn copy_of(fence: FenceMethod) -> TaskSpec {
     TaskSpec::Copy(CopyTask { node: Some(node()), digest: "none".into(), fence, ..CopyTask::example("/in/a", "/in/b") })
 }
 

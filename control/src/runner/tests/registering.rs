@@ -67,7 +67,7 @@ async fn another_process_of_the_same_name_is_left_alone_until_it_is_gone() {
 #[tokio::test(start_paused = true)]
 async fn a_deleted_registration_is_made_again() {
     let harness = Harness::new().await;
-    let remote = harness.running("r", copy_of(Fence::Lease)).await;
+    let remote = harness.running("r", copy_of(FenceMethod::Lease)).await;
     let version = harness.store.get(&paths::runner("n1")).unwrap().stat.version;
     harness.store.write(&[Op::Delete { path: paths::runner("n1"), version }]);
     sleep(Duration::from_millis(100)).await;

@@ -7,7 +7,10 @@ use blockhaul_engine::job::StopReason;
 async fn a_runner_that_stops_returns_its_tasks_notifies_and_deregisters() {
     let harness = Harness::new().await;
     let began = Instant::now();
-    let both = [harness.running("l", copy_of(Fence::Local)).await, harness.running("r", copy_of(Fence::Lease)).await];
+    let both = [
+        harness.running("l", copy_of(FenceMethod::Local)).await,
+        harness.running("r", copy_of(FenceMethod::Lease)).await,
+    ];
     *both[0].durable.lock().unwrap() = 60;
     harness.submit("n", noop(60_000));
     harness.handle.assign(harness.grant("n", "life")).await.unwrap();
@@ -35,7 +38,7 @@ async fn a_runner_that_stops_returns_its_tasks_notifies_and_deregisters() {
 #[tokio::test(start_paused = true)]
 async fn the_registration_is_marked_before_any_copy_stops() {
     let harness = Harness::new().await;
-    let copy = harness.running("t", copy_of(Fence::Local)).await;
+    let copy = harness.running("t", copy_of(FenceMethod::Local)).await;
     let store = harness.store.clone();
     let marked = tokio::spawn(async move {
         copy.cancelled.subscribe().wait_for(Option::is_some).await.unwrap();
@@ -48,7 +51,7 @@ async fn the_registration_is_marked_before_any_copy_stops() {
 #[tokio::test(start_paused = true)]
 async fn a_copy_whose_last_block_was_durable_is_done() {
     let harness = Harness::new().await;
-    let copy = harness.running("t", copy_of(Fence::Local)).await;
+    let copy = harness.running("t", copy_of(FenceMethod::Local)).await;
     copy.end.send_replace(Some(End::Succeeded));
     let (harness, stopped) = harness.stop().await;
     assert_eq!(stopped.left_behind, []);
@@ -58,7 +61,7 @@ async fn a_copy_whose_last_block_was_durable_is_done() {
 #[tokio::test(start_paused = true)]
 async fn a_copy_that_does_not_drain_is_never_returned() {
     let harness = Harness::new().await;
-    let copy = harness.running("t", copy_of(Fence::Local)).await;
+    let copy = harness.running("t", copy_of(FenceMethod::Local)).await;
     copy.drains.send_replace(false);
     let began = Instant::now();
     let (harness, stopped) = harness.stop().await;
@@ -73,7 +76,7 @@ async fn a_copy_that_does_not_drain_is_never_returned() {
 #[tokio::test(start_paused = true)]
 async fn a_copy_that_drains_late_ends_as_requested() {
     let harness = Harness::new().await;
-    let copy = harness.running("t", copy_of(Fence::Local)).await;
+    let copy = harness.running("t", copy_of(FenceMethod::Local)).await;
     copy.drains.send_replace(false);
     harness.write_event("t", TaskEvent::CancelRequested);
     harness.handle.notify(Epoch(1), &id("t")).await.unwrap();
@@ -87,7 +90,7 @@ async fn a_copy_that_drains_late_ends_as_requested() {
 #[tokio::test(start_paused = true)]
 async fn late_requests_to_a_server_count_as_drained_after_a_while() {
     let harness = Harness::new().await;
-    let copy = harness.running("t", copy_of(Fence::Lease)).await;
+    let copy = harness.running("t", copy_of(FenceMethod::Lease)).await;
     copy.drains.send_replace(false);
     harness.write_event("t", TaskEvent::CancelRequested);
     harness.handle.notify(Epoch(1), &id("t")).await.unwrap();
@@ -99,7 +102,7 @@ async fn late_requests_to_a_server_count_as_drained_after_a_while() {
 #[tokio::test(start_paused = true)]
 async fn a_stop_ends_in_time_without_answers() {
     let harness = Harness::new().await;
-    harness.running("t", copy_of(Fence::Local)).await;
+    harness.running("t", copy_of(FenceMethod::Local)).await;
     *harness.leader.is_silent.lock().unwrap() = true;
     harness.store.cut(true);
     let began = Instant::now();
@@ -112,7 +115,7 @@ async fn a_stop_ends_in_time_without_answers() {
 #[tokio::test(start_paused = true)]
 async fn a_task_that_was_accepted_just_now_is_returned_too() {
     let harness = Harness::new().await;
-    harness.submit("t", copy_of(Fence::Lease));
+    harness.submit("t", copy_of(FenceMethod::Lease));
     harness.handle.assign(harness.grant("t", "life")).await.unwrap();
     let (harness, stopped) = harness.stop().await;
     assert_eq!(stopped.left_behind, []);
@@ -123,7 +126,7 @@ async fn a_task_that_was_accepted_just_now_is_returned_too() {
 #[tokio::test(start_paused = true)]
 async fn an_interrupted_runner_returns_its_tasks_and_continues() {
     let harness = Harness::new().await;
-    let copy = harness.running("t", copy_of(Fence::Local)).await;
+    let copy = harness.running("t", copy_of(FenceMethod::Local)).await;
     harness.handle.interrupt(Epoch(1)).await.unwrap();
     harness.handle.interrupt(Epoch(1)).await.unwrap();
     let record = harness.until("t", TaskState::Pending).await;
@@ -141,7 +144,7 @@ async fn an_interrupted_runner_returns_its_tasks_and_continues() {
 #[tokio::test(start_paused = true)]
 async fn a_runner_returns_its_tasks_deregisters_and_registers_again() {
     let harness = Harness::new().await;
-    let copy = harness.running("t", copy_of(Fence::Lease)).await;
+    let copy = harness.running("t", copy_of(FenceMethod::Lease)).await;
     harness.handle.leave().await;
     let record = harness.record("t");
     assert_eq!((record.state, record.failures), (TaskState::Pending, 0));
@@ -221,7 +224,7 @@ async fn more_slots_are_registered_and_used_at_once() {
 #[tokio::test(start_paused = true)]
 async fn an_update_of_unknown_outcome_is_undone() {
     let harness = Harness::new().await;
-    harness.running("t", copy_of(Fence::Local)).await;
+    harness.running("t", copy_of(FenceMethod::Local)).await;
     let store = harness.store.clone();
     // The write of `stopping` is committed, its answer is lost, and the connection is back only after the interrupt.
     let cutting = tokio::spawn(async move {

@@ -155,7 +155,7 @@ fn a_job_cancelled_before_its_start_changes_nothing() {
         prepare(spec, &SupervisedCopy::default(), &JournalService::start().unwrap(), &|| true).unwrap_err().code
     };
     let journal = directory.path().join("journal");
-    let spec = CopySpec { checkpoint: Checkpoint::File(journal.clone()), ..spec(&source, &destination) };
+    let spec = CopySpec { checkpoint: CheckpointLocation::File(journal.clone()), ..spec(&source, &destination) };
     assert_eq!(cancelled(&spec), Code::Cancelled);
     assert!(!destination.exists() && !journal.exists());
     make_file(&destination, 10, &[(0, 10)]);

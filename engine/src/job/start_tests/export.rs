@@ -103,7 +103,7 @@ fn an_earlier_rule_wins_over_a_later_one_with_exports() {
     let into_full = between(local.as_path().into(), full.export(""));
     refused_with(&into_full, Code::SizeMismatch, &["1048576 bytes, 1048576 less", "at least as large"]);
     make_file(&local, MIB, &[]);
-    let into_full = CopySpec { checkpoint: Checkpoint::File(directory.path().join("journal")), ..into_full };
+    let into_full = CopySpec { checkpoint: CheckpointLocation::File(directory.path().join("journal")), ..into_full };
     let before = fs::read(full_image.path().join("image")).unwrap();
     refused_with(&into_full, Code::Exists, &["holds data at byte", "--overwrite"]);
     let overwrite = CopySpec { overwrite: Overwrite::Yes, ..into_full };
@@ -193,7 +193,7 @@ fn a_copy_resumes_with_the_same_export_only() {
     let server = need!(test, Server::nbdkit(&["memory", "1M"]));
     let other = Server::nbdkit(&["memory", "1M"]).unwrap();
     let (directory, local, _) = pair();
-    let checkpoint = Checkpoint::File(directory.path().join("journal"));
+    let checkpoint = CheckpointLocation::File(directory.path().join("journal"));
     let continuation = Continuation::Resume;
     let resume = CopySpec { checkpoint, continuation, ..between(local.as_path().into(), server.export("")) };
     drop(start(&resume).expect("without a journal it is a fresh start"));
@@ -245,7 +245,7 @@ fn changes_are_copied_over_an_older_copy_only() {
 fn the_destination_of_an_unfinished_copy_is_no_older_copy() {
     let (server, _image) = need!("the_destination_of_an_unfinished_copy_is_no_older_copy", with_bitmap());
     let (directory, _, destination) = pair();
-    let checkpoint = Checkpoint::File(directory.path().join("journal"));
+    let checkpoint = CheckpointLocation::File(directory.path().join("journal"));
     let full = CopySpec { checkpoint, ..between(server.export(""), destination.as_path().into()) };
     let changes = CopySpec { changed_since: Some("monday".to_owned()), ..full.clone() };
     let resumed = |spec: &CopySpec| CopySpec { continuation: Continuation::Resume, ..spec.clone() };
@@ -277,7 +277,7 @@ fn a_copy_does_not_resume_with_an_export_of_another_file() {
     let test = "a_copy_does_not_resume_with_an_export_of_another_file";
     let (server, image) = need!(test, image(MIB, &[], &[]));
     let (directory, local, _) = pair();
-    let checkpoint = Checkpoint::File(directory.path().join("journal"));
+    let checkpoint = CheckpointLocation::File(directory.path().join("journal"));
     let block_size = Some(crate::spec::BlockSize::new(65536).unwrap());
     let destination = directory.path().join("destination");
     for (source, destination, code) in [

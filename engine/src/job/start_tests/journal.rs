@@ -15,7 +15,7 @@ fn append(prepared: &mut PreparedCopy, range: ByteRange) {
 fn an_unfinished_journal_needs_a_decision() {
     let (directory, source, destination) = pair();
     let journal = directory.path().join("state/journal");
-    let checkpoint = Checkpoint::File(journal.clone());
+    let checkpoint = CheckpointLocation::File(journal.clone());
     let first = CopySpec { checkpoint, ..spec(&source, &destination) };
     drop(start(&first).unwrap());
     // The journal thread closes the file after its handle is gone; starting waits for that.
@@ -35,7 +35,7 @@ fn an_unfinished_journal_needs_a_decision() {
 fn a_restart_without_a_journal_of_its_own_needs_an_empty_destination() {
     let (directory, source, destination) = pair();
     make_file(&destination, 10, &[(0, 10)]);
-    let checkpoint = Checkpoint::File(directory.path().join("journal"));
+    let checkpoint = CheckpointLocation::File(directory.path().join("journal"));
     let spec = CopySpec { checkpoint, continuation: Continuation::Restart, ..spec(&source, &destination) };
     refused(&spec, Code::Exists, &["--overwrite"]);
 }
@@ -43,7 +43,7 @@ fn a_restart_without_a_journal_of_its_own_needs_an_empty_destination() {
 #[test]
 fn a_copy_resumes_with_the_same_volumes_only() {
     let (directory, source, destination) = pair();
-    let checkpoint = Checkpoint::File(directory.path().join("journal"));
+    let checkpoint = CheckpointLocation::File(directory.path().join("journal"));
     let resume = CopySpec { checkpoint, continuation: Continuation::Resume, ..spec(&source, &destination) };
     let mut first = start(&resume).expect("without a journal it is a fresh start");
     let leaf = u64::from(first.leaf_bytes);
@@ -71,7 +71,7 @@ fn a_copy_resumes_with_the_same_volumes_only() {
 #[test]
 fn a_destination_cut_below_its_durable_bytes_is_a_mismatch() {
     let (directory, source, destination) = pair();
-    let checkpoint = Checkpoint::File(directory.path().join("journal"));
+    let checkpoint = CheckpointLocation::File(directory.path().join("journal"));
     let resume = CopySpec { checkpoint, continuation: Continuation::Resume, ..spec(&source, &destination) };
     let mut first = start(&resume).unwrap();
     append(&mut first, ByteRange::new(0, MIB));
@@ -85,7 +85,7 @@ fn a_destination_cut_below_its_durable_bytes_is_a_mismatch() {
 fn a_journal_on_one_of_the_volumes_is_refused() {
     let (_directory, source, destination) = pair();
     for end in [&source, &destination] {
-        let checkpoint = Checkpoint::File(end.clone());
+        let checkpoint = CheckpointLocation::File(end.clone());
         refused(&CopySpec { checkpoint, ..spec(&source, &destination) }, Code::BadRequest, &["--checkpoint", "itself"]);
         let receipt = Some(end.clone());
         refused(&CopySpec { receipt, ..spec(&source, &destination) }, Code::BadRequest, &["--receipt", "itself"]);
@@ -104,7 +104,7 @@ fn a_journal_below_a_volume_is_refused() {
         for file in [&image, &link] {
             let receipt = Some(file.clone());
             refused(&CopySpec { receipt, ..spec(&from, &to) }, Code::BadRequest, &["--receipt", "holds its bytes"]);
-            let checkpoint = Checkpoint::File(file.clone());
+            let checkpoint = CheckpointLocation::File(file.clone());
             refused(&CopySpec { checkpoint, ..spec(&from, &to) }, Code::BadRequest, &["--checkpoint"]);
         }
     }
@@ -126,11 +126,11 @@ fn a_receipt_replaces_nothing_but_an_older_receipt() {
     fs::remove_file(&file).unwrap();
     // The checkpoint of another copy.
     let other = spec(&source, &directory.path().join("other"));
-    drop(start(&CopySpec { checkpoint: Checkpoint::File(file.clone()), ..other }).unwrap());
+    drop(start(&CopySpec { checkpoint: CheckpointLocation::File(file.clone()), ..other }).unwrap());
     refused(&with(&file), Code::Exists, &["unfinished copy", "--receipt"]);
     assert!(!destination.exists());
     // Its own, on the other hand, becomes the receipt.
-    let checkpoint = Checkpoint::File(directory.path().join("own"));
+    let checkpoint = CheckpointLocation::File(directory.path().join("own"));
     start(&CopySpec { checkpoint, ..with(&directory.path().join("own")) }).unwrap();
 }
 
@@ -140,7 +140,7 @@ fn a_resumed_copy_counts_its_written_bytes_as_free_space() {
     let (directory, source, _) = pair();
     make_file(&source, 3 * MIB, &[(0, 3 << 20)]);
     let destination = mounted.path().join("destination");
-    let checkpoint = Checkpoint::File(directory.path().join("journal"));
+    let checkpoint = CheckpointLocation::File(directory.path().join("journal"));
     let resume = CopySpec { checkpoint, continuation: Continuation::Resume, ..spec(&source, &destination) };
     let first = start(&resume).unwrap();
     first.destination.allocate(ByteRange::new(0, 3 * MIB)).unwrap();
@@ -159,7 +159,7 @@ fn without_identities_only_data_that_is_equal_proves_a_volume() {
     let none = || Content::Undigested;
     for (content, at, proves) in [(zeros(), 1, false), (data(), 0, true), (none(), 0, true), (none(), 1, false)] {
         let (directory, source, destination) = pair();
-        let checkpoint = Checkpoint::File(directory.path().join("journal"));
+        let checkpoint = CheckpointLocation::File(directory.path().join("journal"));
         let block_size = Some(crate::spec::BlockSize::new(65536).unwrap());
         let mut first = start(&CopySpec { checkpoint, block_size, ..spec(&source, &destination) }).unwrap();
         fs::write(&destination, fs::read(&source).unwrap()).unwrap();

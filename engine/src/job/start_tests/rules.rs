@@ -173,7 +173,7 @@ fn permissions_are_checked_as_the_user_of_the_process() {
     chmod(&secret, 0o600);
     chmod(&closed, 0o755);
     chmod(&destination, 0o644);
-    let checkpoint = Checkpoint::File(closed.join("state/journal"));
+    let checkpoint = CheckpointLocation::File(closed.join("state/journal"));
     let new = directory.path().join("new");
     let results = as_nobody(move || {
         let code = |spec: &CopySpec| start(spec).map(drop).map_err(|error| (error.code, error.message));
@@ -234,7 +234,7 @@ fn an_earlier_rule_wins_over_a_later_one() {
     let (small, _image) = LoopDevice::blank(MIB, &[]).unwrap();
     File::options().write(true).open(&small.path).unwrap().write_all_at(&[1; 512], 0).unwrap();
     refused(&spec(&source, &small.path), Code::SizeMismatch, &[]);
-    let checkpoint = Checkpoint::File(directory.path().join("journal"));
+    let checkpoint = CheckpointLocation::File(directory.path().join("journal"));
     let journalled = CopySpec { checkpoint, ..spec(&source, &destination) };
     drop(start(&journalled).unwrap());
     refused(&journalled, Code::Exists, &["not empty"]);

@@ -19,7 +19,7 @@ use crate::model::{OpId, Record, TaskRecord};
 
 /// State of a record's node at some time.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Known {
+pub(crate) struct RecordVersion {
     /// Version of the node.
     pub(crate) version: i32,
     /// Transaction that created the node, if known.
@@ -28,7 +28,7 @@ pub(crate) struct Known {
     pub(crate) op: OpId,
 }
 
-impl Known {
+impl RecordVersion {
     /// Returns what the leader knows now.
     pub(crate) fn of(entry: &TaskEntry) -> Self {
         Self { version: entry.version, created: entry.created, op: entry.record.op.clone() }
@@ -52,7 +52,7 @@ impl Known {
         now < before || (now == before && answer.version < self.version) || self.clashes_with(answer)
     }
 
-    /// As [`Known::is_contradicted_by`], for an answer as received.
+    /// As [`RecordVersion::is_contradicted_by`], for an answer as received.
     pub(crate) fn is_contradicted_by_node(&self, answer: Option<&Node>) -> bool {
         answer.and_then(Self::read).is_some_and(|answer| self.is_contradicted_by(&answer))
     }
@@ -62,8 +62,8 @@ impl Known {
 mod tests {
     use super::*;
 
-    fn known(version: i32, created: Option<i64>, op: &str) -> Known {
-        Known { version, created: created.map(Zxid), op: OpId(op.into()) }
+    fn known(version: i32, created: Option<i64>, op: &str) -> RecordVersion {
+        RecordVersion { version, created: created.map(Zxid), op: OpId(op.into()) }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, strum::EnumString, strum::IntoStaticStr)]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
-pub enum Fence {
+pub enum FenceMethod {
     /// A path of one node: the destination's lock is enough.
     Local,
     /// The earlier runner stops by its own clock before its lease ends.
@@ -19,7 +19,7 @@ pub enum Fence {
     Manual,
 }
 
-impl Fence {
+impl FenceMethod {
     /// Returns its name as clients write it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -40,6 +40,6 @@ impl Fence {
 /// Returns the default fence of a destination: its lock if it is a path, the runner's lease if it is an export (a
 /// server has no lock, and a killed runner's requests may still be in flight).
 #[must_use]
-pub(crate) fn default_fence(destination: &str) -> Fence {
-    if is_network_or_socket(destination) { Fence::Lease } else { Fence::Local }
+pub(crate) fn default_fence(destination: &str) -> FenceMethod {
+    if is_network_or_socket(destination) { FenceMethod::Lease } else { FenceMethod::Local }
 }
