@@ -8,8 +8,8 @@
 //! task is known to have another holder. A stop reaches the copy at once, whatever the attempt waits for. Everything is
 //! logged in the attempt's span.
 
+use super::assignment_records::{AssignmentRecords, Written};
 use super::context::RunnerContext;
-use super::grant::{Grant, Written};
 use super::write_lease::WriteLease;
 use crate::execution::{End, Execution, ExecutionHandle, Outcome, WritePermitRequest, stopped_early};
 use crate::model::state_machine::{self, Checkpoint, TaskEvent};
@@ -30,7 +30,7 @@ const LEASE_CHECK_EVERY: Duration = Duration::from_millis(20);
 /// Attempt of this runner at a task; see the module's head.
 #[derive(Debug)]
 pub(super) struct Attempt {
-    pub grant: Grant,
+    pub records: AssignmentRecords,
     span: Span,
     control: Mutex<Control>,
     signal: watch::Sender<Signal>,
@@ -73,17 +73,17 @@ impl Attempt {
         // Of the highest level, so that every line that is logged has these fields. The number of the attempt is
         // recorded once the record has been read.
         let span = tracing::error_span!(parent: None, "attempt", %task, attempt = field::Empty, %epoch);
-        let grant = Grant::new(task, epoch, holder);
+        let records = AssignmentRecords::new(task, epoch, holder);
         let control = Mutex::new(Control { start_stage: Some(StartStage::Reading), ..Control::default() });
-        Self { grant, span, control, signal: watch::Sender::new(Signal::default()) }
+        Self { records, span, control, signal: watch::Sender::new(Signal::default()) }
     }
 
     pub(super) fn task(&self) -> &TaskId {
-        &self.grant.task
+        &self.records.task
     }
 
     pub(super) fn epoch(&self) -> Epoch {
-        self.grant.epoch
+        self.records.epoch
     }
 
     /// Returns the span in which the attempt logs.
@@ -149,7 +149,7 @@ impl Attempt {
 
     async fn execute(&self, context: &RunnerContext) -> AssignmentStatus {
         let read = tokio::select! { biased;
-            record = self.grant.read(context) => record,
+            record = self.records.read(context) => record,
             () = self.wait_after_stop(context.config.stop_wait) => None,
         };
         let Some(record) = read else { return AssignmentStatus::Unknown };
@@ -270,7 +270,7 @@ impl Attempt {
         };
         let written = tokio::select! { biased;
             reason = self.wait_for_stop() => return Err(stopped_early(reason)),
-            written = self.grant.write(context, begin) => written,
+            written = self.records.write(context, begin) => written,
         };
         match written {
             Written::Done(record) => {
@@ -295,7 +295,7 @@ impl Attempt {
 
     /// Reads the record and applies it, or abandons the attempt if the task has another holder.
     async fn apply_record(&self, context: &RunnerContext) {
-        match self.grant.read(context).await {
+        match self.records.read(context).await {
             Some(record) => self.apply_desired_state(&record),
             None => self.abandon(),
         }

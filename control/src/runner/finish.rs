@@ -5,9 +5,9 @@
 //! task stays with this runner until the process ends, and the destination's lock then shows that the attempt has
 //! drained.
 
+use super::assignment_records::Written;
 use super::attempt::Attempt;
 use super::context::RunnerContext;
-use super::grant::Written;
 use crate::execution::{End, ExecutionHandle, Outcome};
 use crate::model::state_machine::{self, Checkpoint, IllegalTransition, TaskEvent};
 use crate::model::{Failure, FenceMethod, TaskRecord, TaskState};
@@ -70,7 +70,8 @@ impl Attempt {
 
     async fn succeed(&self, context: &RunnerContext, outcome: &Outcome) -> Written {
         loop {
-            let written = self.grant.write(context, |record| succeeded(self, record, outcome, context.unix_ms())).await;
+            let written =
+                self.records.write(context, |record| succeeded(self, record, outcome, context.unix_ms())).await;
             match written {
                 Written::Done(record) if record.state == TaskState::Verifying => {}
                 Written::IllegalTransition(IllegalTransition::NotQuiet, record)
@@ -87,7 +88,7 @@ impl Attempt {
             if let Some(reason) = self.stop_reason() {
                 return self.return_task(context, outcome, outcome_of(reason)).await;
             }
-            if self.grant.read(context).await.is_none() {
+            if self.records.read(context).await.is_none() {
                 return Written::NotOurs;
             }
         }
@@ -109,7 +110,7 @@ impl Attempt {
             };
             state_machine::next(record, event, now_ms)
         };
-        self.grant.write(context, fail).await
+        self.records.write(context, fail).await
     }
 
     async fn return_task(&self, context: &RunnerContext, outcome: &Outcome, code: Code) -> Written {
@@ -120,7 +121,7 @@ impl Attempt {
                 context.unix_ms(),
             )
         };
-        self.grant.write(context, returned).await
+        self.records.write(context, returned).await
     }
 
     /// Deletes the journal, unless a later attempt on this node can use it.

@@ -21,7 +21,7 @@ mod availability;
 mod context;
 mod engine_executor;
 mod finish;
-mod grant;
+mod assignment_records;
 mod handle;
 mod leader_notifier;
 mod node_state;

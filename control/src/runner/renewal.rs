@@ -5,8 +5,8 @@
 //! changed, is left out and the rest is sent again at once, so that it does not cost the lease. If no lease is needed,
 //! only checkpoints are written.
 
+use super::assignment_records::HeldRecords;
 use super::attempt::{Attempt, has_begun};
-use super::grant::Known;
 use super::registration;
 use super::state::RunnerState;
 use super::write_lease::ActiveRegistration;
@@ -47,8 +47,8 @@ struct RenewalState {
 /// Checkpoint that is being written.
 struct DueCheckpoint<'a> {
     attempt: &'a Attempt,
-    known: MutexGuard<'a, Option<Known>>,
-    current: Known,
+    known: MutexGuard<'a, Option<HeldRecords>>,
+    current: HeldRecords,
     after: TaskRecord,
 }
 
@@ -228,9 +228,9 @@ async fn checkpoint<'a>(
     if map.is_empty() {
         return Ok(None);
     }
-    let Some(mut known) = attempt.grant.lock(RECORD_WAIT).await else { return Ok(None) };
-    attempt.grant.refresh(&*registration.session, &mut known).await?;
-    let is_due = |current: &&mut Known| {
+    let Some(mut known) = attempt.records.lock(RECORD_WAIT).await else { return Ok(None) };
+    attempt.records.refresh(&*registration.session, &mut known).await?;
+    let is_due = |current: &&mut HeldRecords| {
         let record = &current.record;
         let is_at_work = has_begun(record) || record.state == TaskState::Cancelling;
         is_at_work && (record.map != map || record.progress.durable != running.progress().durable)

@@ -18,19 +18,19 @@ use tokio::time::timeout;
 /// Time between two reads of a record that another process has to change first.
 const LOST_RETRY: Duration = Duration::from_millis(500);
 
-/// Right to work on a task that a dispatcher has granted.
+/// Reads and writes the record and the claims of one assignment.
 #[derive(Debug)]
-pub(super) struct Grant {
+pub(super) struct AssignmentRecords {
     pub task: TaskId,
     pub epoch: Epoch,
     pub holder: Holder,
     /// `None` before the first read and while the outcome of a write is unknown.
-    known: Mutex<Option<Known>>,
+    known: Mutex<Option<HeldRecords>>,
 }
 
-/// Result of a read.
+/// Record and claims as last read, which this runner holds.
 #[derive(Clone, Debug)]
-pub(super) struct Known {
+pub(super) struct HeldRecords {
     pub record: TaskRecord,
     pub version: i32,
     claims: Vec<GrantedClaim>,
@@ -46,7 +46,7 @@ struct GrantedClaim {
 /// Content of the store.
 enum ReadResult {
     /// This runner holds the task.
-    Ours(Known),
+    Ours(HeldRecords),
     /// Another process holds it, or none.
     NotOurs(Option<TaskRecord>),
 }
@@ -62,7 +62,7 @@ pub(super) enum Written {
     IllegalTransition(IllegalTransition, Box<TaskRecord>),
 }
 
-impl Grant {
+impl AssignmentRecords {
     pub(super) fn new(task: TaskId, epoch: Epoch, holder: Holder) -> Self {
         Self { task, epoch, holder, known: Mutex::new(None) }
     }
@@ -83,13 +83,17 @@ impl Grant {
 
     /// Locks the known record, for a write together with other tasks. `None` if another write holds the lock for longer
     /// than `wait_max`.
-    pub(super) async fn lock(&self, wait_max: Duration) -> Option<MutexGuard<'_, Option<Known>>> {
+    pub(super) async fn lock(&self, wait_max: Duration) -> Option<MutexGuard<'_, Option<HeldRecords>>> {
         timeout(wait_max, self.known.lock()).await.ok()
     }
 
     /// Reads the record and the claims if they are not known, without waiting for a connection. `known` stays `None` if
     /// the task has another holder.
-    pub(super) async fn refresh(&self, session: &dyn Session, known: &mut Option<Known>) -> Result<(), CoordError> {
+    pub(super) async fn refresh(
+        &self,
+        session: &dyn Session,
+        known: &mut Option<HeldRecords>,
+    ) -> Result<(), CoordError> {
         if known.is_none()
             && let ReadResult::Ours(found) = self.read_store(session).await?
         {
@@ -155,7 +159,7 @@ impl Grant {
     async fn commit(
         &self,
         registration: &ActiveRegistration,
-        current: &Known,
+        current: &HeldRecords,
         after: &TaskRecord,
     ) -> Result<Stat, CoordError> {
         let mut ops = vec![registration.check(&self.holder.node)];
@@ -199,7 +203,7 @@ impl Grant {
                 None => return Ok(ReadResult::NotOurs(Some(record))),
             }
         }
-        Ok(ReadResult::Ours(Known { record, version: stat.version, claims }))
+        Ok(ReadResult::Ours(HeldRecords { record, version: stat.version, claims }))
     }
 
     /// Returns the claim on a destination, if it is the one that was granted.
@@ -214,7 +218,7 @@ impl Grant {
     }
 }
 
-impl Known {
+impl HeldRecords {
     /// Returns the operations that write `after` and the claims; the record comes last.
     pub(super) fn ops(&self, after: &TaskRecord) -> Vec<Op> {
         let change = claim_change(&self.record, after);
