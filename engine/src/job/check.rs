@@ -10,14 +10,14 @@
 
 use super::engine_resources::EngineResources;
 use super::finished::{self, FinishedCopy};
+use super::resolved_supervision::ResolvedSupervision;
 use super::start::{StartPoint, checkpoint, fitted, journal_place, leaf_bytes, open_checked};
-use super::supervised_copy::SupervisedCopy;
 use crate::error::{Result, Side};
 use crate::extent::{ByteRange, ExtentKind};
 use crate::journal::JournalService;
 use crate::limits::EXTENTS_PER_SCAN;
 use crate::spec::CopySpec;
-use crate::volume::{OpenedCopy, Purpose, Volume, expected_route, free_bytes, refuse_streams};
+use crate::volume::{OpenMode, OpenedCopy, Volume, expected_route, free_bytes, refuse_streams};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -54,15 +54,15 @@ pub struct CheckReport {
 /// # Errors
 /// The refusals of a copy, in the order of a start.
 pub(crate) fn check(spec: &CopySpec, resources: &EngineResources, cancelled: &dyn Fn() -> bool) -> Result<CheckReport> {
-    let supervised = SupervisedCopy::default();
+    let supervision = ResolvedSupervision::default();
     let volumes = [(&spec.source, Side::Source), (&spec.destination, Side::Destination)];
-    refuse_streams(&volumes, &[checkpoint(spec), spec.receipt.as_deref()], &supervised.access)?;
-    if let Some(FinishedCopy { journal, source, .. }) = finished::find(spec, &supervised.access, cancelled)? {
+    refuse_streams(&volumes, &[checkpoint(spec), spec.receipt.as_deref()], &supervision.access)?;
+    if let Some(FinishedCopy { journal, source, .. }) = finished::find(spec, &supervision.access, cancelled)? {
         let (resumed_bytes, block_size_bytes) = (Some(journal.header().size_bytes), journal.header().leaf_bytes);
         let report = CheckReport { resumed_bytes, block_size_bytes, ..CheckReport::default() };
         return report.counted(source.volume());
     }
-    let (opened, report) = check_start(&fitted(spec, resources)?, &supervised, cancelled)?;
+    let (opened, report) = check_start(&fitted(spec, resources)?, &supervision, cancelled)?;
     resources.refuse_block(report.block_size_bytes)?;
     let path = report.path.map(|path| path.replace("ring", resources.ring()));
     CheckReport { path, ..report }.counted(opened.source.volume())
@@ -71,11 +71,11 @@ pub(crate) fn check(spec: &CopySpec, resources: &EngineResources, cancelled: &dy
 /// The part that does not depend on the engine's configuration.
 pub(super) fn check_start(
     spec: &CopySpec,
-    supervised: &SupervisedCopy,
+    supervision: &ResolvedSupervision,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<(OpenedCopy, CheckReport)> {
     let reopen = |path: &_| JournalService::check_reopen(path).map(|reader| ((), reader));
-    let (opened, start) = open_checked(spec, supervised, Purpose::Check, &reopen, cancelled)?;
+    let (opened, start) = open_checked(spec, supervision, OpenMode::Check, &reopen, cancelled)?;
     let (block_size_bytes, resumed_bytes) = match start {
         StartPoint::Resumed((), earlier, _) => (earlier.header().leaf_bytes, Some(earlier.durable().bytes())),
         StartPoint::Fresh => {

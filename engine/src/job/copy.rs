@@ -7,9 +7,9 @@ use super::prepared_pass::{ComparedVolumes, CopyInputs, PreparedPass};
 use super::protection::Protection;
 use super::recorder::{JournalRecorder, Recorder};
 use super::report_builder::ReportBuilder;
+use super::resolved_supervision::{ResolvedSupervision, record_undigested};
 use super::segments::Expectation;
 use super::start::{PreparedCopy, fitted, prepare};
-use super::supervised_copy::{SupervisedCopy, record_undigested};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, RangeSet};
 use crate::journal::{Finish, FinishedJournal, JournalFile, JournalLocation, JournalReader};
@@ -31,7 +31,7 @@ pub(crate) fn copy(spec: &CopySpec, supervision: Supervision, resources: &Engine
     let mut report = ReportBuilder::open(resources, job);
     let outcome = Copy {
         spec,
-        supervised: SupervisedCopy::new(supervision, job.control.revoker()),
+        supervision: ResolvedSupervision::new(supervision, job.control.revoker()),
         claims: false,
         resources,
         control: &job.control,
@@ -46,7 +46,7 @@ pub(crate) fn copy(spec: &CopySpec, supervision: Supervision, resources: &Engine
 /// A copy under way.
 struct Copy<'a, 'b> {
     spec: &'a CopySpec,
-    supervised: SupervisedCopy,
+    supervision: ResolvedSupervision,
     /// Whether a supervisor has claimed that a part of it is durable.
     claims: bool,
     resources: &'a EngineResources,
@@ -63,13 +63,13 @@ impl Copy<'_, '_> {
         let CopySpec { source, destination, checkpoint, receipt, .. } = self.spec;
         let checkpoint = if let CheckpointLocation::File(path) = checkpoint { Some(path.as_path()) } else { None };
         let volumes = [(source, Side::Source), (destination, Side::Destination)];
-        refuse_streams(&volumes, &[checkpoint, receipt.as_deref()], &self.supervised.access)?;
+        refuse_streams(&volumes, &[checkpoint, receipt.as_deref()], &self.supervision.access)?;
         if self.was_finished()? {
             return Ok(());
         }
         let control = Arc::clone(self.control);
         let prepared =
-            prepare(&fitted(self.spec, self.resources)?, &self.supervised, &self.resources.journals, &|| {
+            prepare(&fitted(self.spec, self.resources)?, &self.supervision, &self.resources.journals, &|| {
                 control.cancelled().is_some()
             })?;
         [&prepared.source, &prepared.destination].into_iter().for_each(|volume| self.report.add_volume(volume));
@@ -90,7 +90,7 @@ impl Copy<'_, '_> {
             }
             control.add_durable_sample(&known);
         }
-        control.add_durable_sample(&self.supervised.known());
+        control.add_durable_sample(&self.supervision.known());
         control.set_source_identity(source_identity(&*source, self.spec.changed_since.as_deref()).to_text());
         let recorder = self.move_blocks(prepared)?;
         let checked = destination.check_in_place().and_then(|()| {
@@ -119,7 +119,7 @@ impl Copy<'_, '_> {
     fn was_finished(&mut self) -> Result<bool> {
         let control = Arc::clone(self.control);
         let cancelled = || control.cancelled().is_some();
-        let Some(found) = finished::find(self.spec, &self.supervised.access, &cancelled)? else { return Ok(false) };
+        let Some(found) = finished::find(self.spec, &self.supervision.access, &cancelled)? else { return Ok(false) };
         let FinishedCopy { path, journal, source, destination } = found;
         let header = journal.header();
         let (size, leaf_bytes) = (header.size_bytes, header.leaf_bytes);
@@ -219,7 +219,7 @@ impl Copy<'_, '_> {
     ) -> Result<Option<[u8; 32]>> {
         if self.spec.sync == Sync::No {
             // What was not flushed before is flushed now.
-            self.supervised.wait_for_gate(&|| self.control.cancelled().is_some())?;
+            self.supervision.wait_for_gate(&|| self.control.cancelled().is_some())?;
         }
         self.report.verified_from = Some(destination.evict()?);
         let expectation = Expectation::Journal(Box::new(journal), Some(Arc::clone(source)));

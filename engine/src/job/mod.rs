@@ -5,7 +5,7 @@
 //! one `JobControl` for all of them.
 
 pub(crate) mod engine_resources;
-pub(crate) mod supervised_copy;
+pub(crate) mod resolved_supervision;
 pub(crate) mod content_check;
 pub(crate) mod start;
 pub(crate) mod segments;

@@ -7,7 +7,7 @@
 
 use super::content_check::ContentCheck;
 use super::engine_resources::EngineResources;
-use super::supervised_copy::SupervisedCopy;
+use super::resolved_supervision::ResolvedSupervision;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, RangeSet};
 use crate::journal::{
@@ -18,7 +18,7 @@ use crate::limits::{BLOCK_BYTES_DIRECT, BLOCK_BYTES_SMALL};
 use crate::shown::Shown;
 use crate::spec::{BlockSize, CheckpointLocation, Continuation, CopySpec, Overwrite};
 use crate::volume::{
-    Identity, KnownZero, LockWait, OpenVolume, OpenedCopy, Purpose, Route, UnprovenIdentity, Volume, VolumeKind,
+    Identity, KnownZero, LockWait, OpenMode, OpenVolume, OpenedCopy, Route, UnprovenIdentity, Volume, VolumeKind,
     bypass_caches, choose_block, is_destination, may_keep, probe, refuse_block, refuse_contradiction, refuse_file_of,
     refuse_full, refuse_half_copy, refuse_other, source_identity,
 };
@@ -65,17 +65,17 @@ pub(crate) struct PreparedCopy {
 /// `ECancelled` until the destination is touched; `EUnreachable` and `EProtocol` of servers.
 pub(crate) fn prepare(
     spec: &CopySpec,
-    supervised: &SupervisedCopy,
+    supervision: &ResolvedSupervision,
     journals: &JournalService,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<PreparedCopy> {
-    let (opened, start) = open_checked(spec, supervised, Purpose::Copy, &|path| journals.reopen(path), cancelled)?;
-    supervised.ask_admission(&opened, matches!(start, StartPoint::Resumed(..)))?;
+    let (opened, start) = open_checked(spec, supervision, OpenMode::Copy, &|path| journals.reopen(path), cancelled)?;
+    supervision.ask_admission(&opened, matches!(start, StartPoint::Resumed(..)))?;
     refuse_cancelled(cancelled)?;
     if opened.is_created() {
         opened.destination.volume().sync_parent()?;
     }
-    let changes = FirstChanges { spec, supervised, cancelled };
+    let changes = FirstChanges { spec, supervision, cancelled };
     match start {
         StartPoint::Resumed(journal, earlier, _) => changes.go_on(opened, journal, *earlier),
         StartPoint::Fresh => changes.start_fresh(opened, journals),
@@ -86,23 +86,23 @@ pub(crate) fn prepare(
 /// opens the journal of an earlier run. Until [`OpenedCopy::keep`] the destination holds what it held before.
 pub(super) fn open_checked<J>(
     spec: &CopySpec,
-    supervised: &SupervisedCopy,
-    purpose: Purpose,
+    supervision: &ResolvedSupervision,
+    mode: OpenMode,
     reopen: &dyn Fn(&Path) -> Result<(J, JournalReader)>,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<(OpenedCopy, StartPoint<J>)> {
     refuse_contradiction(spec)?;
-    supervised.refuse_unwanted(spec)?;
-    let mut opened = open(spec, supervised, purpose, cancelled)?;
+    supervision.refuse_unwanted(spec)?;
+    let mut opened = open(spec, supervision, mode, cancelled)?;
     refuse_journal_on_volume(spec, &opened)?;
     let start = decide(spec, reopen, &opened, cancelled)?;
-    supervised.refuse_lost(&opened)?;
+    supervision.refuse_lost(&opened)?;
     bypass_caches(spec, &mut opened.source, &mut opened.destination)?;
     opened.source.volume().check_end(Side::Source)?;
     if let StartPoint::Resumed(_, earlier, unproven) = &start {
         refuse_other_content(spec, earlier, *unproven, &opened, cancelled)?;
     }
-    supervised.refuse_others(&opened, cancelled)?;
+    supervision.refuse_others(&opened, cancelled)?;
     refuse_full(&opened.source, &opened.destination, spec, cancelled)?;
     refuse_cancelled(cancelled)?;
     Ok((opened, start))
@@ -150,14 +150,14 @@ fn earlier_journal(spec: &CopySpec) -> Result<Option<JournalReader>> {
 /// Opens both ends. A destination that a checkpoint is about must be there already.
 fn open(
     spec: &CopySpec,
-    supervised: &SupervisedCopy,
-    purpose: Purpose,
+    supervision: &ResolvedSupervision,
+    mode: OpenMode,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<OpenedCopy> {
     let rights = || refuse_unwritable_journal(spec);
     let missing = || match (spec.continuation, earlier_journal(spec)) {
         (Continuation::Refuse | Continuation::Restart, _) | (Continuation::Resume, Ok(None)) => {
-            refuse_missing(spec).and_then(|()| supervised.refuse_missing(spec))
+            refuse_missing(spec).and_then(|()| supervision.refuse_missing(spec))
         }
         (Continuation::Resume, Err(error)) => Err(error),
         (Continuation::Resume, Ok(Some(journal))) => {
@@ -168,7 +168,7 @@ fn open(
         }
     };
     let lock_wait = LockWait::new(spec.lock_wait, cancelled);
-    OpenedCopy::open(spec, &supervised.access, &lock_wait, purpose, &rights, &missing)
+    OpenedCopy::open(spec, &supervision.access, &lock_wait, mode, &rights, &missing)
 }
 
 /// A copy of changes is of use to an older copy only.
@@ -311,7 +311,7 @@ fn refuse_data(spec: &CopySpec, opened: &OpenedCopy, has_journal: bool) -> Resul
 /// Makes the first changes to a destination; the gate is checked before each of them.
 struct FirstChanges<'a> {
     spec: &'a CopySpec,
-    supervised: &'a SupervisedCopy,
+    supervision: &'a ResolvedSupervision,
     cancelled: &'a dyn Fn() -> bool,
 }
 
@@ -321,10 +321,10 @@ impl FirstChanges<'_> {
         let leaf_bytes = leaf_bytes(spec, &opened)?;
         let mut journal = journals.create(journal_place(spec), &header(spec, &opened, leaf_bytes))?;
         let before = opened.destination.volume().size_bytes();
-        let is_fresh = !self.supervised.has_claims();
+        let is_fresh = !self.supervision.has_claims();
         let touched = self.touch(&mut opened, is_fresh, before).and_then(|touched| {
             let size = opened.source.volume().size_bytes();
-            let claimed = self.supervised.record(&mut journal, &RangeSet::new(), size, leaf_bytes)?;
+            let claimed = self.supervision.record(&mut journal, &RangeSet::new(), size, leaf_bytes)?;
             Ok((touched, claimed))
         });
         match touched {
@@ -345,7 +345,7 @@ impl FirstChanges<'_> {
     fn go_on(&self, mut opened: OpenedCopy, mut journal: JournalFile, earlier: JournalReader) -> Result<PreparedCopy> {
         let touched = self.touch(&mut opened, false, earlier.header().destination.size_bytes)?;
         let (size, leaf_bytes) = (earlier.header().size_bytes, earlier.header().leaf_bytes);
-        let claimed = self.supervised.record(&mut journal, earlier.durable(), size, leaf_bytes)?;
+        let claimed = self.supervision.record(&mut journal, earlier.durable(), size, leaf_bytes)?;
         Ok(prepared(opened, touched, leaf_bytes, journal, Some(earlier), claimed))
     }
 
@@ -375,7 +375,7 @@ impl FirstChanges<'_> {
     }
 
     fn wait_for_gate(&self) -> Result<()> {
-        self.supervised.wait_for_gate(self.cancelled)
+        self.supervision.wait_for_gate(self.cancelled)
     }
 }
 

@@ -8,8 +8,8 @@ use super::local::LocalVolume;
 use super::lock::{LockWait, lock_file, open_device, refuse_claimed};
 use super::node::{Node, NodeKind, absolute, errno};
 use super::open_for_reading::OpenSource;
+use super::open_mode::OpenMode;
 use super::open_volume::OpenVolume;
-use super::purpose::Purpose;
 use super::route::open_unnamed;
 use super::topology::kernel_filesystem;
 use crate::error::{Code, Error, Operation, Result, Side};
@@ -76,14 +76,14 @@ pub(super) fn open_destination(
     given: Option<&OpenedDestination>,
     source: &OpenSource,
     lock_wait: &LockWait<'_>,
-    purpose: Purpose,
+    mode: OpenMode,
     missing: &dyn Fn() -> Result<()>,
 ) -> Result<(OpenVolume, CreatedBy)> {
     if let Some(given) = given {
         return open_given(spec, path, given, source, lock_wait);
     }
     for _ in 0..REPLACED_MAX {
-        if let Some((file, kind, creation)) = try_destination(spec, path, source, lock_wait, purpose, missing)? {
+        if let Some((file, kind, creation)) = try_destination(spec, path, source, lock_wait, mode, missing)? {
             let path = absolute(path, Side::Destination)?;
             let mut local = LocalVolume::new(kind, file, path.as_path().into(), Side::Destination)?;
             if let (LocalVolume::File(file), CreatedBy::Placeholder) = (&mut local, &creation) {
@@ -103,12 +103,12 @@ fn try_destination(
     path: &Path,
     source: &OpenSource,
     lock_wait: &LockWait<'_>,
-    purpose: Purpose,
+    mode: OpenMode,
     missing: &dyn Fn() -> Result<()>,
 ) -> Result<Option<(File, NodeKind, CreatedBy)>> {
     let Some(node) = Node::look_up(path, Side::Destination)? else {
         missing()?;
-        let created = create_destination(spec, path, source, lock_wait, purpose)?;
+        let created = create_destination(spec, path, source, lock_wait, mode)?;
         return Ok(created.map(|(file, creation)| (file, NodeKind::File, creation)));
     };
     let file = open_locked(spec, &node, source, lock_wait)?;
@@ -182,7 +182,7 @@ fn create_destination(
     path: &Path,
     source: &OpenSource,
     lock_wait: &LockWait<'_>,
-    purpose: Purpose,
+    mode: OpenMode,
 ) -> Result<Option<(File, CreatedBy)>> {
     let path = absolute(path, Side::Destination)?;
     let directory = path.parent().unwrap_or(Path::new("/"));
@@ -194,10 +194,10 @@ fn create_destination(
         return Err(error);
     }
     // No more readable than the source: the content is the same.
-    let mode = source.mode() | 0o600;
+    let permissions = source.mode() | 0o600;
     let mut options = OpenOptions::new();
-    options.read(true).write(true).create_new(true).mode(mode).custom_flags(libc::O_CLOEXEC);
-    if purpose == Purpose::Check {
+    options.read(true).write(true).create_new(true).mode(permissions).custom_flags(libc::O_CLOEXEC);
+    if mode == OpenMode::Check {
         refuse_dangling(&path)?;
         let file = open_placeholder(directory, &path, &options).map_err(|e| refused_writing(&path, &e))?;
         return Ok(Some((file, CreatedBy::Placeholder)));

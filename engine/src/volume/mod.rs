@@ -5,7 +5,7 @@
 //! locking, refusing and probing happen once, at the start of a job, in `open_copy` and `route`.
 //!
 //! The kind of a volume is asked for only while a job is prepared: where its volumes are opened and checked (here and
-//! in `job::start`, `job::supervised_copy` and `job::compare`), where its pass is built (`job::prepared_pass`: space is
+//! in `job::start`, `job::resolved_supervision` and `job::compare`), where its pass is built (`job::prepared_pass`: space is
 //! reserved in files only), and where a channel, the rate and the protection look whether there is an export. No worker
 //! asks while blocks move: the channel has decided how its operations are submitted.
 
@@ -16,7 +16,7 @@ mod destination;
 mod device;
 mod kernel_calls;
 mod open_volume;
-mod purpose;
+mod open_mode;
 mod export;
 mod file;
 pub(crate) mod filesystem;
@@ -68,9 +68,9 @@ pub(crate) use incremental::{refuse_half_copy, source_identity};
 pub(crate) use kernel_calls::{clone_range, write_without_waiting};
 pub(crate) use lock::LockWait;
 pub(crate) use open_copy::OpenedCopy;
+pub(crate) use open_mode::OpenMode;
 pub(crate) use open_volume::OpenVolume;
 pub(crate) use persistent_ids::IDS_BYTES_MAX;
-pub(crate) use purpose::Purpose;
 pub(crate) use resume_check::{UnprovenIdentity, is_destination, refuse_changed_source, refuse_other};
 pub(crate) use route::{KnownZero, Route, bypass_caches, expected_route, open_unnamed, probe, refuse_contradiction};
 pub(crate) use standard_streams::refuse_streams;

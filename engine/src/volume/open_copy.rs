@@ -11,8 +11,8 @@ use super::lock::LockWait;
 use super::node::Node;
 use super::occupancy::Occupied;
 use super::open_for_reading::{OpenSource, ReadOptions, open_export};
+use super::open_mode::OpenMode;
 use super::open_volume::OpenVolume;
-use super::purpose::Purpose;
 use super::{Locator, NbdUri, Volume, VolumeKind, kernel_calls};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::spec::CopySpec;
@@ -79,7 +79,7 @@ impl OpenedCopy {
         spec: &CopySpec,
         access: &VolumeAccess,
         lock_wait: &LockWait<'_>,
-        purpose: Purpose,
+        mode: OpenMode,
         rights: &dyn Fn() -> Result<()>,
         missing: &dyn Fn() -> Result<()>,
     ) -> Result<Self> {
@@ -101,7 +101,7 @@ impl OpenedCopy {
         source.end.watch()?;
         let (destination, creation) = match &spec.destination {
             Locator::Path(path) => {
-                open_destination(spec, path, access.destination.as_ref(), &source, lock_wait, purpose, missing)?
+                open_destination(spec, path, access.destination.as_ref(), &source, lock_wait, mode, missing)?
             }
             Locator::Nbd(uri) => {
                 refuse_same_export(spec)?;

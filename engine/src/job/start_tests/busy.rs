@@ -45,7 +45,7 @@ fn a_locked_destination_is_busy_after_the_wait() {
     let error = refused(&patient, Code::Busy, &["another copy", "--lock-wait"]);
     assert!(error.retryable);
     let cancelled =
-        prepare(&patient, &SupervisedCopy::default(), &JournalService::start().unwrap(), &|| true).unwrap_err();
+        prepare(&patient, &ResolvedSupervision::default(), &JournalService::start().unwrap(), &|| true).unwrap_err();
     assert_eq!(cancelled.code, Code::Cancelled);
     let long = CopySpec { lock_wait: Duration::from_secs(3600), ..patient };
     let waiter = std::thread::spawn(move || start(&long).map(drop));
@@ -80,7 +80,7 @@ fn a_destination_replaced_while_its_lock_is_waited_for_is_opened_again() {
             _ = waits.send(());
             false
         };
-        prepare(&spec, &SupervisedCopy::default(), &JournalService::start().unwrap(), &tell)
+        prepare(&spec, &ResolvedSupervision::default(), &JournalService::start().unwrap(), &tell)
     });
     waiting.recv().expect("it tries the lock of the old file");
     let fresh = directory.path().join("fresh");
@@ -152,7 +152,7 @@ fn a_component_of_a_mapped_device_is_busy_at_once() {
 fn a_job_cancelled_before_its_start_changes_nothing() {
     let (directory, source, destination) = pair();
     let cancelled = |spec: &CopySpec| {
-        prepare(spec, &SupervisedCopy::default(), &JournalService::start().unwrap(), &|| true).unwrap_err().code
+        prepare(spec, &ResolvedSupervision::default(), &JournalService::start().unwrap(), &|| true).unwrap_err().code
     };
     let journal = directory.path().join("journal");
     let spec = CopySpec { checkpoint: CheckpointLocation::File(journal.clone()), ..spec(&source, &destination) };

@@ -132,7 +132,8 @@ fn a_silent_server_does_not_delay_a_cancel() {
     let cancelled = || looks.fetch_add(1, std::sync::atomic::Ordering::Relaxed) > 0;
     let network = crate::spec::NetworkTerms { request_timeout: Duration::from_secs(3600), ..Default::default() };
     let copy = CopySpec { network, ..between(source.into(), destination) };
-    let error = prepare(&copy, &SupervisedCopy::default(), &JournalService::start().unwrap(), &cancelled).unwrap_err();
+    let error =
+        prepare(&copy, &ResolvedSupervision::default(), &JournalService::start().unwrap(), &cancelled).unwrap_err();
     assert_eq!(error.code, Code::Cancelled, "{error}");
 }
 

@@ -32,12 +32,12 @@ fn spec(source: &Path, destination: &Path) -> CopySpec {
 }
 
 fn start(spec: &CopySpec) -> Result<PreparedCopy> {
-    prepare(spec, &SupervisedCopy::default(), &JournalService::start().unwrap(), &|| false)
+    prepare(spec, &ResolvedSupervision::default(), &JournalService::start().unwrap(), &|| false)
 }
 
 /// A check of the same copy.
 fn check(spec: &CopySpec) -> Result<()> {
-    check_start(spec, &SupervisedCopy::default(), &|| false).map(drop)
+    check_start(spec, &ResolvedSupervision::default(), &|| false).map(drop)
 }
 
 /// The refusal of a copy, and of its check, which must have left the destination (if there is one) alone.

@@ -16,18 +16,18 @@ use std::sync::{Arc, mpsc};
 
 /// Supervision of a copy, resolved. By default without admission and claimed ranges.
 #[derive(Default)]
-pub(crate) struct SupervisedCopy {
+pub(crate) struct ResolvedSupervision {
     pub access: VolumeAccess,
     admission: Option<Arc<dyn Admission>>,
     durable: RangeSet,
     evidence: VolumeEvidence,
 }
 
-impl fmt::Debug for SupervisedCopy {
+impl fmt::Debug for ResolvedSupervision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { access, admission, durable, evidence: _ } = self;
         let is_asked = admission.is_some();
-        f.debug_struct("SupervisedCopy")
+        f.debug_struct("ResolvedSupervision")
             .field("access", access)
             .field("asks", &is_asked)
             .field("durable", durable)
@@ -35,7 +35,7 @@ impl fmt::Debug for SupervisedCopy {
     }
 }
 
-impl SupervisedCopy {
+impl ResolvedSupervision {
     /// Creates the supervision of a job whose connections `revoker` can reset; the revoker holds the gate.
     pub(crate) fn new(supervision: Supervision, revoker: &Arc<ConnectionRevoker>) -> Self {
         let Supervision { gate: _, admission, durable, evidence, source, destination } = supervision;
