@@ -9,6 +9,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod async_spawn;
 pub mod clock;
 pub mod cluster;
 pub mod config;
@@ -22,7 +23,6 @@ pub mod model;
 pub mod node;
 pub mod peers;
 mod policy;
-mod process;
 pub mod rpc;
 pub mod runner;
 pub mod standard_streams;

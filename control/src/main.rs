@@ -7,7 +7,7 @@
 mod logging;
 
 use blockhaul_control::config::RawConfig;
-use blockhaul_control::node::{Node, NodeControl, Stop};
+use blockhaul_control::node::{Node, NodeHandle, Stop};
 use blockhaul_control::standard_streams::{self, Priority};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::resource_check::{RUNTIME_DESCRIPTORS, require_descriptors, require_threads};
@@ -110,8 +110,8 @@ fn start(events: Sender<Event>, seen: &Receiver<Event>) -> std::result::Result<(
     require_threads(available_parallelism().map_or(1, NonZero::get) + BLOCKING_THREADS, "start a runtime")?;
     let runtime = Builder::new_multi_thread().enable_all().thread_name("taskd").build();
     let runtime = runtime.map_err(|error| Error::io(Side::Engine, Operation::Start, &error, "start a runtime"))?;
-    let control = NodeControl::default();
-    let controlled = control.clone();
+    let node = NodeHandle::default();
+    let handle = node.clone();
     let (resolved, config) = channel();
     runtime.spawn(async move {
         let mut ending = Ending(events, None);
@@ -120,11 +120,11 @@ fn start(events: Sender<Event>, seen: &Receiver<Event>) -> std::result::Result<(
         let config = looked_up.unwrap_or_else(|error| Err(Error::internal(Operation::Parse, error.to_string())));
         let _ = resolved.send(config.is_ok());
         ending.1 = Some(match config {
-            Ok(config) => Node::controlled_by(config, controlled).run_to_end().await,
+            Ok(config) => Node::with_handle(config, handle).run_to_end().await,
             Err(error) => Err(error),
         });
     });
-    let result = own(seen, &control, &logging);
+    let result = own(seen, &node, &logging);
     // It ends with the process: dropping it could wait for what hangs.
     std::mem::forget(runtime);
     let is_resolved = config.try_recv().unwrap_or(true);
@@ -132,27 +132,27 @@ fn start(events: Sender<Event>, seen: &Receiver<Event>) -> std::result::Result<(
 }
 
 /// Waits for the node's end: bounded after the first request to stop, briefly after the second.
-fn own(events: &Receiver<Event>, control: &NodeControl, logging: &Logging) -> Result<()> {
+fn own(events: &Receiver<Event>, node: &NodeHandle, logging: &Logging) -> Result<()> {
     let mut deadline: Option<Instant> = None;
     loop {
         let left =
             deadline.map_or(Duration::from_secs(3600), |deadline| deadline.saturating_duration_since(Instant::now()));
         match events.recv_timeout(left) {
             Ok(Event::Ended(result)) => return result,
-            Ok(Event::Signal(SIGHUP)) => reload(control, logging),
+            Ok(Event::Signal(SIGHUP)) => reload(node, logging),
             Ok(Event::Signal(SIGQUIT | SIGUSR1)) => {
-                tracing::warn!(state = %control.state(), "state, as asked by a signal")
+                tracing::warn!(state = %node.state(), "state, as asked by a signal")
             }
             Ok(Event::Signal(_)) if deadline.is_none() => {
                 deadline = Some(Instant::now() + STOP_MAX);
-                control.stopper().stop(Stop::Drained);
+                node.stopper().stop(Stop::Drained);
             }
             Ok(Event::Signal(_)) => {
                 tracing::warn!(
                     "stopping at once after a second signal: tasks that were not returned are reassigned when the session expires"
                 );
                 deadline = deadline.min(Some(Instant::now() + FAST_STOP_MAX));
-                control.stopper().stop(Stop::Fast);
+                node.stopper().stop(Stop::Fast);
             }
             Err(RecvTimeoutError::Timeout) if deadline.is_some() => {
                 tracing::error!("not stopped in time: exiting");
@@ -167,13 +167,13 @@ fn own(events: &Receiver<Event>, control: &NodeControl, logging: &Logging) -> Re
 }
 
 /// Reads the file of `--config` and the certificates again. Invalid settings change nothing.
-fn reload(control: &NodeControl, logging: &Logging) {
-    control.read_certificates();
+fn reload(node: &NodeHandle, logging: &Logging) {
+    node.read_certificates();
     let read = || -> Result<()> {
         let raw = RawConfig::try_parse().map_err(|error| Error::bad_request(error.to_string()))?.with_file()?;
         let limits = raw.limits()?;
         logging.change(raw.log.as_deref())?;
-        if !control.limit(limits) {
+        if !node.limit(limits) {
             tracing::warn!("still starting: limits unchanged");
         }
         Ok(())

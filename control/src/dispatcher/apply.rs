@@ -2,7 +2,7 @@
 
 use super::cluster_state::FenceProgress;
 use super::decide::{CALL_EVERY, QUERY_EVERY, is_final};
-use super::event::{Call, CallResult, Event, Purpose};
+use super::event::{Call, CallResult, Event, WriteOrigin};
 use super::now::Now;
 use super::rollback_detection::RecordVersion;
 use super::tasks::{AssignReply, WriteFailure};
@@ -30,10 +30,10 @@ impl Dispatcher {
             Event::Listed(listed) => self.apply_list(listed),
             Event::Read { read, task, known } => self.apply_read(&task, known.as_ref(), read),
             Event::Fleet(read) => self.apply_fleet(read),
-            Event::Written { task, purpose, written, took } => {
+            Event::Written { task, origin, written, took } => {
                 self.writes_inflight -= 1;
                 self.config.metrics.store.observe(took.as_secs_f64());
-                self.apply_written(&task, purpose, written);
+                self.apply_written(&task, origin, written);
             }
             Event::Resolved { task, to, answer } => {
                 self.calls_inflight -= 1;
@@ -157,7 +157,7 @@ impl Dispatcher {
         }
     }
 
-    fn apply_written(&mut self, id: &TaskId, purpose: Purpose, written: Written) {
+    fn apply_written(&mut self, id: &TaskId, origin: WriteOrigin, written: Written) {
         let now = self.now();
         if let Some(entry) = self.cluster.tasks.get_mut(id) {
             entry.runtime.is_busy = false;
@@ -177,7 +177,7 @@ impl Dispatcher {
                 if let (Some(entry), Some(grant)) = (self.cluster.tasks.get_mut(id), grant) {
                     entry.grant = Some(grant);
                 }
-                self.on_written(id, purpose);
+                self.on_written(id, origin);
             }
             Written::Changed(node) => {
                 // The stored record counts even if its version is lower than the known one: `observe` would ignore it.
@@ -193,13 +193,13 @@ impl Dispatcher {
                     // The record is unchanged: a claim that keeps changing has refused the write.
                     self.cluster.delay_writes(id, now.boot + WRITE_RETRY);
                 }
-                self.on_conflict(id, purpose);
+                self.on_conflict(id, origin);
             }
             Written::Denied(denial) => {
                 self.cluster.unreserve(id, now.boot);
                 self.note_write_failure(id, format!("{denial}; the task continues once that is changed"), now.boot);
                 self.cluster.delay_writes(id, now.boot + DENIED_RETRY);
-                self.on_denied(id, purpose, &denial);
+                self.on_denied(id, origin, &denial);
             }
             Written::Claimed(claim) => {
                 self.cluster.unreserve(id, now.boot);
@@ -209,7 +209,7 @@ impl Dispatcher {
                     now.boot,
                 );
                 self.cluster.delay_writes(id, now.boot + DENIED_RETRY);
-                self.on_failed(id, purpose, &CoordError::NotConnected);
+                self.on_failed(id, origin, &CoordError::NotConnected);
             }
             Written::Failed(error) => {
                 self.note_write_failure(id, error.to_string(), now.boot);
@@ -219,7 +219,7 @@ impl Dispatcher {
                 self.cluster.unreserve(id, now.boot);
                 let is_hopeless = matches!(error, CoordError::TooLarge { .. });
                 self.cluster.delay_writes(id, now.boot + if is_hopeless { DENIED_RETRY } else { WRITE_RETRY });
-                self.on_failed(id, purpose, &error);
+                self.on_failed(id, origin, &error);
             }
             Written::LostLeadership => self.ending = Some(Ending::LostLeadership),
             Written::HistoryLost => self.on_history_lost(id),

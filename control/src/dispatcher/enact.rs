@@ -5,7 +5,7 @@ use super::backoff::Backoff;
 use super::cluster_state::FenceProgress;
 use super::decide::CALL_EVERY;
 use super::decision::Decision;
-use super::event::{Call, CallResult, Event, Purpose};
+use super::event::{Call, CallResult, Event, WriteOrigin};
 use super::now::Now;
 use super::rollback_detection::RecordVersion;
 use super::write::{Change, Writer, Written};
@@ -30,7 +30,7 @@ impl Dispatcher {
                     let (state, ended_ms) = (entry.record.state.as_str(), entry.record.updated_ms);
                     tracing::info!(%task, state, ended_ms, tasks = self.cluster.tasks.len(), "purging an ended task");
                 }
-                self.delete(&task, Purpose::Decided);
+                self.delete(&task, WriteOrigin::Decided);
             }
             Decision::Resolve(task, to) => self.resolve(task, to, now),
             Decision::Assign(task, holder) => self.call(Call::Assign, task, holder),
@@ -85,41 +85,41 @@ impl Dispatcher {
                 _ => {}
             }
         }
-        self.write(id, after, Purpose::Decided);
+        self.write(id, after, WriteOrigin::Decided);
     }
 
     /// Starts the write that replaces the known record with `after`.
-    pub(crate) fn write(&mut self, id: &TaskId, after: TaskRecord, purpose: Purpose) {
+    pub(crate) fn write(&mut self, id: &TaskId, after: TaskRecord, origin: WriteOrigin) {
         self.cluster.clear_due(id);
         let Some(entry) = self.cluster.tasks.get_mut(id) else { return };
         entry.runtime.is_busy = true;
         let change = Change { before: entry.record.clone(), known: RecordVersion::of(entry), after };
         let id = id.clone();
-        self.start_write(id, purpose, move |writer| writer.change(change));
+        self.start_write(id, origin, move |writer| writer.change(change));
     }
 
     /// Starts a write of a task's node.
-    pub(crate) fn start_write<F>(&mut self, task: TaskId, purpose: Purpose, write: impl FnOnce(Writer) -> F)
+    pub(crate) fn start_write<F>(&mut self, task: TaskId, origin: WriteOrigin, write: impl FnOnce(Writer) -> F)
     where
         F: Future<Output = Written> + Send + 'static,
     {
         self.writes_inflight += 1;
         let write = write(self.writer.clone());
         let clock = self.clock.clone();
-        crate::process::spawn_into(&mut self.jobs, async move {
+        crate::async_spawn::spawn_into(&mut self.jobs, async move {
             let started = clock.boot_time();
             let written = write.await;
-            Event::Written { task, purpose, written, took: clock.boot_time().saturating_sub(started) }
+            Event::Written { task, origin, written, took: clock.boot_time().saturating_sub(started) }
         });
     }
 
     /// Starts the deletion of a record, if it is still the known one.
-    pub(crate) fn delete(&mut self, id: &TaskId, purpose: Purpose) {
+    pub(crate) fn delete(&mut self, id: &TaskId, origin: WriteOrigin) {
         self.cluster.clear_due(id);
         let Some(entry) = self.cluster.tasks.get_mut(id) else { return };
         entry.runtime.is_busy = true;
         let (known, task) = (RecordVersion::of(entry), id.clone());
-        self.start_write(id.clone(), purpose, move |writer| writer.purge(task, known));
+        self.start_write(id.clone(), origin, move |writer| writer.purge(task, known));
     }
 
     fn resolve(&mut self, id: TaskId, to: Holder, now: Now) {
@@ -135,7 +135,7 @@ impl Dispatcher {
         self.cluster.reserve(&id, &to.node, &[]);
         let (calls, leader) = (self.calls.clone(), self.writer.leader_term.epoch());
         self.calls_inflight += 1;
-        crate::process::spawn_into(&mut self.jobs, async move {
+        crate::async_spawn::spawn_into(&mut self.jobs, async move {
             let answer = calls.resolve(&peer, leader, &record.spec).await;
             Event::Resolved { task: id, to, answer }
         });
@@ -149,7 +149,7 @@ impl Dispatcher {
         let (record, grant) = (entry.record.clone(), entry.grant);
         let (calls, writer) = (self.calls.clone(), self.writer.clone());
         self.calls_inflight += 1;
-        crate::process::spawn_into(&mut self.jobs, async move {
+        crate::async_spawn::spawn_into(&mut self.jobs, async move {
             let (grant, result) = make_call(call, &*calls, &writer, &peer, &record, &holder, grant).await;
             Event::CallEnded { call, task: id, holder, grant, result }
         });
@@ -169,7 +169,7 @@ impl Dispatcher {
         let program = self.config.fence.clone();
         let clock = self.clock.clone();
         self.calls_inflight += 1;
-        crate::process::spawn_into(&mut self.jobs, async move {
+        crate::async_spawn::spawn_into(&mut self.jobs, async move {
             let result = match program {
                 Some(program) => program.fence_runner(&holder).await,
                 None => Err(String::from("taskd runs without --fence-command")),
@@ -188,7 +188,7 @@ impl Dispatcher {
                 self.cluster.interrupts.insert(node.clone(), now + CALL_EVERY);
                 let (calls, leader) = (self.calls.clone(), self.writer.leader_term.epoch());
                 self.calls_inflight += 1;
-                crate::process::spawn_into(&mut self.jobs, async move {
+                crate::async_spawn::spawn_into(&mut self.jobs, async move {
                     let result = calls.interrupt(&peer, leader).await;
                     Event::Interrupted(node, result)
                 });

@@ -1,4 +1,4 @@
-//! Lists the results of reads, writes and calls that the leader has started, and the purpose of each.
+//! Lists the results of reads, writes and calls that the leader has started, and the origin of each.
 
 use super::cluster_state::FenceProgress;
 use super::handle::{Mutation, Reply};
@@ -25,7 +25,7 @@ pub(crate) enum Event {
     Fleet(Result<(FleetRead, Watch), CoordError>),
     Written {
         task: TaskId,
-        purpose: Purpose,
+        origin: WriteOrigin,
         written: Written,
         took: Duration,
     },
@@ -52,7 +52,7 @@ pub(crate) enum Event {
 
 /// Origin of a write.
 #[derive(Debug)]
-pub(crate) enum Purpose {
+pub(crate) enum WriteOrigin {
     /// The dispatcher itself.
     Decided,
     /// A client.
@@ -61,7 +61,7 @@ pub(crate) enum Purpose {
     Submitted,
 }
 
-/// Purpose of a call about a task.
+/// WriteOrigin of a call about a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
     Assign,

@@ -1,7 +1,7 @@
 //! Applies the changes that clients request of tasks: one write at a time for each task, on the record as it is then.
 
 use super::Dispatcher;
-use super::event::{PendingMutation, Purpose};
+use super::event::{PendingMutation, WriteOrigin};
 use super::handle::{Mutation, Reply, not_leader};
 use super::now::Now;
 use super::write::Denial;
@@ -85,7 +85,7 @@ impl Dispatcher {
             Ok(after) if after == *entry.record => self.answer(id, pending.reply),
             Ok(after) => {
                 self.cluster.unqueue(id);
-                self.write(id, after.sealed(), Purpose::Mutation(pending));
+                self.write(id, after.sealed(), WriteOrigin::Mutation(pending));
             }
         }
     }
@@ -111,7 +111,7 @@ impl Dispatcher {
             return;
         }
         tracing::info!(task = %id, "task removed by its client");
-        self.delete(id, Purpose::Mutation(PendingMutation { removed: Some(record), ..pending }));
+        self.delete(id, WriteOrigin::Mutation(PendingMutation { removed: Some(record), ..pending }));
     }
 
     fn answer(&mut self, id: &TaskId, reply: Reply<Arc<TaskRecord>>) {
@@ -119,17 +119,17 @@ impl Dispatcher {
     }
 
     /// Answers the origin of a write that was done, and notifies the holder later.
-    pub(crate) fn on_written(&mut self, id: &TaskId, purpose: Purpose) {
-        match purpose {
-            Purpose::Decided => {
+    pub(crate) fn on_written(&mut self, id: &TaskId, origin: WriteOrigin) {
+        match origin {
+            WriteOrigin::Decided => {
                 // The holder has not made this change: it waits for earlier attempts to drain, or was lost and is back.
                 self.request_notification(id);
             }
-            Purpose::Mutation(pending) => {
+            WriteOrigin::Mutation(pending) => {
                 self.request_notification(id);
                 self.answer(id, pending.reply);
             }
-            Purpose::Submitted => self.answer_submitters(id),
+            WriteOrigin::Submitted => self.answer_submitters(id),
         }
     }
 
@@ -143,39 +143,39 @@ impl Dispatcher {
     }
 
     /// Handles a write that another change of the record has forestalled: a mutation is tried again on the new record.
-    pub(crate) fn on_conflict(&mut self, id: &TaskId, purpose: Purpose) {
-        match purpose {
-            Purpose::Decided => {}
-            Purpose::Mutation(pending) => self.mutations.queues.entry(id.clone()).or_default().push_front(pending),
-            Purpose::Submitted => self.answer_submitters(id),
+    pub(crate) fn on_conflict(&mut self, id: &TaskId, origin: WriteOrigin) {
+        match origin {
+            WriteOrigin::Decided => {}
+            WriteOrigin::Mutation(pending) => self.mutations.queues.entry(id.clone()).or_default().push_front(pending),
+            WriteOrigin::Submitted => self.answer_submitters(id),
         }
     }
 
     /// Answers the origin of a write that the service refuses until an operator has changed something.
-    pub(crate) fn on_denied(&mut self, id: &TaskId, purpose: Purpose, denial: &Denial) {
+    pub(crate) fn on_denied(&mut self, id: &TaskId, origin: WriteOrigin, denial: &Denial) {
         let code = if denial.why == Refusal::QuotaExceeded { Code::NoSpace } else { Code::Permission };
         let error = Error::new(code, Side::Coordination, Operation::Write, format!("{denial}: nothing has changed"));
-        match purpose {
-            Purpose::Decided => {}
-            Purpose::Mutation(pending) => {
+        match origin {
+            WriteOrigin::Decided => {}
+            WriteOrigin::Mutation(pending) => {
                 let _ = pending.reply.send(Err(error));
             }
-            Purpose::Submitted => self.refuse_submitters(id, &error),
+            WriteOrigin::Submitted => self.refuse_submitters(id, &error),
         }
     }
 
     /// Handles a write that has failed: a mutation is tried again until its time is over.
-    pub(crate) fn on_failed(&mut self, id: &TaskId, purpose: Purpose, error: &CoordError) {
+    pub(crate) fn on_failed(&mut self, id: &TaskId, origin: WriteOrigin, error: &CoordError) {
         let is_retryable = matches!(error, CoordError::NotConnected);
-        match purpose {
-            Purpose::Decided => {}
-            Purpose::Mutation(pending) if is_retryable && pending.deadline > self.clock.boot_time() => {
+        match origin {
+            WriteOrigin::Decided => {}
+            WriteOrigin::Mutation(pending) if is_retryable && pending.deadline > self.clock.boot_time() => {
                 self.mutations.queues.entry(id.clone()).or_default().push_front(pending);
             }
-            Purpose::Mutation(pending) => {
+            WriteOrigin::Mutation(pending) => {
                 let _ = pending.reply.send(Err(store_error(error)));
             }
-            Purpose::Submitted => self.refuse_submitters(id, &store_error(error)),
+            WriteOrigin::Submitted => self.refuse_submitters(id, &store_error(error)),
         }
     }
 }

@@ -113,7 +113,7 @@ impl Dispatcher {
         if !self.reads.is_listing && self.reads.reconcile_at.is_some_and(|at| at <= now) {
             (self.reads.is_listing, self.reads.reconcile_at) = (true, None);
             let session = self.writer.session.clone();
-            crate::process::spawn_into(&mut self.jobs, async move { Event::Listed(list_tasks(session).await) });
+            crate::async_spawn::spawn_into(&mut self.jobs, async move { Event::Listed(list_tasks(session).await) });
         }
         while self.reads.inflight.len() < READS_MAX {
             let Some(id) = self.reads.queued.iter().find(|id| !self.reads.inflight.contains(id)).cloned() else {
@@ -123,7 +123,7 @@ impl Dispatcher {
             self.reads.inflight.insert(id.clone());
             let (session, is_hint) = (self.writer.session.clone(), self.reads.is_loaded);
             let known = self.cluster.tasks.get(&id).map(RecordVersion::of);
-            crate::process::spawn_into(&mut self.jobs, async move {
+            crate::async_spawn::spawn_into(&mut self.jobs, async move {
                 Event::Read { read: read_task(&*session, &id, is_hint).await, task: id, known }
             });
         }
@@ -132,7 +132,7 @@ impl Dispatcher {
         if is_settled && !self.reads.is_reading_fleet && self.reads.fleet_at.is_some_and(|at| at <= now) {
             (self.reads.is_reading_fleet, self.reads.fleet_at) = (true, None);
             let session = self.writer.session.clone();
-            crate::process::spawn_into(&mut self.jobs, async move { Event::Fleet(read_fleet(session).await) });
+            crate::async_spawn::spawn_into(&mut self.jobs, async move { Event::Fleet(read_fleet(session).await) });
         }
     }
 
@@ -322,7 +322,7 @@ where
             && let Some(path) = paths.next()
         {
             let job = read(path.clone());
-            crate::process::spawn_into(&mut jobs, async move { (path, job.await) });
+            crate::async_spawn::spawn_into(&mut jobs, async move { (path, job.await) });
         }
         match jobs.join_next().await {
             None => return Ok(found),

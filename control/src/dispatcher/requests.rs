@@ -1,6 +1,6 @@
 //! Answers the requests of clients and operators, and applies the hints and the telemetry of runners.
 
-use super::event::{Event, Purpose};
+use super::event::{Event, WriteOrigin};
 use super::handle::{Mutation, PAGE_MAX, Page, Query, Reply, Request};
 use super::pending_mutations::{not_found, store_error};
 use super::status::{RunnerSummary, RunningTotals, Status};
@@ -78,7 +78,7 @@ impl Dispatcher {
         if self.cluster.tasks.get(&id).is_some() {
             return self.answer_submitters(&id);
         }
-        self.start_write(id, Purpose::Submitted, move |writer| writer.create(record));
+        self.start_write(id, WriteOrigin::Submitted, move |writer| writer.create(record));
     }
 
     fn new_record(&self, submission: Submission) -> Result<TaskRecord> {
@@ -203,7 +203,7 @@ impl Dispatcher {
         let drain = Drain { since_ms: self.clock.unix_ms(), now: desired_state == DrainMode::Now, op: OpId::fresh() };
         let drain = (desired_state != DrainMode::Undo).then_some(drain);
         let writer = self.writer.clone();
-        crate::process::spawn_into(&mut self.jobs, async move {
+        crate::async_spawn::spawn_into(&mut self.jobs, async move {
             let result = set_drain(&writer, &node, drain).await;
             Event::Drained { node, result, reply }
         });

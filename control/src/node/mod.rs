@@ -14,7 +14,7 @@
 //!   until that expires. A lost storage network does the same, but the process stays, answers, and starts its roles again.
 
 mod candidacy;
-mod node_control;
+mod node_handle;
 mod leader_role;
 mod overview;
 mod roles;
@@ -24,7 +24,7 @@ mod shutdown;
 pub use crate::config::Limits;
 pub use crate::stop_bounds::TOTAL_MAX as STOP_MAX;
 pub(crate) use leader_role::LeaderRole;
-pub use node_control::NodeControl;
+pub use node_handle::NodeHandle;
 pub(crate) use roles::Roles;
 pub use shutdown::{Stop, StopHandle};
 
@@ -71,7 +71,7 @@ const LOCK_EVERY: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Node {
     config: Config,
-    control: NodeControl,
+    handle: NodeHandle,
 }
 
 /// Node that holds its state directory, has started its engine, and listens.
@@ -83,7 +83,7 @@ pub struct InitialisedNode {
     engine: Arc<Engine>,
     listener: Listener,
     metrics: Option<Metrics>,
-    channel: Option<StorageProbe>,
+    storage_probe: Option<StorageProbe>,
     local_runner: watch::Sender<Option<RunnerHandle>>,
     serving: watch::Sender<bool>,
     clock_told: watch::Receiver<Option<ClockOffset>>,
@@ -97,19 +97,19 @@ impl Node {
     /// Creates the node. Touches nothing.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        Self::controlled_by(config, NodeControl::default())
+        Self::with_handle(config, NodeHandle::default())
     }
 
-    /// Creates the node with its control: stops that were requested before hold.
+    /// Creates the node with its handle: stops that were requested before hold.
     #[must_use]
-    pub fn controlled_by(config: Config, control: NodeControl) -> Self {
-        Self { config, control }
+    pub fn with_handle(config: Config, handle: NodeHandle) -> Self {
+        Self { config, handle }
     }
 
     /// Returns the handle that requests stops, from now on.
     #[must_use]
     pub fn stopper(&self) -> StopHandle {
-        self.control.stopper().clone()
+        self.handle.stopper().clone()
     }
 
     /// Initialises the node and runs it until a stop is requested. Returns when it has stopped.
@@ -149,13 +149,13 @@ impl Node {
     /// # Errors
     /// Says what is missing or wrong on this host, and what to do.
     pub async fn initialise(self) -> Result<InitialisedNode> {
-        let Self { config, control } = self;
+        let Self { config, handle } = self;
         let state = Arc::new(lock(&config).await?);
         let restarts = state.count_start().unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot count this start");
             0
         });
-        let channel = data_channel(&config).await?;
+        let storage_probe = open_storage_probe(&config).await?;
         let vip = config.vip.as_deref().map(InterfaceAddress::parse).transpose()?;
         let service = center(&config, &state).await?;
         let (engine, executor) = executor(&config, &state).await?;
@@ -173,7 +173,7 @@ impl Node {
         let listener = Listener::open(config.listen, config.tls.as_ref(), identity, roles.clone(), here, also).await?;
         let address = advertised(&config, listener.address());
         tracing::info!(node = %config.node, listen = %listener.address(), %address, "listening");
-        let vip = service_address(vip, &listener, channel.as_ref()).await?;
+        let vip = service_address(vip, &listener, storage_probe.as_ref()).await?;
         let channels = Channels::new(config.tls.clone());
         let (leader, leader_seen) = watch::channel(None);
         let seams = Seams {
@@ -182,7 +182,7 @@ impl Node {
             clock: Arc::new(HostClock),
             state: Arc::clone(&state) as Arc<dyn NodeState>,
         };
-        let data = channel.as_ref().map(StorageProbe::address);
+        let data = storage_probe.as_ref().map(StorageProbe::address);
         let runner_config = RunnerConfig { data, restarts, ..runner_config(&config, &incarnation, &address) };
         let runner_pulse = runner_config.liveness.clone();
         let runner = Runner::new(runner_config, seams);
@@ -195,7 +195,7 @@ impl Node {
             runner: runner.handle(),
             leadership: roles.leadership,
             serving: roles.serving,
-            channel: channel.as_ref().map(StorageProbe::seen),
+            storage_network: storage_probe.as_ref().map(StorageProbe::seen),
             vip: vip.clone(),
             tls: config.tls.clone(),
         };
@@ -217,7 +217,7 @@ impl Node {
         };
         let liveness = LivenessCounters::of([runner_pulse, leading.dispatcher.liveness.clone()]);
         let keeper = SessionKeeper::new(Arc::new(BootstrappingClient::new(service, center, state)));
-        control.attach(&overview);
+        handle.attach(&overview);
         Ok(InitialisedNode {
             keeper,
             leading,
@@ -225,14 +225,14 @@ impl Node {
             engine,
             listener,
             metrics,
-            channel,
+            storage_probe,
             local_runner,
             serving,
             clock_told,
             failures,
             liveness,
             overview,
-            stopper: control.stopper().clone(),
+            stopper: handle.stopper().clone(),
         })
     }
 }
@@ -250,10 +250,11 @@ impl InitialisedNode {
     /// # Errors
     /// Says which role cannot run on this node, and why; the node has stopped then, too.
     pub async fn run(self) -> Result<()> {
-        let Self { keeper, leading, runner, engine, listener, metrics, channel, local_runner, serving, .. } = self;
+        let Self { keeper, leading, runner, engine, listener, metrics, storage_probe, local_runner, serving, .. } =
+            self;
         let Self { clock_told, failures, liveness, overview, stopper, .. } = self;
         local_runner.send_replace(Some(runner.handle()));
-        let judged = channel.as_ref().map(StorageProbe::seen);
+        let storage_network = storage_probe.as_ref().map(StorageProbe::seen);
         let tls = overview.tls.clone();
         let certified = tls.as_ref().map(Tls::valid);
         let roles = Roles {
@@ -261,15 +262,15 @@ impl InitialisedNode {
             leading: &leading,
             serving,
             stopper: &stopper,
-            channel: judged,
+            storage_network,
             clock_told,
             certified,
             failures,
         };
         let clock: Arc<dyn Clock> = Arc::new(HostClock);
         let probing = async {
-            match &channel {
-                Some(channel) => channel.run(&leading.node, keeper.sessions(), &clock).await,
+            match &storage_probe {
+                Some(probe) => probe.run(&leading.node, keeper.sessions(), &clock).await,
                 None => std::future::pending().await,
             }
         };
@@ -307,7 +308,7 @@ async fn metrics(config: &Config, roles: &NodeRoles, runner: &Runner) -> Result<
     Metrics::open(at, roles.clone(), runner.handle(), config.tls.clone()).await.map(Some)
 }
 
-async fn data_channel(config: &Config) -> Result<Option<StorageProbe>> {
+async fn open_storage_probe(config: &Config) -> Result<Option<StorageProbe>> {
     match &config.data {
         Some((address, terms)) => StorageProbe::open(address, *terms).await.map(Some),
         None => Ok(None),
@@ -318,10 +319,10 @@ async fn data_channel(config: &Config) -> Result<Option<StorageProbe>> {
 async fn service_address(
     vip: Option<InterfaceAddress>,
     listener: &Listener,
-    channel: Option<&StorageProbe>,
+    storage_probe: Option<&StorageProbe>,
 ) -> Result<Option<ServiceAddress>> {
     let Some((vip, endpoint)) = vip.zip(listener.service()) else { return Ok(None) };
-    let own = [Some(listener.address()), channel.map(StorageProbe::address)];
+    let own = [Some(listener.address()), storage_probe.map(StorageProbe::address)];
     let own: Vec<_> = own.into_iter().flatten().map(|address| address.ip()).collect();
     ServiceAddress::open(vip, &own, Arc::new(endpoint)).await.map(Some)
 }

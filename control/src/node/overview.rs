@@ -21,7 +21,7 @@ pub(super) struct Overview {
     pub(super) runner: RunnerHandle,
     pub(super) leadership: watch::Receiver<Leadership>,
     pub(super) serving: watch::Receiver<bool>,
-    pub(super) channel: Option<watch::Receiver<ProbeStatus>>,
+    pub(super) storage_network: Option<watch::Receiver<ProbeStatus>>,
     pub(super) vip: Option<ServiceAddress>,
     pub(super) tls: Option<Tls>,
 }
@@ -52,14 +52,14 @@ impl Overview {
     }
 
     fn is_cut_off(&self) -> bool {
-        self.channel.as_ref().is_some_and(|channel| channel.borrow().verdict == Verdict::Lost)
+        self.storage_network.as_ref().is_some_and(|network| network.borrow().verdict == Verdict::Lost)
     }
 
     /// Returns the whole state as JSON, for the log.
     pub(super) fn dump(&self) -> Value {
         let seconds = |duration: Duration| (duration.as_secs_f64() * 1000.0).round() / 1000.0;
-        let channel = self.channel.as_ref().map(|channel| {
-            let ProbeStatus { verdict, peers } = channel.borrow().clone();
+        let storage_network = self.storage_network.as_ref().map(|network| {
+            let ProbeStatus { verdict, peers } = network.borrow().clone();
             let peers: serde_json::Map<_, _> =
                 peers.into_iter().map(|(peer, silent)| (peer.into(), json!(seconds(silent)))).collect();
             json!({ "lost": verdict == Verdict::Lost, "silent_seconds": peers })
@@ -81,7 +81,7 @@ impl Overview {
             "lease_left_seconds": seconds(self.runner.lease_left()),
             "slots": self.runner.slots(),
             "tasks": self.runner.held().iter().map(ToString::to_string).collect::<Vec<_>>(),
-            "data_channel": channel,
+            "data_channel": storage_network,
             "vip": vip,
             "certificates": certificates,
         })

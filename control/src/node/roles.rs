@@ -35,7 +35,7 @@ pub(crate) struct Roles<'a> {
     pub(crate) serving: watch::Sender<bool>,
     pub(crate) stopper: &'a StopHandle,
     /// Reachability of the storage network, where it is probed.
-    pub(crate) channel: Option<watch::Receiver<ProbeStatus>>,
+    pub(crate) storage_network: Option<watch::Receiver<ProbeStatus>>,
     /// How far this node's wall clock is off, once a leader has told it.
     pub(crate) clock_told: watch::Receiver<Option<ClockOffset>>,
     /// Whether this node's certificates are valid, where it has some.
@@ -48,7 +48,7 @@ impl Roles<'_> {
     /// Runs until a stop is requested or a role has failed, which is the error. Calls `stopping` when the node has stepped
     /// down. Closes the session if no task is left behind; else its owner leaves it to expire.
     pub(crate) async fn run(self, runner: Runner, stopping: impl FnOnce()) -> (Stopped, Result<()>) {
-        let Self { keeper, leading, serving, stopper, channel, clock_told, certified, mut failures } = self;
+        let Self { keeper, leading, serving, stopper, storage_network, clock_told, certified, mut failures } = self;
         let (stand, active) = watch::channel(false);
         let (stands, candidacy) = watch::channel(false);
         let uncertified = watch::Sender::new(true);
@@ -72,7 +72,7 @@ impl Roles<'_> {
         let mut result = Ok(());
         let running = async {
             control.start();
-            result = run_until_stopped(&control, stopper, channel, &mut failures).await;
+            result = run_until_stopped(&control, stopper, storage_network, &mut failures).await;
             stopping();
         };
         let stopped = tokio::select! {
@@ -109,16 +109,16 @@ trait RoleControl: Sync {
 async fn run_until_stopped(
     control: &impl RoleControl,
     stopper: &StopHandle,
-    channel: Option<watch::Receiver<ProbeStatus>>,
+    storage_network: Option<watch::Receiver<ProbeStatus>>,
     failures: &mut mpsc::Receiver<Error>,
 ) -> Result<(), Error> {
     let watching = async {
-        let Some(mut channel) = channel else { return std::future::pending().await };
+        let Some(mut storage_network) = storage_network else { return std::future::pending().await };
         loop {
-            wait_for_verdict(&mut channel, Verdict::Lost).await;
+            wait_for_verdict(&mut storage_network, Verdict::Lost).await;
             control.step_down().await;
             control.leave().await;
-            wait_for_verdict(&mut channel, Verdict::Usable).await;
+            wait_for_verdict(&mut storage_network, Verdict::Usable).await;
             control.start();
         }
     };
@@ -132,8 +132,8 @@ async fn run_until_stopped(
     result
 }
 
-async fn wait_for_verdict(channel: &mut watch::Receiver<ProbeStatus>, verdict: Verdict) {
-    if channel.wait_for(|seen| seen.verdict == verdict).await.is_err() {
+async fn wait_for_verdict(storage_network: &mut watch::Receiver<ProbeStatus>, verdict: Verdict) {
+    if storage_network.wait_for(|seen| seen.verdict == verdict).await.is_err() {
         // The probe has ended: its last verdict stays.
         std::future::pending::<()>().await;
     }
@@ -267,19 +267,19 @@ mod tests {
         ProbeStatus { verdict, peers: Vec::new() }
     }
 
-    /// A stop from two threads at once against the start, a channel that comes and goes, and an election.
+    /// A stop from two threads at once against the start, a storage network that comes and goes, and an election.
     #[test]
     fn a_stop_at_any_moment_ends_stepped_down() {
         let schedule = || {
             let (post, stopper) = (RecordedRoles::default(), StopHandle::new());
-            let (channel, judged) = watch::channel(seen(Verdict::Usable));
+            let (storage_network, judged) = watch::channel(seen(Verdict::Usable));
             let (_failed, mut failures) = mpsc::channel(1);
-            let channel = Arc::new(channel);
+            let storage_network = Arc::new(storage_network);
             let flapping = {
-                let channel = Arc::clone(&channel);
+                let storage_network = Arc::clone(&storage_network);
                 thread::spawn(move || {
                     for verdict in [Verdict::Lost, Verdict::Usable, Verdict::Lost, Verdict::Usable] {
-                        channel.send_replace(seen(verdict));
+                        storage_network.send_replace(seen(verdict));
                         thread::yield_now();
                     }
                 })
@@ -346,7 +346,7 @@ mod tests {
         let schedule = || {
             let (post, stopper) = (RecordedRoles::default(), StopHandle::new());
             stopper.stop(Stop::Drained);
-            let (channel, judged) = watch::channel(seen(Verdict::Lost));
+            let (storage_network, judged) = watch::channel(seen(Verdict::Lost));
             let (_failed, mut failures) = mpsc::channel(1);
             let recorded = post.clone();
             future::block_on(async move {
@@ -355,7 +355,7 @@ mod tests {
             });
             let roles = *post.0.lock().unwrap();
             assert_eq!((roles.stands, roles.steps_down), (false, 1));
-            drop(channel);
+            drop(storage_network);
         };
         check_random(schedule, 100);
     }

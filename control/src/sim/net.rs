@@ -4,13 +4,13 @@
 //! each other. The caller waits 2 s at most, as over the real network.
 
 use super::process::Process;
+use crate::async_spawn::spawn;
 use crate::dispatcher::DispatcherHandle;
 use crate::model::{Epoch, Progress, TaskId, TaskSpec};
 use crate::peers::{
     Addressee, AssignResponse, Assignment, AssignmentStatus, CallError, CenterId, LeaderClient, LocalIdentity, Peer,
     RunnerClient,
 };
-use crate::process::spawn;
 use crate::rpc::local_roles::Leadership;
 use crate::runner::RunnerHandle;
 use async_trait::async_trait;

@@ -10,13 +10,13 @@ use super::environment::{Journals, SimEnvironment};
 use super::executor::SimExecutor;
 use super::net::{ProcessEndpoint, SimCalls};
 use super::process::Process;
+use crate::async_spawn::spawn;
 use crate::coord::CoordClient;
 use crate::coord::session_keeper::SessionKeeper;
 use crate::dispatcher::Config;
 use crate::model::{Holder, Incarnation, NodeId};
 use crate::node::{LeaderRole, Roles, Stop, StopHandle};
 use crate::peers::{CenterId, LocalIdentity};
-use crate::process::spawn;
 use crate::rpc::local_roles::Leadership;
 use crate::runner::{Memory, Runner, RunnerConfig, Seams, Stopped};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -114,7 +114,7 @@ impl SimNode {
                     leading: &leading,
                     serving,
                     stopper: &asked,
-                    channel: None,
+                    storage_network: None,
                     clock_told: watch::channel(None).1,
                     certified: None,
                     failures,

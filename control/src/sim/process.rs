@@ -179,14 +179,14 @@ mod tests {
         let (process, count) = (Arc::new(Process::default()), Arc::new(AtomicU64::new(0)));
         let counted = count.clone();
         process.enter(|| {
-            crate::process::spawn(async move {
+            crate::async_spawn::spawn(async move {
                 let tick = async move {
                     loop {
                         sleep(Duration::from_secs(1)).await;
                         counted.fetch_add(1, Relaxed);
                     }
                 };
-                let _ = crate::process::spawn(tick).await;
+                let _ = crate::async_spawn::spawn(tick).await;
             })
         });
         (process, count)
@@ -215,7 +215,7 @@ mod tests {
         drop(count);
         process.end();
         assert!(weak.upgrade().is_none(), "all its tasks are dropped");
-        process.enter(|| crate::process::spawn(std::future::pending::<()>()));
+        process.enter(|| crate::async_spawn::spawn(std::future::pending::<()>()));
         assert_eq!(start.elapsed(), Duration::from_millis(2500));
         assert!(lock(&process.tasks).is_empty(), "nothing starts on a process that has ended");
     }

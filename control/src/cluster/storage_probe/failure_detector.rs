@@ -6,14 +6,14 @@
 //!     `-- some peer answers steadily, or fewer than two are registered; not before the wait is over
 //! ```
 //! What always holds: time in which the detector did not run (a stopped process, a paused machine) does not count
-//! against the channel. A channel that is lost again soon after it came back has to wait longer each time, up to a
+//! against the storage network. A storage network that is lost again soon after it came back has to wait longer each time, up to a
 //! bound.
 
 use crate::model::NodeId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// Least number of registered peers with which the channel can be lost: a single remaining node keeps its roles.
+/// Least number of registered peers with which the storage network can be lost: a single remaining node keeps its roles.
 const PEERS_MIN: usize = 2;
 
 /// Times after which a verdict changes.
@@ -21,13 +21,13 @@ const PEERS_MIN: usize = 2;
 pub struct ProbeTiming {
     /// Time between two probes of a peer.
     pub interval: Duration,
-    /// Silence of all peers after which the channel counts as lost. Longer: fewer false alarms, but a later change of
+    /// Silence of all peers after which the storage network counts as lost. Longer: fewer false alarms, but a later change of
     /// leader.
     pub timeout: Duration,
 }
 
 impl ProbeTiming {
-    /// Returns the time for which a peer has to answer without a gap before a lost channel is usable again.
+    /// Returns the time for which a peer has to answer without a gap before a lost storage network is usable again.
     fn steady(&self) -> Duration {
         (self.interval * 3).max(self.timeout / 2)
     }
@@ -37,7 +37,7 @@ impl ProbeTiming {
         self.interval * 5 / 2
     }
 
-    /// Returns the longest wait of a channel that is lost repeatedly.
+    /// Returns the longest wait of a storage network that is lost repeatedly.
     fn wait_max(&self) -> Duration {
         self.timeout * 6
     }
@@ -74,7 +74,7 @@ pub(crate) struct FailureDetector {
     registered: usize,
     state: State,
     updated: Option<Duration>,
-    /// Losses in a row, each soon after the channel came back.
+    /// Losses in a row, each soon after the storage network came back.
     losses: u32,
 }
 
@@ -88,7 +88,7 @@ struct Peer {
 
 #[derive(Clone, Copy, Debug)]
 enum State {
-    /// Time of the channel's return; `None` if it was never lost.
+    /// Time of the storage network's return; `None` if it was never lost.
     Usable {
         since: Option<Duration>,
     },
@@ -114,14 +114,14 @@ impl Peer {
 }
 
 impl FailureDetector {
-    /// Creates a detector without peers: the channel is usable.
+    /// Creates a detector without peers: the storage network is usable.
     #[must_use]
     pub(crate) fn new(timing: ProbeTiming) -> Self {
         let state = State::Usable { since: None };
         Self { timing, peers: BTreeMap::new(), registered: 0, state, updated: None, losses: 0 }
     }
 
-    /// Sets the peers to probe, of `registered` in all. While the channel is lost, earlier peers are still probed: they
+    /// Sets the peers to probe, of `registered` in all. While the storage network is lost, earlier peers are still probed: they
     /// may have lost their registrations for the same reason.
     pub(crate) fn observe(&mut self, now: Duration, probed: &BTreeSet<NodeId>, registered: usize) {
         self.registered = registered;
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn the_channel_is_lost_after_the_timeout_without_answers() {
+    fn the_network_is_lost_after_the_timeout_without_answers() {
         let mut harness = Harness::new(&["a", "b"]);
         harness.stays(Verdict::Usable, 60);
         harness.answering = vec!["b"];
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn the_channel_is_not_lost_with_fewer_than_two_peers() {
+    fn the_network_is_not_lost_with_fewer_than_two_peers() {
         for peers in [&[][..], &["a"]] {
             let mut harness = Harness::new(peers);
             harness.answering.clear();
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn the_channel_returns_when_a_peer_answers_steadily() {
+    fn the_network_returns_when_a_peer_answers_steadily() {
         let mut harness = Harness::new(&["a", "b"]);
         harness.answering.clear();
         harness.until(Verdict::Lost);
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn deregistered_peers_still_prove_the_channel() {
+    fn deregistered_peers_still_prove_the_network() {
         let mut harness = Harness::new(&["a", "b", "c"]);
         harness.answering.clear();
         harness.until(Verdict::Lost);
@@ -298,11 +298,11 @@ mod tests {
         assert_eq!(harness.detector.probed().count(), 5);
         harness.answering = vec!["x"];
         harness.tick();
-        assert_eq!(harness.detector.probed().count(), 2, "they are forgotten when the channel is back");
+        assert_eq!(harness.detector.probed().count(), 2, "they are forgotten when the storage network is back");
     }
 
     #[test]
-    fn a_single_remaining_node_keeps_its_channel() {
+    fn a_single_remaining_node_keeps_its_network() {
         let mut harness = Harness::new(&["a", "b"]);
         harness.answering.clear();
         harness.until(Verdict::Lost);
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flapping_channel_waits_longer_each_time_until_it_is_stable() {
+    fn a_flapping_network_waits_longer_each_time_until_it_is_stable() {
         let mut harness = Harness::new(&["a", "b"]);
         let mut away = Vec::new();
         for _ in 0..6 {
@@ -342,7 +342,7 @@ mod tests {
 
     proptest! {
         /// Under any sequence of events: no loss without two peers and a silence of all for the timeout, no return
-        /// before the wait is over, and a working channel is used in the end.
+        /// before the wait is over, and a working storage network is used in the end.
         #[test]
         fn every_verdict_has_its_reasons(steps in proptest::collection::vec((0_usize..4, 0_usize..4, 0_u64..30), 1..80)) {
             const NAMES: [&str; 3] = ["a", "b", "c"];

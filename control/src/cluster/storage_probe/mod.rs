@@ -3,7 +3,7 @@
 //! ```text
 //!  /runners --> probe every interval --> peer's echo --> answer with the nonce --> failure detector --> verdict
 //! ```
-//! Every node echoes the probes of its peers to their senders, even while its own channel is lost. It probes up to
+//! Every node echoes the probes of its peers to their senders, even while it has lost the network itself. It probes up to
 //! [`PEERS_MAX`] peers. The node acts on the verdict; this module only publishes it.
 //!
 //! What always holds: an answer counts only if it carries the nonce of a probe and comes from the address that the
@@ -43,7 +43,7 @@ const RETRY: Duration = Duration::from_millis(100);
 /// State of the storage network.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct ProbeStatus {
-    /// Whether the channel is usable.
+    /// Whether the storage network is usable.
     pub verdict: Verdict,
     /// Peers that are probed, and for how long each has been silent.
     pub peers: Vec<(NodeId, Duration)>,
@@ -60,7 +60,7 @@ pub(crate) struct StorageProbe {
 
 /// State of the probe loop from one packet to the next.
 struct ProbeLoop<'a> {
-    channel: &'a StorageProbe,
+    probe: &'a StorageProbe,
     clock: &'a dyn Clock,
     detector: FailureDetector,
     addresses: BTreeMap<NodeId, SocketAddr>,
@@ -103,7 +103,7 @@ impl StorageProbe {
     pub(crate) async fn run(&self, me: &NodeId, sessions: Sessions, clock: &Arc<dyn Clock>) {
         let (peer_addresses, known) = watch::channel(PeerAddresses::default());
         let probing = ProbeLoop {
-            channel: self,
+            probe: self,
             clock: &**clock,
             detector: FailureDetector::new(self.timing),
             addresses: BTreeMap::new(),
@@ -115,13 +115,13 @@ impl StorageProbe {
 
 impl ProbeLoop<'_> {
     async fn run(mut self, mut peer_addresses: watch::Receiver<PeerAddresses>) {
-        let mut rounds = interval(self.channel.timing.interval);
+        let mut rounds = interval(self.probe.timing.interval);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // One byte longer than a packet, to detect longer datagrams.
         let mut buffer = [0; LENGTH + 1];
         loop {
             tokio::select! { biased;
-                received = self.channel.socket.recv_from(&mut buffer) => match received {
+                received = self.probe.socket.recv_from(&mut buffer) => match received {
                     Ok((length, from)) => self.receive(&buffer[..length], from),
                     Err(error) => {
                         tracing::debug!(%error, "storage probe: socket failed");
@@ -166,7 +166,7 @@ impl ProbeLoop<'_> {
     }
 
     fn probe(&mut self) {
-        let (now, timeout) = (self.clock.boot_time(), self.channel.timing.timeout);
+        let (now, timeout) = (self.clock.boot_time(), self.probe.timing.timeout);
         self.open.retain(|_, probe| now.saturating_sub(probe.sent) < timeout);
         let peers: Vec<NodeId> = self.detector.probed().cloned().collect();
         self.addresses.retain(|peer, _| peers.contains(peer));
@@ -180,23 +180,23 @@ impl ProbeLoop<'_> {
 
     /// Sends a packet. A failure to send counts as loss on the way.
     fn send(&self, packet: Packet, to: SocketAddr) {
-        if let Err(error) = self.channel.socket.try_send_to(&packet.encode(), to) {
+        if let Err(error) = self.probe.socket.try_send_to(&packet.encode(), to) {
             tracing::trace!(%to, %error, "storage probe: cannot send");
         }
     }
 
-    /// Applies the verdict; tells whether the channel is back.
+    /// Applies the verdict; tells whether the storage network is back.
     fn update_verdict(&mut self) -> bool {
         let now = self.clock.boot_time();
         let verdict = self.detector.verdict(now, fastrand::f64());
         let peers = self.detector.silences(now).map(|(peer, silent)| (peer.clone(), silent)).collect();
         let seen = ProbeStatus { verdict, peers };
-        let before = self.channel.seen.send_replace(seen).verdict;
+        let before = self.probe.seen.send_replace(seen).verdict;
         let is_back = (before, verdict) == (Verdict::Lost, Verdict::Usable);
         if is_back {
-            tracing::warn!(address = %self.channel.address, "storage network usable again");
+            tracing::warn!(address = %self.probe.address, "storage network usable again");
         } else if before != verdict {
-            tracing::error!(address = %self.channel.address, "storage network lost: no peer answers");
+            tracing::error!(address = %self.probe.address, "storage network lost: no peer answers");
         }
         is_back
     }
@@ -242,11 +242,11 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_counts_only_with_its_nonce_and_from_its_peer() {
-        let channel = bound("127.0.0.1").await;
+        let probe = bound("127.0.0.1").await;
         let (peer, stranger) = (bound("127.0.0.1").await, bound("127.0.0.1").await);
         let name = NodeId::new("peer").unwrap();
         let mut probing = ProbeLoop {
-            channel: &channel,
+            probe: &probe,
             clock: &HostClock,
             detector: FailureDetector::new(TIMING),
             addresses: BTreeMap::new(),
@@ -265,7 +265,7 @@ mod tests {
 
     /// Three nodes on the loopback interface; the socket of one of them stops receiving and recovers.
     #[tokio::test]
-    async fn a_node_without_answers_loses_the_channel_and_recovers() {
+    async fn a_node_without_answers_loses_the_storage_network_and_recovers() {
         let scratch = tempfile::tempdir().unwrap();
         let service: Arc<dyn CoordClient> = Arc::new(Embedded::open(&scratch.path().join("store")).unwrap());
         let session = service.open().await.unwrap();
@@ -282,12 +282,12 @@ mod tests {
         let keeper = SessionKeeper::new(service);
         let (sessions, clock) = (keeper.sessions(), Arc::new(HostClock) as Arc<dyn Clock>);
         let (hears, is_heard) = watch::channel(true);
-        let echo = async |channel: &StorageProbe| {
+        let echo = async |probe: &StorageProbe| {
             let mut buffer = [0; LENGTH];
             loop {
-                let (length, from) = channel.socket.recv_from(&mut buffer).await.unwrap();
+                let (length, from) = probe.socket.recv_from(&mut buffer).await.unwrap();
                 if let (Some(Packet::Probe(nonce)), true) = (Packet::decode(&buffer[..length]), *is_heard.borrow()) {
-                    channel.socket.send_to(&Packet::Answer(nonce).encode(), from).await.unwrap();
+                    probe.socket.send_to(&Packet::Answer(nonce).encode(), from).await.unwrap();
                 }
             }
         };

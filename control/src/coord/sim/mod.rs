@@ -227,7 +227,7 @@ impl CoordClient for SimCoordClient {
             if let Some((id, _)) = opened {
                 wire::connect(&self.shared, id);
                 let alive = Arc::new(());
-                crate::process::spawn(wire::run_session(self.shared.clone(), id, Arc::downgrade(&alive)));
+                crate::async_spawn::spawn(wire::run_session(self.shared.clone(), id, Arc::downgrade(&alive)));
                 return Ok(Arc::new(SimSession { shared: self.shared.clone(), id, _alive: alive }));
             }
             if Instant::now() >= deadline {

@@ -4,7 +4,7 @@ use super::support::*;
 use crate::coord::Op;
 use crate::coord::paths;
 use crate::coord::sim::FaultRates;
-use crate::dispatcher::event::{Event, Purpose};
+use crate::dispatcher::event::{Event, WriteOrigin};
 use crate::dispatcher::write::Written;
 use crate::dispatcher::{Config, Ending};
 use crate::model::state_machine::{Checkpoint, TaskEvent, next};
@@ -327,7 +327,12 @@ async fn a_decision_that_is_read_before_its_write_is_answered_is_followed_up() {
     dispatcher.turn(true);
     let grant = Some(Epoch(7));
     let written = Written::Done { record: Box::new(assigned), version: 1, created: None, grant };
-    dispatcher.apply(Event::Written { task: name.clone(), purpose: Purpose::Decided, written, took: Duration::ZERO });
+    dispatcher.apply(Event::Written {
+        task: name.clone(),
+        origin: WriteOrigin::Decided,
+        written,
+        took: Duration::ZERO,
+    });
     dispatcher.turn(true);
     assert!(dispatcher.cluster.tasks.get(&name).unwrap().runtime.is_calling, "the runner is being called");
 }

@@ -7,14 +7,14 @@ use super::shutdown::StopHandle;
 use crate::config::Limits;
 use std::sync::{Arc, OnceLock};
 
-/// Controls one node. Clones control the same one.
+/// Handle of one node. Clones control the same one.
 #[derive(Clone, Debug, Default)]
-pub struct NodeControl {
+pub struct NodeHandle {
     stopper: StopHandle,
     overview: Arc<OnceLock<Overview>>,
 }
 
-impl NodeControl {
+impl NodeHandle {
     /// Returns the handle that requests stops.
     #[must_use]
     pub fn stopper(&self) -> &StopHandle {
