@@ -56,8 +56,8 @@ pub struct CheckReport {
 pub(crate) fn check(spec: &CopySpec, resources: &EngineResources, cancelled: &dyn Fn() -> bool) -> Result<CheckReport> {
     let supervision = ResolvedSupervision::default();
     let volumes = [(&spec.source, Side::Source), (&spec.destination, Side::Destination)];
-    refuse_streams(&volumes, &[checkpoint(spec), spec.receipt.as_deref()], &supervision.access)?;
-    if let Some(FinishedCopy { journal, source, .. }) = finished::find(spec, &supervision.access, cancelled)? {
+    refuse_streams(&volumes, &[checkpoint(spec), spec.receipt.as_deref()], &supervision.given)?;
+    if let Some(FinishedCopy { journal, source, .. }) = finished::find(spec, &supervision.given, cancelled)? {
         let (resumed_bytes, block_size_bytes) = (Some(journal.header().size_bytes), journal.header().leaf_bytes);
         let report = CheckReport { resumed_bytes, block_size_bytes, ..CheckReport::default() };
         return report.counted(source.volume());

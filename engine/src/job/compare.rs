@@ -17,7 +17,7 @@ use crate::shown::Shown;
 use crate::spec::{DigestKind, LiveSource, Reference, VerifySpec};
 use crate::supervision::OpenedVolumes;
 use crate::volume::{
-    ReadOptions, Volume, VolumeAccess, VolumeKind, choose_block, open_source_by, open_verified_by, refuse_block,
+    GivenVolumes, ReadOptions, Volume, VolumeKind, choose_block, open_source_by, open_verified_by, refuse_block,
     refuse_streams,
 };
 use std::path::Path;
@@ -75,22 +75,22 @@ fn compare(
         cancelled: &cancelled,
         ..ReadOptions::new(spec.direct)
     };
-    let access = VolumeAccess::to_compare(control.revoker(), opened.reference, opened.volume);
+    let given = GivenVolumes::to_compare(control.revoker(), opened.reference, opened.volume);
     if let Reference::Volume(reference) = &spec.reference {
-        access.refuse_misplaced(reference, &spec.volume)?;
+        given.refuse_misplaced(reference, &spec.volume)?;
     }
     let (reference, receipt) = match &spec.reference {
         Reference::Volume(locator) => (Some((locator, Side::Source)), None),
         Reference::Receipt(path) => (None, Some(path.as_path())),
     };
     let volumes: Vec<_> = reference.into_iter().chain([(&spec.volume, Side::Destination)]).collect();
-    refuse_streams(&volumes, &[receipt], &access)?;
-    let target = open_verified_by(&spec.volume, Side::Destination, &how, &access)?;
+    refuse_streams(&volumes, &[receipt], &given)?;
+    let target = open_verified_by(&spec.volume, Side::Destination, &how, &given)?;
     report.add_volume(&target);
     let usual = BLOCK_BYTES_DIRECT.min(resources.block_bytes);
     let (reference, size, leaf, expectation) = match &spec.reference {
         Reference::Volume(locator) => {
-            let reference = open_source_by(locator, &how, &access)?;
+            let reference = open_source_by(locator, &how, &given)?;
             report.add_volume(&reference);
             let size = reference.size_bytes();
             let chosen = choose_block(spec.block_size, false, [&*reference, &*target])?.unwrap_or(usual);

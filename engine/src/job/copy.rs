@@ -63,7 +63,7 @@ impl Copy<'_, '_> {
         let CopySpec { source, destination, checkpoint, receipt, .. } = self.spec;
         let checkpoint = if let CheckpointLocation::File(path) = checkpoint { Some(path.as_path()) } else { None };
         let volumes = [(source, Side::Source), (destination, Side::Destination)];
-        refuse_streams(&volumes, &[checkpoint, receipt.as_deref()], &self.supervision.access)?;
+        refuse_streams(&volumes, &[checkpoint, receipt.as_deref()], &self.supervision.given)?;
         if self.was_finished()? {
             return Ok(());
         }
@@ -119,7 +119,7 @@ impl Copy<'_, '_> {
     fn was_finished(&mut self) -> Result<bool> {
         let control = Arc::clone(self.control);
         let cancelled = || control.cancelled().is_some();
-        let Some(found) = finished::find(self.spec, &self.supervision.access, &cancelled)? else { return Ok(false) };
+        let Some(found) = finished::find(self.spec, &self.supervision.given, &cancelled)? else { return Ok(false) };
         let FinishedCopy { path, journal, source, destination } = found;
         let header = journal.header();
         let (size, leaf_bytes) = (header.size_bytes, header.leaf_bytes);

@@ -9,7 +9,7 @@ use crate::journal::{JournalReader, JournalState};
 use crate::shown::Shown;
 use crate::spec::{CheckpointLocation, Continuation, CopySpec, Direct, PathChoice};
 use crate::volume::{
-    IdentityMatch, OpenVolume, ReadOptions, VolumeAccess, open_verified_end, refuse_other, source_identity,
+    GivenVolumes, IdentityMatch, OpenVolume, ReadOptions, open_verified_end, refuse_other, source_identity,
 };
 use std::path::Path;
 
@@ -29,7 +29,7 @@ pub(super) struct FinishedCopy<'a> {
 /// them.
 pub(super) fn find<'a>(
     spec: &'a CopySpec,
-    access: &VolumeAccess,
+    given: &GivenVolumes,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Option<FinishedCopy<'a>>> {
     let (CheckpointLocation::File(path), Continuation::Resume) = (&spec.checkpoint, spec.continuation) else {
@@ -42,14 +42,14 @@ pub(super) fn find<'a>(
     let header = journal.header();
     let direct = if spec.path == PathChoice::Inline { Direct::No } else { spec.direct };
     let reading = ReadOptions { network: spec.network, cancelled, ..ReadOptions::new(direct) };
-    let destination = open_verified_end(&spec.destination, Side::Destination, &reading, access)?;
+    let destination = open_verified_end(&spec.destination, Side::Destination, &reading, given)?;
     if let IdentityMatch::Other(how) = header.destination.compare_identity(destination.volume().identity()) {
         let (path, to) = (path.shown(), &header.destination.name);
         let message = format!("{path} is the receipt of a copy to another destination, {to}: {how}");
         return Err(Error::new(Code::CheckpointMismatch, Side::Destination, Operation::Journal, message)
             .advise("name another file with --checkpoint"));
     }
-    let source = open_verified_end(&spec.source, Side::Source, &reading, access)?;
+    let source = open_verified_end(&spec.source, Side::Source, &reading, given)?;
     let identity = source_identity(source.volume(), spec.changed_since.as_deref());
     let unproven = refuse_other(header, journal.durable(), &identity, destination.volume().identity())?;
     // What was true when it was finished may not be true any more.

@@ -9,7 +9,7 @@ use crate::nbd::connection_revoker::ConnectionRevoker;
 use crate::pass::durable_sample::DurableSample;
 use crate::spec::{Continuation, CopySpec, Overwrite};
 use crate::supervision::{Admission, AdmissionRequest, DurableLeaf, Supervision, VolumeEvidence};
-use crate::volume::{Identity, OpenedCopy, UnprovenIdentity, VolumeAccess, VolumeKind, refuse_changed_source};
+use crate::volume::{GivenVolumes, Identity, OpenedCopy, UnprovenIdentity, VolumeKind, refuse_changed_source};
 use std::fmt::{self, Display};
 use std::os::fd::AsFd;
 use std::sync::{Arc, mpsc};
@@ -17,7 +17,7 @@ use std::sync::{Arc, mpsc};
 /// Supervision of a copy, resolved. By default without admission and claimed ranges.
 #[derive(Default)]
 pub(crate) struct ResolvedSupervision {
-    pub access: VolumeAccess,
+    pub given: GivenVolumes,
     admission: Option<Arc<dyn Admission>>,
     durable: RangeSet,
     evidence: VolumeEvidence,
@@ -25,10 +25,10 @@ pub(crate) struct ResolvedSupervision {
 
 impl fmt::Debug for ResolvedSupervision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { access, admission, durable, evidence: _ } = self;
+        let Self { given, admission, durable, evidence: _ } = self;
         let is_asked = admission.is_some();
         f.debug_struct("ResolvedSupervision")
-            .field("access", access)
+            .field("given", given)
             .field("asks", &is_asked)
             .field("durable", durable)
             .finish()
@@ -39,8 +39,8 @@ impl ResolvedSupervision {
     /// Creates the supervision of a job whose connections `revoker` can reset; the revoker holds the gate.
     pub(crate) fn new(supervision: Supervision, revoker: &Arc<ConnectionRevoker>) -> Self {
         let Supervision { gate: _, admission, durable, evidence, source, destination } = supervision;
-        let access = VolumeAccess { revoker: Arc::clone(revoker), source, destination };
-        Self { access, admission, durable: durable.unwrap_or_default(), evidence }
+        let given = GivenVolumes { revoker: Arc::clone(revoker), source, destination };
+        Self { given, admission, durable: durable.unwrap_or_default(), evidence }
     }
 
     /// Returns whether ranges are claimed.
@@ -141,7 +141,7 @@ impl ResolvedSupervision {
     /// # Errors
     /// `ECancelled`.
     pub(crate) fn wait_for_gate(&self, cancelled: &dyn Fn() -> bool) -> Result<()> {
-        while !self.access.revoker.is_open() {
+        while !self.given.revoker.is_open() {
             if cancelled() {
                 let message = "cancelled while the right to write was not held";
                 return Err(Error::new(Code::Cancelled, Side::Caller, Operation::Start, message));

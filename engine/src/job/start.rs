@@ -20,7 +20,7 @@ use crate::spec::{BlockSize, CheckpointLocation, Continuation, CopySpec, Overwri
 use crate::volume::{
     Identity, KnownZero, LockWait, OpenMode, OpenVolume, OpenedCopy, Route, UnprovenIdentity, Volume, VolumeKind,
     bypass_caches, choose_block, is_destination, may_keep, probe, refuse_block, refuse_contradiction, refuse_file_of,
-    refuse_full, refuse_half_copy, refuse_other, source_identity,
+    refuse_full, refuse_other, refuse_unfinished_copy, source_identity,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -168,7 +168,7 @@ fn open(
         }
     };
     let lock_wait = LockWait::new(spec.lock_wait, cancelled);
-    OpenedCopy::open(spec, &supervision.access, &lock_wait, mode, &rights, &missing)
+    OpenedCopy::open(spec, &supervision.given, &lock_wait, mode, &rights, &missing)
 }
 
 /// A copy of changes is of use to an older copy only.
@@ -227,7 +227,7 @@ fn decide<J>(
         }
         (Continuation::Restart, _) => {
             match leftover(&earlier, opened, cancelled) {
-                Some(unfinished) => refuse_half_copy(spec, unfinished, opened.source.volume())?,
+                Some(unfinished) => refuse_unfinished_copy(spec, unfinished, opened.source.volume())?,
                 None => refuse_data(spec, opened, false)?,
             }
             Ok(StartPoint::Fresh)

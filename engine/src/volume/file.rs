@@ -4,8 +4,8 @@
 //! is allocated is not believed, and neither is one that makes no progress: such files are read in full. A file ends
 //! where a read ends: one that goes on behind its size is refused as a source.
 
-use super::access::path_of;
 use super::descriptor::Descriptor;
+use super::given_volumes::path_of;
 use super::kernel_calls::{clone_range, refresh_attributes};
 use super::node::errno;
 use super::{Allocation, Identity, ReadBack, Volume, VolumeIds, VolumeKind, VolumeName};

@@ -5,9 +5,9 @@
 //! locking, refusing and probing happen once, at the start of a job, in `open_copy` and `route`.
 //!
 //! The kind of a volume is asked for only while a job is prepared: where its volumes are opened and checked (here and
-//! in `job::start`, `job::resolved_supervision` and `job::compare`), where its pass is built (`job::prepared_pass`: space is
-//! reserved in files only), and where a channel, the rate and the protection look whether there is an export. No worker
-//! asks while blocks move: the channel has decided how its operations are submitted.
+//! in `job::start`, `job::resolved_supervision` and `job::compare`), where its pass is built (`job::prepared_pass`: space
+//! is reserved in files only), and where a channel, the rate and the protection look whether there is an export. No
+//! worker asks while blocks move: the channel has decided how its operations are submitted.
 
 mod loop_backing;
 mod block_size;
@@ -22,11 +22,11 @@ mod file;
 pub(crate) mod filesystem;
 mod identity;
 mod persistent_ids;
-mod incremental;
+mod changes_check;
 mod local;
 mod locator;
 mod lock;
-mod access;
+mod given_volumes;
 mod name;
 mod node;
 mod occupancy;
@@ -58,13 +58,13 @@ pub use overlap::refuse_file_of;
 pub use persistent_ids::VolumeIds;
 pub use standard_streams::StandardStream;
 
-pub(crate) use access::VolumeAccess;
 pub(crate) use block_size::{choose_block, refuse_block};
+pub(crate) use changes_check::{refuse_unfinished_copy, source_identity};
 pub(crate) use descriptor::Descriptor;
 pub(crate) use destination::may_keep;
 pub(crate) use free_space::{free_bytes, refuse_full};
+pub(crate) use given_volumes::GivenVolumes;
 pub(crate) use identity::IdentityMatch;
-pub(crate) use incremental::{refuse_half_copy, source_identity};
 pub(crate) use kernel_calls::{clone_range, write_without_waiting};
 pub(crate) use lock::LockWait;
 pub(crate) use open_copy::OpenedCopy;

@@ -1,7 +1,7 @@
 //! Looks up what a path or a descriptor leads to, without opening it: devices may react to being opened, fifos may
 //! block.
 
-use super::access::path_of;
+use super::given_volumes::path_of;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::shown::Shown;
 use nix::errno::Errno;

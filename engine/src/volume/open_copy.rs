@@ -3,9 +3,9 @@
 //! The order of the refusals is documented: rights, same volume, busy, read-only, size. Until [`OpenedCopy::keep`] the
 //! destination holds what it held before, and a file that was created for it disappears again.
 
-use super::access::VolumeAccess;
 use super::destination::{CreatedBy, open_destination, read_only_device};
 use super::export::read_only_export;
+use super::given_volumes::GivenVolumes;
 use super::local::LocalVolume;
 use super::lock::LockWait;
 use super::node::Node;
@@ -77,15 +77,15 @@ impl OpenedCopy {
     /// `ESizeMismatch`; `ECancelled` while waiting. Nothing is left changed.
     pub(crate) fn open(
         spec: &CopySpec,
-        access: &VolumeAccess,
+        given: &GivenVolumes,
         lock_wait: &LockWait<'_>,
         mode: OpenMode,
         rights: &dyn Fn() -> Result<()>,
         missing: &dyn Fn() -> Result<()>,
     ) -> Result<Self> {
-        access.refuse_misplaced(&spec.source, &spec.destination)?;
+        given.refuse_misplaced(&spec.source, &spec.destination)?;
         // A destination that could never be one comes before a source that is missing: the request is malformed.
-        match (&spec.destination, &access.destination) {
+        match (&spec.destination, &given.destination) {
             (Locator::Path(path), Some(given)) => _ = Node::opened(path, &given.file, Side::Destination)?,
             (Locator::Path(path), None) => _ = Node::look_up(path, Side::Destination)?,
             (Locator::Nbd(_), _) => {}
@@ -95,17 +95,17 @@ impl OpenedCopy {
         let mut source = OpenSource::open(
             &spec.source,
             &ReadOptions { changed_since: spec.changed_since.as_deref(), ..plain },
-            access,
+            given,
         )?;
         rights()?;
         source.end.watch()?;
         let (destination, creation) = match &spec.destination {
             Locator::Path(path) => {
-                open_destination(spec, path, access.destination.as_ref(), &source, lock_wait, mode, missing)?
+                open_destination(spec, path, given.destination.as_ref(), &source, lock_wait, mode, missing)?
             }
             Locator::Nbd(uri) => {
                 refuse_same_export(spec)?;
-                let end = open_export(uri, Side::Destination, &plain, &access.revoker)?;
+                let end = open_export(uri, Side::Destination, &plain, &given.revoker)?;
                 source.refuse_live(spec.live_source)?;
                 (end, CreatedBy::None)
             }

@@ -3,8 +3,8 @@
 //! A local volume is looked up first and opened then, as devices may react to being opened. An export is connected to.
 //! Nothing is locked here.
 
-use super::access::VolumeAccess;
 use super::export::ExportVolume;
+use super::given_volumes::GivenVolumes;
 use super::local::LocalVolume;
 use super::node::{Node, NodeKind};
 use super::open_volume::OpenVolume;
@@ -67,22 +67,23 @@ impl fmt::Debug for ReadOptions<'_> {
 /// device that is mounted read-write (unless allowed), `EUnsupported` if `direct` is demanded and impossible; of an
 /// export `EUnreachable` and `EProtocol` besides.
 pub fn open_source(locator: &Locator, how: &ReadOptions<'_>) -> Result<Arc<dyn Volume>> {
-    open_source_by(locator, how, &VolumeAccess::default())
+    open_source_by(locator, how, &GivenVolumes::default())
 }
 
-/// As [`open_source`], with this access.
+/// As [`open_source`], with what the job is given.
 pub(crate) fn open_source_by(
     locator: &Locator,
     how: &ReadOptions<'_>,
-    access: &VolumeAccess,
+    given: &GivenVolumes,
 ) -> Result<Arc<dyn Volume>> {
-    let mut source = OpenSource::open(locator, how, access)?;
+    let mut source = OpenSource::open(locator, how, given)?;
     source.refuse_live(how.live_source)?;
     source.end.bypass_cache(how.direct, Side::Source)?;
     Ok(source.end.into_volume())
 }
 
-/// Opens a volume that is to be compared, with this access: for reading only, also while it is in use. Takes no lock.
+/// Opens a volume that is to be compared, with what the job is given: for reading only, also while it is in use. Takes
+/// no lock.
 ///
 /// # Errors
 /// As [`open_source`], but never `EBusy`; errors name `side`.
@@ -90,9 +91,9 @@ pub(crate) fn open_verified_by(
     locator: &Locator,
     side: Side,
     how: &ReadOptions<'_>,
-    access: &VolumeAccess,
+    given: &GivenVolumes,
 ) -> Result<Arc<dyn Volume>> {
-    open_verified_end(locator, side, how, access).map(OpenVolume::into_volume)
+    open_verified_end(locator, side, how, given).map(OpenVolume::into_volume)
 }
 
 /// As [`open_verified_by`], while it may still be asked what it is.
@@ -100,11 +101,11 @@ pub(crate) fn open_verified_end(
     locator: &Locator,
     side: Side,
     how: &ReadOptions<'_>,
-    access: &VolumeAccess,
+    given: &GivenVolumes,
 ) -> Result<OpenVolume> {
     let mut volume = match locator {
-        Locator::Path(path) => OpenVolume::Local(open_reading(&existing(path, side, access)?, side)?),
-        Locator::Nbd(uri) => open_export(uri, side, &ReadOptions { changed_since: None, ..*how }, &access.revoker)?,
+        Locator::Path(path) => OpenVolume::Local(open_reading(&existing(path, side, given)?, side)?),
+        Locator::Nbd(uri) => open_export(uri, side, &ReadOptions { changed_since: None, ..*how }, &given.revoker)?,
     };
     volume.bypass_cache(how.direct, side)?;
     Ok(volume)
@@ -117,14 +118,14 @@ pub(super) struct OpenSource {
 }
 
 impl OpenSource {
-    pub(super) fn open(locator: &Locator, how: &ReadOptions<'_>, access: &VolumeAccess) -> Result<Self> {
+    pub(super) fn open(locator: &Locator, how: &ReadOptions<'_>, given: &GivenVolumes) -> Result<Self> {
         Ok(match locator {
             Locator::Path(path) => {
-                let node = existing(path, Side::Source, access)?;
+                let node = existing(path, Side::Source, given)?;
                 Self { end: OpenVolume::Local(open_reading(&node, Side::Source)?), node: Some(node) }
             }
             Locator::Nbd(uri) => {
-                let end = open_export(uri, Side::Source, how, &access.revoker)?;
+                let end = open_export(uri, Side::Source, how, &given.revoker)?;
                 Self { end, node: None }
             }
         })
@@ -149,8 +150,8 @@ impl OpenSource {
 }
 
 /// Returns the given descriptor's file, or else the one that the path leads to.
-pub(super) fn existing(path: &Path, side: Side, access: &VolumeAccess) -> Result<Node> {
-    match access.of(side) {
+pub(super) fn existing(path: &Path, side: Side, given: &GivenVolumes) -> Result<Node> {
+    match given.of(side) {
         Some(descriptor) => Node::opened(path, descriptor, side),
         None => Node::existing(path, side),
     }

@@ -3,9 +3,9 @@
 //! A checkpoint says which bytes of one destination are those of one state of one source. It says nothing about any
 //! other volume, and resuming from it would silently mix two volumes.
 
+use super::changes_check::is_of_changes;
 use super::file::difference;
 use super::identity::IdentityMatch;
-use super::incremental::is_increment;
 use super::{Identity, VolumeKind};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::RangeSet;
@@ -51,7 +51,7 @@ fn refuse_other_destination(header: &Header, durable: &RangeSet, now: &Identity)
     let recorded = durable.iter().last().map_or(0, |run| run.end());
     let size_fits = match now.kind {
         VolumeKind::Device | VolumeKind::Export => now.size_bytes == header.destination.size_bytes,
-        VolumeKind::File if is_increment(header) => now.size_bytes >= header.destination.size_bytes,
+        VolumeKind::File if is_of_changes(header) => now.size_bytes >= header.destination.size_bytes,
         VolumeKind::File => {
             let longest = header.size_bytes.next_multiple_of(u64::from(DIRECT_ALIGN_BYTES));
             // A power cut before the first flush may bring back the size from before the first start.

@@ -4,7 +4,7 @@
 //! volume no longer holds what was copied. Pipes, terminals and `/dev/null` hold no volume, and a descriptor that is
 //! only open for reading prints nothing.
 
-use super::access::VolumeAccess;
+use super::given_volumes::GivenVolumes;
 use super::node::Node;
 use super::overlap::share_bytes;
 use super::{Locator, open_for_reading};
@@ -73,7 +73,7 @@ impl StandardStream {
 pub(crate) fn refuse_streams(
     volumes: &[(&Locator, Side)],
     files: &[Option<&Path>],
-    access: &VolumeAccess,
+    given: &GivenVolumes,
 ) -> Result<()> {
     let refused = |path: &Path, streams: &[StandardStream]| match streams {
         [stream, ..] => Err(stream.refusal(path)),
@@ -81,7 +81,7 @@ pub(crate) fn refuse_streams(
     };
     for (path, side) in volumes.iter().filter_map(|&(locator, side)| Some((locator.path()?, side))) {
         // What cannot be looked up is refused where it is opened, in the order of the rules.
-        let Ok(node) = open_for_reading::existing(path, side, access) else { continue };
+        let Ok(node) = open_for_reading::existing(path, side, given) else { continue };
         let streams: Vec<_> = StandardStream::ALL.into_iter().filter(|stream| stream.leads_to(&node)).collect();
         refused(path, &streams)?;
     }

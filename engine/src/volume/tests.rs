@@ -130,7 +130,7 @@ fn read_back_reports_the_source_of_its_bytes() {
             &path.as_path().into(),
             Side::Destination,
             &ReadOptions::new(Direct::No),
-            &VolumeAccess::default()
+            &GivenVolumes::default()
         )
         .unwrap()
         .evict(),
@@ -143,7 +143,7 @@ fn read_back_reports_the_source_of_its_bytes() {
         &path.as_path().into(),
         Side::Destination,
         &ReadOptions::new(Direct::Auto),
-        &VolumeAccess::default(),
+        &GivenVolumes::default(),
     )
     .unwrap();
     assert_eq!((volume.evict(), volume.align_bytes()), (Ok(ReadBack::Memory), 1));
@@ -151,7 +151,7 @@ fn read_back_reports_the_source_of_its_bytes() {
         &path.as_path().into(),
         Side::Destination,
         &ReadOptions::new(Direct::Yes),
-        &VolumeAccess::default(),
+        &GivenVolumes::default(),
     )
     .unwrap_err();
     assert_eq!(refused.code, Code::Unsupported);

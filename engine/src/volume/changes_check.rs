@@ -24,7 +24,7 @@ pub(crate) fn source_identity(source: &dyn Volume, changed_since: Option<&str>) 
 }
 
 /// Returns whether the journal is one of a copy of changes.
-pub(super) fn is_increment(header: &Header) -> bool {
+pub(super) fn is_of_changes(header: &Header) -> bool {
     header.source.kind == VolumeKind::Export && header.source.name.contains(MARK)
 }
 
@@ -33,7 +33,7 @@ pub(super) fn is_increment(header: &Header) -> bool {
 ///
 /// # Errors
 /// `ECheckpointMismatch`.
-pub(crate) fn refuse_half_copy(spec: &CopySpec, unfinished: &Header, source: &dyn Volume) -> Result<()> {
+pub(crate) fn refuse_unfinished_copy(spec: &CopySpec, unfinished: &Header, source: &dyn Volume) -> Result<()> {
     let now = source_identity(source, spec.changed_since.as_deref());
     if spec.changed_since.is_none() || unfinished.source.name == now.name {
         return Ok(());

@@ -1,5 +1,5 @@
-//! Holds the access of a job to its volumes besides their names: descriptors given by a supervisor, and the revoker of
-//! its connections.
+//! Holds what a job is given to reach its volumes besides their names: descriptors of a supervisor, and the revoker of
+//! the job's connections.
 //!
 //! A given descriptor is opened anew through `/proc/self/fd`. That leads to the same inode whatever has become of its
 //! name, and gives a description of our own, with flags and a lock that are not shared. The given one stays open for as
@@ -13,15 +13,15 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Access to the volumes of a job. By default by name only.
+/// Volumes that a job is given. By default none: it opens them by name.
 #[derive(Debug, Default)]
-pub(crate) struct VolumeAccess {
+pub(crate) struct GivenVolumes {
     pub revoker: Arc<ConnectionRevoker>,
     pub source: Option<OwnedFd>,
     pub destination: Option<OpenedDestination>,
 }
 
-impl VolumeAccess {
+impl GivenVolumes {
     /// With the volumes of a comparison, as far as they are open.
     pub(crate) fn to_compare(
         revoker: &Arc<ConnectionRevoker>,
