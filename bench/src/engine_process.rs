@@ -4,7 +4,7 @@
 //! of a trial are therefore the engine's and not the harness's, and the harness survives a crash and cleans up. The
 //! clock runs from the first submission to the last report, because users of the library start an engine once.
 
-use blockhaul_engine::engine::{Engine, EngineConfig, Face};
+use blockhaul_engine::engine::{Engine, EngineConfig, RingBackend};
 use blockhaul_engine::job::{JobHandle, StopReason};
 use blockhaul_engine::progress::{Report, Status};
 use blockhaul_engine::spec::{
@@ -142,8 +142,8 @@ impl EngineRequest {
         let block_size_wanted = self.block_bytes.map(BlockSize::new).transpose().map_err(|error| error.to_string())?;
         let block_size = block_size_wanted.or_else(|| usual_block(&volumes, false));
         let depth = if block_size_wanted.is_none() { usual_depth(&volumes) } else { None };
-        let face = if self.path.as_deref() == Some("threads") { Face::Threads } else { Face::Auto };
-        Ok(EngineConfig { cores: self.cores, block_size, depth, face, ..EngineConfig::default() })
+        let backend = if self.path.as_deref() == Some("threads") { RingBackend::Threads } else { RingBackend::Auto };
+        Ok(EngineConfig { cores: self.cores, block_size, depth, backend, ..EngineConfig::default() })
     }
 
     fn spec(&self, (source, destination, state): &(String, String, String)) -> Result<CopySpec, String> {

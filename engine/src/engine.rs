@@ -29,7 +29,7 @@ const POOL_THREADS_PER_CORE: usize = 4;
 
 /// Ring of the workers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Face {
+pub enum RingBackend {
     /// io_uring, or threads where the host denies it (logged, and named in the report's `path`).
     #[default]
     Auto,
@@ -53,8 +53,8 @@ pub struct EngineConfig {
     /// bound of its own, and as many spare slots as usual ones, which take memory only in place of those whose device
     /// does not answer.
     pub memory_bytes: Option<u64>,
-    /// Which ring.
-    pub face: Face,
+    /// Backend of the ring of each worker.
+    pub backend: RingBackend,
 }
 
 /// Running workers. Dropping it waits for the reports of its jobs (cancel them first, or resume the paused ones), then
@@ -80,7 +80,7 @@ struct WorkerThread {
 struct Layout {
     block_bytes: u32,
     slots: SlotCounts,
-    face: Face,
+    backend: RingBackend,
 }
 
 /// Memory layout of each core.
@@ -99,7 +99,7 @@ impl Engine {
     /// `EBadRequest` for a configuration outside its ranges; `EUnsupported` or `EOverloaded` if the host denies rings,
     /// threads or memory, with the remedy.
     pub fn start(config: EngineConfig) -> Result<Self> {
-        let EngineConfig { cores, block_size, depth, memory_bytes, face } = config;
+        let EngineConfig { cores, block_size, depth, memory_bytes, backend } = config;
         let cpus = usable_cpus();
         let cores = cores.unwrap_or(cpus.len());
         if cores == 0 || cores > cpus.len() {
@@ -109,7 +109,7 @@ impl Engine {
             )));
         }
         let block_bytes = block_size.map_or(BLOCK_BYTES_DIRECT, BlockSize::bytes);
-        let layout = Layout { block_bytes, slots: slots(block_bytes, depth, memory_bytes, cores)?, face };
+        let layout = Layout { block_bytes, slots: slots(block_bytes, depth, memory_bytes, cores)?, backend };
         let syscalls: Arc<[AtomicU64]> = (0..cores).map(|_| AtomicU64::new(0)).collect();
         let inboxes: Arc<[Arc<WorkerInbox>]> = (0..cores).map(|_| Arc::default()).collect();
         let mut workers = Vec::new();
@@ -286,13 +286,13 @@ fn serve(
     };
     let spares = aside.split(block_bytes, spare);
     let operations = usual + spare + 2 * EXTRA_OPERATIONS + CONNECTION_OPERATIONS;
-    if layout.face != Face::Threads {
+    if layout.backend != RingBackend::Threads {
         match UringRing::new(UringConfig { slots: operations, arena: Some(&arena) }) {
             Ok(ring) => {
                 return ready.send(Ok(false)).is_err()
                     || Worker::new(ring, arena.split(block_bytes, usual), spares, inbox).run(syscalls);
             }
-            Err(denied) if layout.face == Face::Uring => {
+            Err(denied) if layout.backend == RingBackend::Uring => {
                 let error =
                     Error::new(Code::Unsupported, Side::Engine, Operation::Start, format!("no io_uring: {denied}"));
                 return refuse(error);

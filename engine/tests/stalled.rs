@@ -4,7 +4,7 @@
 //! end. A frozen file system blocks its writers in the kernel, where no signal ends the wait, as a dead disk does; but
 //! it can be thawed. It always is: by the test, when the test fails, and by a watchdog.
 
-use blockhaul_engine::engine::{Engine, EngineConfig, Face};
+use blockhaul_engine::engine::{Engine, EngineConfig, RingBackend};
 use blockhaul_engine::error::{Code, Result};
 use blockhaul_engine::job::{JobHandle, StopReason};
 use blockhaul_engine::progress::{Report, Status};
@@ -109,8 +109,8 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("a path of this test")
 }
 
-fn engine(face: Face) -> Engine {
-    let config = EngineConfig { cores: Some(1), depth: Some(DEPTH as usize), face, ..EngineConfig::default() };
+fn engine(backend: RingBackend) -> Engine {
+    let config = EngineConfig { cores: Some(1), depth: Some(DEPTH as usize), backend, ..EngineConfig::default() };
     Engine::start(config).unwrap()
 }
 
@@ -167,8 +167,8 @@ fn stalled(engine: &Engine, disk: &Disk, from: &Path, direct: Direct) -> JobHand
     job
 }
 
-fn healthy_jobs_go_on(disk: &Disk, healthy: &Disk, direct: Direct, face: Face) {
-    let engine = engine(face);
+fn healthy_jobs_go_on(disk: &Disk, healthy: &Disk, direct: Direct, backend: RingBackend) {
+    let engine = engine(backend);
     let folder = healthy.point();
     let large = source(&folder, "large", 128);
     let small = source(&folder, "small", 24);
@@ -199,14 +199,14 @@ fn healthy_jobs_go_on(disk: &Disk, healthy: &Disk, direct: Direct, face: Face) {
 #[test]
 fn a_frozen_destination_delays_no_other_job() {
     let test = "a_frozen_destination_delays_no_other_job";
-    for (options, direct, face) in [
-        ("defaults", Direct::Auto, Face::Auto),
+    for (options, direct, backend) in [
+        ("defaults", Direct::Auto, RingBackend::Auto),
         // Writes that the caller itself would wait for.
-        ("data=journal", Direct::No, Face::Auto),
-        ("defaults", Direct::Auto, Face::Threads),
+        ("data=journal", Direct::No, RingBackend::Auto),
+        ("defaults", Direct::Auto, RingBackend::Threads),
     ] {
         let (disk, healthy) = (need!(test, Disk::fresh(options)), need!(test, Disk::fresh("defaults")));
-        healthy_jobs_go_on(&disk, &healthy, direct, face);
+        healthy_jobs_go_on(&disk, &healthy, direct, backend);
     }
 }
 
@@ -215,7 +215,7 @@ fn a_frozen_destination_delays_no_other_job() {
 fn a_job_that_hangs_at_its_start_is_reported_and_ends_later() {
     let test = "a_job_that_hangs_at_its_start_is_reported_and_ends_later";
     let disk = need!(test, Disk::fresh("defaults"));
-    let engine = engine(Face::Auto);
+    let engine = engine(RingBackend::Auto);
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let small = source(folder.path(), "small", 1);
     disk.freeze();
@@ -247,7 +247,7 @@ impl Admission for Hanging {
 /// The same without root: what hangs is a question.
 #[test]
 fn a_blocked_thread_of_a_job_delays_its_own_job_only() {
-    let engine = engine(Face::Auto);
+    let engine = engine(RingBackend::Auto);
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let small = source(folder.path(), "small", 1);
     let ((begun, has_begun), (release, released)) = (channel(), channel());

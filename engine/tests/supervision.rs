@@ -1,7 +1,7 @@
 //! Goal: a supervised copy changes its destination only when it may, reaches the volumes that it was given, and goes on
 //! from what others have done. Method: local copies, with gates, admissions and descriptors in the hand of the test.
 
-use blockhaul_engine::engine::{Engine, EngineConfig, Face};
+use blockhaul_engine::engine::{Engine, EngineConfig, RingBackend};
 use blockhaul_engine::error::{Code, Error, Result};
 use blockhaul_engine::extent::{ByteRange, RangeSet};
 use blockhaul_engine::job::{JobHandle, StopReason};
@@ -29,12 +29,12 @@ struct TestBed {
 
 impl TestBed {
     fn new() -> Self {
-        Self::with(Face::Auto, Path::new("/var/tmp"))
+        Self::with(RingBackend::Auto, Path::new("/var/tmp"))
     }
 
-    fn with(face: Face, place: &Path) -> Self {
+    fn with(backend: RingBackend, place: &Path) -> Self {
         let folder = tempfile::tempdir_in(place).unwrap();
-        let engine = Engine::start(EngineConfig { cores: Some(1), face, ..EngineConfig::default() }).unwrap();
+        let engine = Engine::start(EngineConfig { cores: Some(1), backend, ..EngineConfig::default() }).unwrap();
         let bed = Self { folder, engine };
         fs::write(bed.path("source"), bytes()).unwrap();
         bed
@@ -147,8 +147,10 @@ fn closes_and_opens(bed: &TestBed, direct: Direct) {
 
 #[test]
 fn a_copy_waits_at_a_closed_gate_and_continues_on_every_path() {
-    for (face, place) in [(Face::Auto, "/var/tmp"), (Face::Auto, "/dev/shm"), (Face::Threads, "/var/tmp")] {
-        let bed = TestBed::with(face, Path::new(place));
+    for (backend, place) in
+        [(RingBackend::Auto, "/var/tmp"), (RingBackend::Auto, "/dev/shm"), (RingBackend::Threads, "/var/tmp")]
+    {
+        let bed = TestBed::with(backend, Path::new(place));
         for direct in [Direct::Auto, Direct::No] {
             closes_and_opens(&bed, direct);
         }

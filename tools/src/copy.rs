@@ -10,7 +10,7 @@ use crate::progress::{ProgressDisplay, wait_with_progress};
 use crate::retry_command::{self, RetryMode};
 use crate::signals::StopSignals;
 use crate::{dry_run, start_logging, state_dir, summary};
-use blockhaul_engine::engine::{Engine, EngineConfig, Face};
+use blockhaul_engine::engine::{Engine, EngineConfig, RingBackend};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::job::CheckReport;
 use blockhaul_engine::journal::{JournalReader, default_checkpoint_path};
@@ -182,10 +182,10 @@ pub(crate) fn engine_config(raw: &RawEngine, path: PathChoice) -> Result<EngineC
         block_size: block_size.map(BlockSize::new).transpose()?,
         depth,
         memory_bytes: memory,
-        face: match path {
-            PathChoice::Threads => Face::Threads,
-            PathChoice::Ring => Face::Uring,
-            PathChoice::Auto | PathChoice::Inline => Face::Auto,
+        backend: match path {
+            PathChoice::Threads => RingBackend::Threads,
+            PathChoice::Ring => RingBackend::Uring,
+            PathChoice::Auto | PathChoice::Inline => RingBackend::Auto,
         },
     })
 }
@@ -327,8 +327,8 @@ mod tests {
         ])
         .unwrap();
         let block_size = Some(BlockSize::new(64 << 10).unwrap());
-        let face = Face::Threads;
-        let config = EngineConfig { cores: Some(1), block_size, depth: Some(4), memory_bytes: Some(8 << 20), face };
+        let backend = RingBackend::Threads;
+        let config = EngineConfig { cores: Some(1), block_size, depth: Some(4), memory_bytes: Some(8 << 20), backend };
         assert_eq!(request.config, config);
         assert_eq!(request.state_dir, None);
         let expected = CopySpec {

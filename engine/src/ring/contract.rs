@@ -1,6 +1,6 @@
-//! Tests the contract of [`Ring`] on every face.
+//! Tests the contract of [`Ring`] on every backend.
 //!
-//! Goal: pipeline and journal can rely on the documentation of [`Ring`] with every face. Method: every test is a
+//! Goal: pipeline and journal can rely on the documentation of [`Ring`] with every backend. Method: every test is a
 //! function of a ring, and runs on io_uring, on io_uring with queues of one entry (so that they overflow all the time),
 //! and on threads.
 
@@ -21,7 +21,7 @@ const SLOTS: usize = 64;
 /// Longest wait; far longer than any operation of these tests takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Runs each function on each face, as a test of its own.
+/// Runs each function on each backend, as a test of its own.
 macro_rules! on_every_face {
     ($($test:ident)+) => {
         mod uring { $(#[test] fn $test() { super::on_uring(stringify!($test), super::$test, None); })+ }

@@ -1,8 +1,9 @@
 //! Defines the seam between the engine and the code that carries out its operations.
 //!
 //! A [`Ring`] belongs to one worker. Operations are queued with [`Ring::push`], started and waited for with
-//! [`Ring::submit_and_wait`], and come back through [`Ring::reap`], each exactly once. Three faces: `uring` (io_uring),
-//! `threads` (a small pool of pread/pwrite threads, when io_uring is denied) and `sim` (seeded faults, in tests).
+//! [`Ring::submit_and_wait`], and come back through [`Ring::reap`], each exactly once. Three backends: `uring`
+//! (io_uring), `threads` (a small pool of pread/pwrite threads, when io_uring is denied) and `sim` (seeded faults, in
+//! tests).
 //!
 //! **Ownership is the protocol.** An operation owns its [`Block`] from `push` until its [`Completion`] returns it. No
 //! code can read, write, re-use or free a buffer that the kernel may still touch, because no code has it. A ring that

@@ -1,4 +1,4 @@
-//! Tests the contract of [`Ring`] for sends and receives, on every face.
+//! Tests the contract of [`Ring`] for sends and receives, on every backend.
 //!
 //! Method: both ends of a local connection, a unix one and a TCP one in every test. The ring has one end and the test
 //! the other, or the ring has both.
