@@ -4,9 +4,9 @@
 //! the answer of a later rule is found out but kept back (a read-only file system must not hide that both volumes are
 //! the same).
 
+use super::inode::{Inode, InodeKind, absolute, errno};
 use super::local::LocalVolume;
 use super::lock::{LockWait, lock_file, open_device, refuse_claimed};
-use super::node::{Node, NodeKind, absolute, errno};
 use super::open_for_reading::OpenSource;
 use super::open_mode::OpenMode;
 use super::open_volume::OpenVolume;
@@ -105,14 +105,14 @@ fn try_destination(
     lock_wait: &LockWait<'_>,
     mode: OpenMode,
     missing: &dyn Fn() -> Result<()>,
-) -> Result<Option<(File, NodeKind, CreatedBy)>> {
-    let Some(node) = Node::look_up(path, Side::Destination)? else {
+) -> Result<Option<(File, InodeKind, CreatedBy)>> {
+    let Some(inode) = Inode::look_up(path, Side::Destination)? else {
         missing()?;
         let created = create_destination(spec, path, source, lock_wait, mode)?;
-        return Ok(created.map(|(file, creation)| (file, NodeKind::File, creation)));
+        return Ok(created.map(|(file, creation)| (file, InodeKind::File, creation)));
     };
-    let file = open_locked(spec, &node, source, lock_wait)?;
-    Ok(leads_to(&node, &file)?.then_some((file, node.kind(), CreatedBy::None)))
+    let file = open_locked(spec, &inode, source, lock_wait)?;
+    Ok(leads_to(&inode, &file)?.then_some((file, inode.kind(), CreatedBy::None)))
 }
 
 /// Opens the destination that a supervisor has opened: the same rules, but its name is not looked up.
@@ -123,13 +123,13 @@ fn open_given(
     source: &OpenSource,
     lock_wait: &LockWait<'_>,
 ) -> Result<(OpenVolume, CreatedBy)> {
-    let node = Node::opened(path, &given.file, Side::Destination)?;
-    let file = open_locked(spec, &node, source, lock_wait)?;
+    let inode = Inode::opened(path, &given.file, Side::Destination)?;
+    let file = open_locked(spec, &inode, source, lock_wait)?;
     let parent = given.parent.as_ref().map(OwnedFd::try_clone).transpose().map_err(|e| {
         let what = format!("keep the directory of {}", path.shown());
         Error::io(Side::Destination, Operation::Open, &e, what)
     })?;
-    let mut local = LocalVolume::new(node.kind(), file, node.path().into(), Side::Destination)?;
+    let mut local = LocalVolume::new(inode.kind(), file, inode.path().into(), Side::Destination)?;
     if let LocalVolume::File(file) = &mut local {
         file.was_given(parent);
     }
@@ -137,43 +137,43 @@ fn open_given(
 }
 
 /// Opens and locks an existing destination.
-fn open_locked(spec: &CopySpec, node: &Node, source: &OpenSource, lock_wait: &LockWait<'_>) -> Result<File> {
-    let writable = may_write(node, AccessFlags::R_OK | AccessFlags::W_OK)?;
-    source.refuse_same(node)?;
-    refuse_claimed(node)?;
+fn open_locked(spec: &CopySpec, inode: &Inode, source: &OpenSource, lock_wait: &LockWait<'_>) -> Result<File> {
+    let writable = may_write(inode, AccessFlags::R_OK | AccessFlags::W_OK)?;
+    source.refuse_same(inode)?;
+    refuse_claimed(inode)?;
     source.refuse_live(spec.live_source)?;
     if let WriteCheck::No(error) = writable {
         return Err(error);
     }
-    match node.kind() {
-        NodeKind::Device if sysfs_read_only(node.rdev()) => Err(read_only_device(node.path())),
-        NodeKind::Device => open_device(node, lock_wait),
-        NodeKind::File => {
-            let file = open_file(node)?;
-            lock_file(&file, node.path(), lock_wait)?;
+    match inode.kind() {
+        InodeKind::Device if sysfs_read_only(inode.rdev()) => Err(read_only_device(inode.path())),
+        InodeKind::Device => open_device(inode, lock_wait),
+        InodeKind::File => {
+            let file = open_file(inode)?;
+            lock_file(&file, inode.path(), lock_wait)?;
             Ok(file)
         }
     }
 }
 
-/// Returns whether path, looked-up node and descriptor are still one: a file may be replaced between any two of these.
-fn leads_to(node: &Node, file: &File) -> Result<bool> {
+/// Returns whether path, looked-up inode and descriptor are still one: a file may be replaced between any two of these.
+fn leads_to(inode: &Inode, file: &File) -> Result<bool> {
     let failed =
-        |e: &std::io::Error| Error::io(Side::Destination, Operation::Stat, e, format!("stat {}", node.path().shown()));
-    if !node.is(&file.metadata().map_err(|e| failed(&e))?) {
+        |e: &std::io::Error| Error::io(Side::Destination, Operation::Stat, e, format!("stat {}", inode.path().shown()));
+    if !inode.is(&file.metadata().map_err(|e| failed(&e))?) {
         return Ok(false);
     }
-    match std::fs::metadata(node.path()) {
-        Ok(now) => Ok(node.is(&now)),
+    match std::fs::metadata(inode.path()) {
+        Ok(now) => Ok(inode.is(&now)),
         Err(e) if errno(&e) == Errno::ENOENT => Ok(false),
         Err(e) => Err(failed(&e)),
     }
 }
 
-fn open_file(node: &Node) -> Result<File> {
+fn open_file(inode: &Inode) -> Result<File> {
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
-    let opened = OpenOptions::new().read(true).write(true).custom_flags(flags).open(node.reach());
-    opened.map_err(|e| refused_writing(node.path(), &e))
+    let opened = OpenOptions::new().read(true).write(true).custom_flags(flags).open(inode.reach());
+    opened.map_err(|e| refused_writing(inode.path(), &e))
 }
 
 /// Creates the destination, or its placeholder; `None` if another process just did, or replaced it.
@@ -282,8 +282,8 @@ pub fn refuse_kernel_directory(directory: &Path, path: &Path, side: Side) -> Res
 }
 
 /// Missing rights are an error at once, read-only is one for later.
-fn may_write(node: &Node, rights: AccessFlags) -> Result<WriteCheck> {
-    may_access(node.reach(), node.path(), rights)
+fn may_write(inode: &Inode, rights: AccessFlags) -> Result<WriteCheck> {
+    may_access(inode.reach(), inode.path(), rights)
 }
 
 /// As above for a name `name` that is found at `path`.

@@ -6,8 +6,8 @@
 
 use super::descriptor::Descriptor;
 use super::given_volumes::path_of;
+use super::inode::errno;
 use super::kernel_calls::{clone_range, refresh_attributes};
-use super::node::errno;
 use super::{Allocation, Identity, ReadBack, Volume, VolumeIds, VolumeKind, VolumeName};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, Extent, ExtentKind};

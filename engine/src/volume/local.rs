@@ -3,7 +3,7 @@
 use super::descriptor::Descriptor;
 use super::device::DeviceVolume;
 use super::file::FileVolume;
-use super::node::NodeKind;
+use super::inode::InodeKind;
 use super::{Volume, VolumeName};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::spec::Direct;
@@ -21,10 +21,10 @@ pub(crate) enum LocalVolume {
 
 impl LocalVolume {
     /// Takes over a descriptor of a known kind.
-    pub(super) fn new(kind: NodeKind, file: File, name: VolumeName, side: Side) -> Result<Self> {
+    pub(super) fn new(kind: InodeKind, file: File, name: VolumeName, side: Side) -> Result<Self> {
         Ok(match kind {
-            NodeKind::File => Self::File(FileVolume::new(file, name, side)?),
-            NodeKind::Device => Self::Device(DeviceVolume::new(file, name, side)?),
+            InodeKind::File => Self::File(FileVolume::new(file, name, side)?),
+            InodeKind::Device => Self::Device(DeviceVolume::new(file, name, side)?),
         })
     }
 

@@ -4,7 +4,7 @@
 //! no earlier write can take effect once the lock is held, even if its writer was killed. This requires that no code
 //! unlocks explicitly: only closing the descriptor releases the lock.
 
-use super::node::{Node, NodeKind};
+use super::inode::{Inode, InodeKind};
 use super::topology::{user_of, user_of_file};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::shown::Shown;
@@ -69,14 +69,14 @@ fn busy(path: &Path, errno: Errno, who: &str) -> Error {
 ///
 /// # Errors
 /// `EBusy`, naming the user.
-pub(super) fn refuse_claimed(node: &Node) -> Result<()> {
-    let (user, advice) = match node.kind() {
-        NodeKind::Device => (user_of(node.rdev()), "unmount or detach that first"),
-        NodeKind::File => (user_of_file(node.device(), node.inode()), "detach that first"),
+pub(super) fn refuse_claimed(inode: &Inode) -> Result<()> {
+    let (user, advice) = match inode.kind() {
+        InodeKind::Device => (user_of(inode.rdev()), "unmount or detach that first"),
+        InodeKind::File => (user_of_file(inode.device(), inode.number()), "detach that first"),
     };
     match user {
         None => Ok(()),
-        Some(who) => Err(Error { retryable: false, ..busy(node.path(), Errno::EBUSY, &who) }.advise(advice)),
+        Some(who) => Err(Error { retryable: false, ..busy(inode.path(), Errno::EBUSY, &who) }.advise(advice)),
     }
 }
 
@@ -106,14 +106,14 @@ pub(super) fn lock_file(file: &File, path: &Path, lock_wait: &LockWait<'_>) -> R
 ///
 /// # Errors
 /// `EBusy` if another process keeps it for too long, `ECancelled`, or why it cannot be opened.
-pub(super) fn open_device(node: &Node, lock_wait: &LockWait<'_>) -> Result<File> {
-    let path = node.path();
+pub(super) fn open_device(inode: &Inode, lock_wait: &LockWait<'_>) -> Result<File> {
+    let path = inode.path();
     loop {
         let flags = libc::O_EXCL | libc::O_CLOEXEC | libc::O_NONBLOCK;
-        match OpenOptions::new().read(true).write(true).custom_flags(flags).open(node.reach()) {
+        match OpenOptions::new().read(true).write(true).custom_flags(flags).open(inode.reach()) {
             Ok(file) => return Ok(file),
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
-                refuse_claimed(node)?;
+                refuse_claimed(inode)?;
                 lock_wait.retry(busy(path, Errno::EBUSY, "another copy or program opened it exclusively"))?;
             }
             Err(e) => {

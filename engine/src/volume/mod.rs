@@ -28,7 +28,7 @@ mod locator;
 mod lock;
 mod given_volumes;
 mod name;
-mod node;
+mod inode;
 mod occupancy;
 mod open_copy;
 mod open_for_reading;

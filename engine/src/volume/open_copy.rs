@@ -6,9 +6,9 @@
 use super::destination::{CreatedBy, open_destination, read_only_device};
 use super::export::read_only_export;
 use super::given_volumes::GivenVolumes;
+use super::inode::Inode;
 use super::local::LocalVolume;
 use super::lock::LockWait;
-use super::node::Node;
 use super::occupancy::Occupied;
 use super::open_for_reading::{OpenSource, ReadOptions, open_export};
 use super::open_mode::OpenMode;
@@ -86,8 +86,8 @@ impl OpenedCopy {
         given.refuse_misplaced(&spec.source, &spec.destination)?;
         // A destination that could never be one comes before a source that is missing: the request is malformed.
         match (&spec.destination, &given.destination) {
-            (Locator::Path(path), Some(given)) => _ = Node::opened(path, &given.file, Side::Destination)?,
-            (Locator::Path(path), None) => _ = Node::look_up(path, Side::Destination)?,
+            (Locator::Path(path), Some(given)) => _ = Inode::opened(path, &given.file, Side::Destination)?,
+            (Locator::Path(path), None) => _ = Inode::look_up(path, Side::Destination)?,
             (Locator::Nbd(_), _) => {}
         }
         let plain =

@@ -5,8 +5,8 @@
 
 use super::export::ExportVolume;
 use super::given_volumes::GivenVolumes;
+use super::inode::{Inode, InodeKind};
 use super::local::LocalVolume;
-use super::node::{Node, NodeKind};
 use super::open_volume::OpenVolume;
 use super::overlap::{refuse_same, refuse_source_under};
 use super::topology::{claimed_elsewhere, writable_mount_of};
@@ -111,49 +111,49 @@ pub(crate) fn open_verified_end(
     Ok(volume)
 }
 
-/// A volume that is open for reading, and the node that a local one was found at.
+/// A volume that is open for reading, and the inode that a local one was found at.
 pub(super) struct OpenSource {
     pub end: OpenVolume,
-    node: Option<Node>,
+    inode: Option<Inode>,
 }
 
 impl OpenSource {
     pub(super) fn open(locator: &Locator, how: &ReadOptions<'_>, given: &GivenVolumes) -> Result<Self> {
         Ok(match locator {
             Locator::Path(path) => {
-                let node = existing(path, Side::Source, given)?;
-                Self { end: OpenVolume::Local(open_reading(&node, Side::Source)?), node: Some(node) }
+                let inode = existing(path, Side::Source, given)?;
+                Self { end: OpenVolume::Local(open_reading(&inode, Side::Source)?), inode: Some(inode) }
             }
             Locator::Nbd(uri) => {
                 let end = open_export(uri, Side::Source, how, &given.revoker)?;
-                Self { end, node: None }
+                Self { end, inode: None }
             }
         })
     }
 
     /// Permission bits of a file; none of what is no file.
     pub(super) fn mode(&self) -> u32 {
-        self.node.as_ref().filter(|node| node.kind() == NodeKind::File).map_or(0, Node::mode)
+        self.inode.as_ref().filter(|inode| inode.kind() == InodeKind::File).map_or(0, Inode::mode)
     }
 
     pub(super) fn refuse_live(&self, live: LiveSource) -> Result<()> {
-        self.node.as_ref().map_or(Ok(()), |node| refuse_live(node, live))
+        self.inode.as_ref().map_or(Ok(()), |inode| refuse_live(inode, live))
     }
 
-    pub(super) fn refuse_same(&self, destination: &Node) -> Result<()> {
-        self.node.as_ref().map_or(Ok(()), |node| refuse_same(node, destination))
+    pub(super) fn refuse_same(&self, destination: &Inode) -> Result<()> {
+        self.inode.as_ref().map_or(Ok(()), |inode| refuse_same(inode, destination))
     }
 
     pub(super) fn refuse_under(&self, destination: &Path, directory: &Path) -> Result<()> {
-        self.node.as_ref().map_or(Ok(()), |node| refuse_source_under(node, destination, directory))
+        self.inode.as_ref().map_or(Ok(()), |inode| refuse_source_under(inode, destination, directory))
     }
 }
 
 /// Returns the given descriptor's file, or else the one that the path leads to.
-pub(super) fn existing(path: &Path, side: Side, given: &GivenVolumes) -> Result<Node> {
+pub(super) fn existing(path: &Path, side: Side, given: &GivenVolumes) -> Result<Inode> {
     match given.of(side) {
-        Some(descriptor) => Node::opened(path, descriptor, side),
-        None => Node::existing(path, side),
+        Some(descriptor) => Inode::opened(path, descriptor, side),
+        None => Inode::existing(path, side),
     }
 }
 
@@ -167,23 +167,23 @@ pub(super) fn open_export(
     Ok(OpenVolume::Export(ExportVolume::new(export)))
 }
 
-pub(super) fn open_reading(node: &Node, side: Side) -> Result<LocalVolume> {
-    let path = node.path();
+pub(super) fn open_reading(inode: &Inode, side: Side) -> Result<LocalVolume> {
+    let path = inode.path();
     let failed = |e: &std::io::Error| Error::io(side, Operation::Open, e, format!("open {}", path.shown()));
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(node.reach()).map_err(|e| {
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(inode.reach()).map_err(|e| {
         let error = failed(&e);
         if error.code == Code::Permission { error.advise("run as a user who may read it") } else { error }
     })?;
-    if !node.is(&file.metadata().map_err(|e| failed(&e))?) {
+    if !inode.is(&file.metadata().map_err(|e| failed(&e))?) {
         let message = format!("{} was replaced while it was being opened", path.shown());
         return Err(Error::new(Code::Busy, side, Operation::Open, message).advise("try again"));
     }
-    LocalVolume::new(node.kind(), file, path.into(), side)
+    LocalVolume::new(inode.kind(), file, path.into(), side)
 }
 
-fn refuse_live(source: &Node, live: LiveSource) -> Result<()> {
-    if source.kind() == NodeKind::File || live == LiveSource::Allow {
+fn refuse_live(source: &Inode, live: LiveSource) -> Result<()> {
+    if source.kind() == InodeKind::File || live == LiveSource::Allow {
         return Ok(());
     }
     let busy = |how: String, advice: &str| {

@@ -6,7 +6,7 @@
 //! other. Two files on one disk do not clash: both are only hosted there.
 
 use super::Volume;
-use super::node::{Node, NodeKind};
+use super::inode::{Inode, InodeKind};
 use super::topology::{Backing, components_of, devices_under, loop_of, partition_of};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::ByteRange;
@@ -46,15 +46,15 @@ struct VolumeRegions {
 }
 
 impl VolumeRegions {
-    fn of(node: &Node) -> Self {
+    fn of(inode: &Inode) -> Self {
         let mut regions = Self::default();
-        match node.kind() {
-            NodeKind::Device => regions.descend_device(node.rdev(), ByteRange::new(0, u64::MAX), true, 0),
-            NodeKind::File => {
+        match inode.kind() {
+            InodeKind::Device => regions.descend_device(inode.rdev(), ByteRange::new(0, u64::MAX), true, 0),
+            InodeKind::File => {
                 regions.descend_file(
-                    node.device(),
-                    node.inode(),
-                    Some(node.reach()),
+                    inode.device(),
+                    inode.number(),
+                    Some(inode.reach()),
                     ByteRange::new(0, u64::MAX),
                     true,
                     0,
@@ -67,7 +67,7 @@ impl VolumeRegions {
     /// Returns the region of an open file or device.
     fn of_volume(volume: &dyn Volume) -> Option<Self> {
         let reach = PathBuf::from(format!("/proc/self/fd/{}", volume.file().0));
-        Node::reached(volume.name().as_path(), reach, Side::Engine).ok().map(|node| Self::of(&node))
+        Inode::reached(volume.name().as_path(), reach, Side::Engine).ok().map(|inode| Self::of(&inode))
     }
 
     fn push(&mut self, region: Region, exactly: bool) {
@@ -140,11 +140,11 @@ fn size_of(device: u64) -> Option<u64> {
 
 /// Returns whether some bytes of both are the same, however they are reached. A file and the device below its file
 /// system share none, unless the device itself is what is written to as `one`.
-pub(super) fn share_bytes(one: &Node, other: &Node) -> bool {
+pub(super) fn share_bytes(one: &Inode, other: &Inode) -> bool {
     let (writer, other) = (VolumeRegions::of(one), VolumeRegions::of(other));
     match one.kind() {
-        NodeKind::Device => writer.meets(&other),
-        NodeKind::File => meet(&writer.exact, &other.exact),
+        InodeKind::Device => writer.meets(&other),
+        InodeKind::File => meet(&writer.exact, &other.exact),
     }
 }
 
@@ -152,7 +152,7 @@ pub(super) fn share_bytes(one: &Node, other: &Node) -> bool {
 ///
 /// # Errors
 /// `ESameVolume`, naming both.
-pub(super) fn refuse_same(source: &Node, destination: &Node) -> Result<()> {
+pub(super) fn refuse_same(source: &Inode, destination: &Inode) -> Result<()> {
     if !VolumeRegions::of(source).meets(&VolumeRegions::of(destination)) {
         return Ok(());
     }
@@ -165,7 +165,7 @@ pub(super) fn refuse_same(source: &Node, destination: &Node) -> Result<()> {
 ///
 /// # Errors
 /// `ESameVolume`, naming both.
-pub(super) fn refuse_source_under(source: &Node, destination: &Path, directory: &Path) -> Result<()> {
+pub(super) fn refuse_source_under(source: &Inode, destination: &Path, directory: &Path) -> Result<()> {
     use std::os::unix::fs::MetadataExt;
     let Ok(stat) = std::fs::metadata(directory) else { return Ok(()) };
     let mut hosting = VolumeRegions::default();

@@ -5,7 +5,7 @@
 //! only open for reading prints nothing.
 
 use super::given_volumes::GivenVolumes;
-use super::node::Node;
+use super::inode::Inode;
 use super::overlap::share_bytes;
 use super::{Locator, open_for_reading};
 use crate::error::{Error, Result, Side};
@@ -30,8 +30,8 @@ impl StandardStream {
     /// partitions and loop devices. Empty if nothing exists there.
     #[must_use]
     pub fn leading_to(path: &Path) -> Vec<Self> {
-        let there = Node::look_up(path, Side::Caller).ok().flatten();
-        there.map(|node| Self::ALL.into_iter().filter(|stream| stream.leads_to(&node)).collect()).unwrap_or_default()
+        let there = Inode::look_up(path, Side::Caller).ok().flatten();
+        there.map(|inode| Self::ALL.into_iter().filter(|stream| stream.leads_to(&inode)).collect()).unwrap_or_default()
     }
 
     /// Creates the error that refuses output to `path`.
@@ -48,10 +48,10 @@ impl StandardStream {
         }
     }
 
-    fn leads_to(self, node: &Node) -> bool {
+    fn leads_to(self, inode: &Inode) -> bool {
         let Some(held) = self.writable() else { return false };
-        let own = Node::opened(Path::new(self.name()), &held, Side::Caller);
-        own.is_ok_and(|own| share_bytes(&own, node))
+        let own = Inode::opened(Path::new(self.name()), &held, Side::Caller);
+        own.is_ok_and(|own| share_bytes(&own, inode))
     }
 
     /// The descriptor, if it can be written to.
@@ -81,8 +81,8 @@ pub(crate) fn refuse_streams(
     };
     for (path, side) in volumes.iter().filter_map(|&(locator, side)| Some((locator.path()?, side))) {
         // What cannot be looked up is refused where it is opened, in the order of the rules.
-        let Ok(node) = open_for_reading::existing(path, side, given) else { continue };
-        let streams: Vec<_> = StandardStream::ALL.into_iter().filter(|stream| stream.leads_to(&node)).collect();
+        let Ok(inode) = open_for_reading::existing(path, side, given) else { continue };
+        let streams: Vec<_> = StandardStream::ALL.into_iter().filter(|stream| stream.leads_to(&inode)).collect();
         refused(path, &streams)?;
     }
     files.iter().copied().flatten().try_for_each(|path| refused(path, &StandardStream::leading_to(path)))

@@ -12,23 +12,23 @@ use std::path::{Path, PathBuf};
 
 /// Kind of file that a path may lead to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NodeKind {
+pub(super) enum InodeKind {
     File,
     Device,
 }
 
 /// A regular file or block device that exists.
 #[derive(Clone, Debug)]
-pub(crate) struct Node {
+pub(crate) struct Inode {
     /// Its name.
     path: PathBuf,
     /// Path that is opened to reach it: the name, or a descriptor of this process.
     reach: PathBuf,
-    kind: NodeKind,
+    kind: InodeKind,
     stat: Metadata,
 }
 
-impl Node {
+impl Inode {
     /// Follows links to what `name` leads to; `None` if there is nothing.
     ///
     /// # Errors
@@ -46,7 +46,7 @@ impl Node {
     /// Returns what `descriptor` leads to. `name` is only what it is called.
     ///
     /// # Errors
-    /// As [`Node::look_up`].
+    /// As [`Inode::look_up`].
     pub(super) fn opened(name: &Path, descriptor: &OwnedFd, side: Side) -> Result<Self> {
         Self::reached(name, path_of(descriptor), side)
     }
@@ -54,7 +54,7 @@ impl Node {
     /// Returns what `reach` leads to, which is called `name`.
     ///
     /// # Errors
-    /// As [`Node::look_up`].
+    /// As [`Inode::look_up`].
     pub(super) fn reached(name: &Path, reach: PathBuf, side: Side) -> Result<Self> {
         let path = absolute(name, side)?;
         let stat = std::fs::metadata(&reach).map_err(|e| {
@@ -71,8 +71,8 @@ impl Node {
             Err(Error::new(code, side, Operation::Open, message).advise("name a regular file or a block device"))
         };
         match () {
-            () if kind.is_file() => Ok(Self { path, reach, kind: NodeKind::File, stat }),
-            () if kind.is_block_device() => Ok(Self { path, reach, kind: NodeKind::Device, stat }),
+            () if kind.is_file() => Ok(Self { path, reach, kind: InodeKind::File, stat }),
+            () if kind.is_block_device() => Ok(Self { path, reach, kind: InodeKind::Device, stat }),
             () if kind.is_dir() => refused(Code::BadRequest, "a directory"),
             () if kind.is_fifo() => refused(Code::Unsupported, "a fifo"),
             () if kind.is_char_device() => refused(Code::Unsupported, "a character device"),
@@ -81,7 +81,7 @@ impl Node {
         }
     }
 
-    /// As [`Node::look_up`], for what must exist.
+    /// As [`Inode::look_up`], for what must exist.
     ///
     /// # Errors
     /// `ENotFound` if there is nothing.
@@ -101,7 +101,7 @@ impl Node {
         &self.reach
     }
 
-    pub(super) fn kind(&self) -> NodeKind {
+    pub(super) fn kind(&self) -> InodeKind {
         self.kind
     }
 
@@ -110,7 +110,7 @@ impl Node {
         self.stat.dev()
     }
 
-    pub(super) fn inode(&self) -> u64 {
+    pub(super) fn number(&self) -> u64 {
         self.stat.ino()
     }
 
