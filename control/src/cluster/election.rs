@@ -14,7 +14,7 @@
 //! dispatcher as the published [`Role`] changes.
 
 use crate::coord::paths::{LEADER, LEADER_EPOCH};
-use crate::coord::{CoordError, CreateMode, Done, Node, Op, Refusal, Session, Watch};
+use crate::coord::{CoordError, CreateMode, Done, Op, Refusal, Session, Watch, Znode};
 use crate::model::{Epoch, Incarnation, Leader, NodeId, OpId, Record};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use std::sync::Arc;
@@ -420,7 +420,7 @@ impl Election {
     }
 
     /// Returns the term that `/leader` of this session belongs to, if the epoch was written by the same multi.
-    async fn adopt(&self, node: &Node) -> Result<Option<LeaderTerm>, CoordError> {
+    async fn adopt(&self, node: &Znode) -> Result<Option<LeaderTerm>, CoordError> {
         let Some(epoch) = self.session.get(LEADER_EPOCH).await? else { return Ok(None) };
         let (Ok(leader), Ok(elected)) = (Leader::decode(&node.data), Leader::decode(&epoch.data)) else {
             return Ok(None);
@@ -431,7 +431,7 @@ impl Election {
         Ok(is_same.then(leader_term))
     }
 
-    async fn remove(&self, node: &Node) -> Result<(), CoordError> {
+    async fn remove(&self, node: &Znode) -> Result<(), CoordError> {
         let delete = Op::Delete { path: LEADER.to_owned(), version: node.stat.version };
         match self.session.multi(vec![delete]).await {
             Ok(_) | Err(CoordError::Refused { .. }) => Ok(()),
@@ -439,7 +439,7 @@ impl Election {
         }
     }
 
-    fn is_mine(&self, node: &Node) -> bool {
+    fn is_mine(&self, node: &Znode) -> bool {
         node.stat.owner == Some(self.session.id())
     }
 

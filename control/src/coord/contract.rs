@@ -5,8 +5,8 @@
 //! that injects faults must have them turned off.
 
 use super::{
-    CoordClient, CoordError, CreateMode, Done, Ending, MULTI_BYTES_MAX, NODE_BYTES_MAX, Node, Op, Refusal, Session,
-    SessionState, Stat, Watch,
+    CoordClient, CoordError, CreateMode, Done, Ending, MULTI_BYTES_MAX, NODE_BYTES_MAX, Op, Refusal, Session,
+    SessionState, Stat, Watch, Znode,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,7 +50,7 @@ async fn nodes_are_created_set_and_deleted(center: &dyn CoordClient) {
 
     let stat = set_one(&*session, set(&node, b"two", 0)).await;
     assert_eq!((stat.version, stat.created, stat.owner), (1, made.stat.created, None));
-    assert_eq!(read(&*session, &node).await, Node { data: b"two".to_vec(), stat });
+    assert_eq!(read(&*session, &node).await, Znode { data: b"two".to_vec(), stat });
     refused(&*session, vec![set(&node, b"three", 0)], 0, Refusal::BadVersion).await;
     refused(&*session, vec![delete(&node, 0)], 0, Refusal::BadVersion).await;
     refused(&*session, vec![check(&node, 2)], 0, Refusal::BadVersion).await;
@@ -121,7 +121,7 @@ async fn operations_see_those_before_them(center: &dyn CoordClient) {
         panic!("a set returns its node: {results:?}");
     };
     assert_eq!((first.version, second.version), (1, 2));
-    assert_eq!(read(&*session, &node).await, Node { data: b"2".to_vec(), stat: second });
+    assert_eq!(read(&*session, &node).await, Znode { data: b"2".to_vec(), stat: second });
     assert_eq!(read(&*session, &child).await.data, b"again");
     refused(&*session, vec![delete(&child, 0), delete(&node, 2), create(&child, b"")], 2, Refusal::NoNode).await;
     session.close().await;
@@ -231,7 +231,7 @@ async fn ephemeral_nodes_live_as_long_as_their_session(center: &dyn CoordClient)
     let stat = set_one(&*other, set(&at("e"), b"1", 0)).await;
     assert_eq!((stat.owner, stat.version), (Some(other.id()), 1));
     synchronise(&*session).await;
-    assert_eq!(read(&*session, &at("e")).await, Node { data: b"1".to_vec(), stat });
+    assert_eq!(read(&*session, &at("e")).await, Znode { data: b"1".to_vec(), stat });
     // Any session may delete it with the right version.
     done(&*session, vec![delete(&at("f"), 0)]).await;
     let (_, watch) = session.get_and_watch(&at("e")).await.expect("the session is connected");
@@ -477,7 +477,7 @@ async fn refused(session: &dyn Session, ops: Vec<Op>, index: usize, why: Refusal
     assert_eq!(session.multi(ops.clone()).await, expected, "{ops:?}");
 }
 
-async fn read(session: &dyn Session, path: &str) -> Node {
+async fn read(session: &dyn Session, path: &str) -> Znode {
     let node = session.get(path).await.unwrap_or_else(|error| panic!("{path}: {error}"));
     node.unwrap_or_else(|| panic!("{path} exists"))
 }

@@ -20,7 +20,8 @@ use self::store::{ReadKind, Request, Store};
 use self::store_file::StoreFile;
 pub use self::store_file::StoreFileError;
 use super::{
-    CoordClient, CoordError, Done, Link, Node, Op, Refusal, Session, SessionId, SessionState, Watch, check_ops, is_path,
+    CoordClient, CoordError, Done, Link, Op, Refusal, Session, SessionId, SessionState, Watch, Znode, check_ops,
+    is_path,
 };
 use crate::stop_bounds::CLOSE_MAX;
 use async_trait::async_trait;
@@ -134,13 +135,13 @@ impl Session for EmbeddedSession {
         self.states.clone()
     }
 
-    async fn get(&self, path: &str) -> Result<Option<Node>, CoordError> {
-        self.read(path, |answer| ReadKind::Node { watch: None, answer }).await
+    async fn get(&self, path: &str) -> Result<Option<Znode>, CoordError> {
+        self.read(path, |answer| ReadKind::Znode { watch: None, answer }).await
     }
 
-    async fn get_and_watch(&self, path: &str) -> Result<(Option<Node>, Watch), CoordError> {
+    async fn get_and_watch(&self, path: &str) -> Result<(Option<Znode>, Watch), CoordError> {
         let (fire, watch) = Watch::new();
-        let node = self.read(path, |answer| ReadKind::Node { watch: Some(fire), answer }).await?;
+        let node = self.read(path, |answer| ReadKind::Znode { watch: Some(fire), answer }).await?;
         Ok((node, watch))
     }
 

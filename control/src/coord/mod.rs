@@ -75,10 +75,10 @@ pub trait Session: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// Of every read: [`CoordError::NotConnected`] also when the connection is lost under way,
     /// [`CoordError::Ended`], [`CoordError::Refused`] with index 0.
-    async fn get(&self, path: &str) -> Result<Option<Node>, CoordError>;
+    async fn get(&self, path: &str) -> Result<Option<Znode>, CoordError>;
 
     /// As [`Session::get`], and sets a watch on its data, its deletion, or its creation.
-    async fn get_and_watch(&self, path: &str) -> Result<(Option<Node>, Watch), CoordError>;
+    async fn get_and_watch(&self, path: &str) -> Result<(Option<Znode>, Watch), CoordError>;
 
     /// Returns the names of the children in order; empty if the node does not exist.
     async fn children(&self, path: &str) -> Result<Vec<String>, CoordError>;
@@ -149,7 +149,7 @@ pub enum Ending {
 
 /// Node as it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Node {
+pub struct Znode {
     /// Content of the node.
     pub data: Vec<u8>,
     /// Metadata of the node.

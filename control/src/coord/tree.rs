@@ -3,7 +3,7 @@
 //! What always holds: a [`Tree`] applies a multi wholly or not at all, and refuses in ZooKeeper's order of conditions.
 //! Every node but the root has a parent, which lists it. No ephemeral node has children.
 
-use super::{CreateMode, Done, Node, Op, Refusal, SessionId, Stat, Zxid};
+use super::{CreateMode, Done, Op, Refusal, SessionId, Stat, Znode, Zxid};
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::sync::oneshot;
 
@@ -15,7 +15,7 @@ pub(crate) struct Tree(BTreeMap<String, Slot>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Slot {
-    node: Node,
+    node: Znode,
     children: BTreeSet<String>,
 }
 
@@ -34,17 +34,17 @@ pub(crate) enum ChangeKind {
 }
 
 /// State of a node before a change, to undo it.
-struct Undo(String, Option<Node>);
+struct Undo(String, Option<Znode>);
 
 impl Tree {
     /// Creates a tree with the root only.
     pub(crate) fn new() -> Self {
         let stat = Stat { version: 0, created: Zxid(0), modified: Zxid(0), owner: None };
-        let root = Slot { node: Node { data: Vec::new(), stat }, children: BTreeSet::new() };
+        let root = Slot { node: Znode { data: Vec::new(), stat }, children: BTreeSet::new() };
         Self(BTreeMap::from([(ROOT.to_owned(), root)]))
     }
 
-    pub(crate) fn get(&self, path: &str) -> Option<&Node> {
+    pub(crate) fn get(&self, path: &str) -> Option<&Znode> {
         self.0.get(path).map(|slot| &slot.node)
     }
 
@@ -60,7 +60,7 @@ impl Tree {
     }
 
     /// Sets a node to this state, or removes it. `false` if it has no parent: nothing is done then.
-    pub(crate) fn put(&mut self, path: &str, node: Option<Node>) -> bool {
+    pub(crate) fn put(&mut self, path: &str, node: Option<Znode>) -> bool {
         let Some(node) = node else {
             self.remove(path);
             return true;
@@ -122,7 +122,7 @@ impl Tree {
                 self.check_creation(&path)?;
                 let owner = (mode == CreateMode::Ephemeral).then_some(session);
                 let stat = Stat { version: 0, created: zxid, modified: zxid, owner };
-                self.put(&path, Some(Node { data, stat }));
+                self.put(&path, Some(Znode { data, stat }));
                 undo.push(Undo(path.clone(), None));
                 Ok((Done::Plain, Some(Change { path, kind: ChangeKind::Created })))
             }
@@ -130,7 +130,7 @@ impl Tree {
                 let old = self.at(&path, version)?.stat;
                 let stat = Stat { version: old.version.wrapping_add(1), modified: zxid, ..old };
                 undo.push(Undo(path.clone(), self.get(&path).cloned()));
-                self.put(&path, Some(Node { data, stat }));
+                self.put(&path, Some(Znode { data, stat }));
                 Ok((Done::Set(stat), Some(Change { path, kind: ChangeKind::Set })))
             }
             Op::Delete { path, version } => {
@@ -145,7 +145,7 @@ impl Tree {
         }
     }
 
-    fn at(&self, path: &str, version: i32) -> Result<&Node, Refusal> {
+    fn at(&self, path: &str, version: i32) -> Result<&Znode, Refusal> {
         let node = self.get(path).ok_or(Refusal::NoNode)?;
         if node.stat.version == version { Ok(node) } else { Err(Refusal::BadVersion) }
     }

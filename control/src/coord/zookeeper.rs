@@ -25,8 +25,8 @@ mod version;
 use self::reply::{link, node, sorted};
 use super::credentials::Credentials;
 use super::{
-    CoordClient, CoordError, CreateMode, Done, Ending, Link, Node, Op, Refusal, SESSION_TIMEOUT_MAX,
-    SESSION_TIMEOUT_MIN, Session, SessionId, SessionState, Watch, check_ops, is_path,
+    CoordClient, CoordError, CreateMode, Done, Ending, Link, Op, Refusal, SESSION_TIMEOUT_MAX, SESSION_TIMEOUT_MIN,
+    Session, SessionId, SessionState, Watch, Znode, check_ops, is_path,
 };
 use crate::host_port::HostPort;
 use crate::stop_bounds::CLOSE_MAX;
@@ -292,13 +292,13 @@ impl Session for ZooKeeperSession {
         self.report.subscribe()
     }
 
-    async fn get(&self, path: &str) -> Result<Option<Node>, CoordError> {
+    async fn get(&self, path: &str) -> Result<Option<Znode>, CoordError> {
         let client = self.client()?;
         let answer = self.read(&client, client.get_data(path)).await?;
         Ok(answer.map(|(data, stat)| node(data, &stat)))
     }
 
-    async fn get_and_watch(&self, path: &str) -> Result<(Option<Node>, Watch), CoordError> {
+    async fn get_and_watch(&self, path: &str) -> Result<(Option<Znode>, Watch), CoordError> {
         let client = self.client()?;
         loop {
             if let Some((data, stat, watcher)) = self.read(&client, client.get_and_watch_data(path)).await? {

@@ -9,7 +9,7 @@ use super::tasks::{AssignReply, WriteFailure};
 use super::write::Written;
 use super::{Dispatcher, Ending};
 use crate::coord::paths;
-use crate::coord::{CoordError, Node, Zxid};
+use crate::coord::{CoordError, Znode, Zxid};
 use crate::model::{Epoch, Holder, NodeId, Record, TaskId, TaskRecord, TaskState};
 use crate::peers::{AssignResponse, AssignmentStatus, CallError};
 use blockhaul_engine::error::Code;
@@ -62,7 +62,7 @@ impl Dispatcher {
     }
 
     /// Applies a record's node as it was read; `None` if it does not exist.
-    pub(crate) fn observe_node(&mut self, id: &TaskId, node: Option<Node>) {
+    pub(crate) fn observe_node(&mut self, id: &TaskId, node: Option<Znode>) {
         let path = paths::task(id);
         let Some(node) = node else {
             self.cluster.tasks.undecodable.remove(&path);

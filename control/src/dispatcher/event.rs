@@ -4,7 +4,7 @@ use super::cluster_state::FenceProgress;
 use super::handle::{Mutation, Reply};
 use super::rollback_detection::RecordVersion;
 use super::write::Written;
-use crate::coord::{CoordError, Node, Watch};
+use crate::coord::{CoordError, Watch, Znode};
 use crate::model::{Drain, Epoch, Holder, NodeId, Registration, TaskId, TaskRecord};
 use crate::peers::{AssignResponse, AssignmentStatus, CallError};
 use blockhaul_engine::error::Error;
@@ -17,7 +17,7 @@ use std::time::Duration;
 pub(crate) enum Event {
     Listed(Result<Vec<String>, CoordError>),
     Read {
-        read: Result<Option<Node>, CoordError>,
+        read: Result<Option<Znode>, CoordError>,
         task: TaskId,
         /// State of the record when the read started.
         known: Option<RecordVersion>,

@@ -8,7 +8,7 @@ use super::Dispatcher;
 use super::event::{Event, FleetRead};
 use super::rollback_detection::RecordVersion;
 use crate::coord::paths;
-use crate::coord::{CoordError, Node, Session, Watch};
+use crate::coord::{CoordError, Session, Watch, Znode};
 use crate::model::{Drain, NodeId, Record, Registration, TaskId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -168,7 +168,7 @@ impl Dispatcher {
         &mut self,
         id: &TaskId,
         known: Option<&RecordVersion>,
-        read: Result<Option<Node>, CoordError>,
+        read: Result<Option<Znode>, CoordError>,
     ) {
         self.reads.inflight.remove(id);
         let was_in_doubt = read.is_ok() && self.reads.in_doubt.take_if(|in_doubt| in_doubt == id).is_some();
@@ -245,7 +245,7 @@ impl Dispatcher {
 
 /// Reads a record. A hint may overtake the write that it is about, so after a hint the read includes every write that
 /// was committed before.
-async fn read_task(session: &dyn Session, id: &TaskId, is_hint: bool) -> Result<Option<Node>, CoordError> {
+async fn read_task(session: &dyn Session, id: &TaskId, is_hint: bool) -> Result<Option<Znode>, CoordError> {
     if is_hint {
         session.sync().await?;
     }

@@ -14,7 +14,7 @@
 //! A node that was deleted or created later proves nothing: ids are used again, and operators delete nodes.
 
 use super::tasks::TaskEntry;
-use crate::coord::{Node, Zxid};
+use crate::coord::{Znode, Zxid};
 use crate::model::{OpId, Record, TaskRecord};
 
 /// State of a record's node at some time.
@@ -35,7 +35,7 @@ impl RecordVersion {
     }
 
     /// Returns what was read; `None` for a record that cannot be decoded.
-    pub(crate) fn read(node: &Node) -> Option<Self> {
+    pub(crate) fn read(node: &Znode) -> Option<Self> {
         let record = TaskRecord::decode(&node.data).ok()?;
         Some(Self { version: node.stat.version, created: Some(node.stat.created), op: record.op })
     }
@@ -53,7 +53,7 @@ impl RecordVersion {
     }
 
     /// As [`RecordVersion::is_contradicted_by`], for an answer as received.
-    pub(crate) fn is_contradicted_by_node(&self, answer: Option<&Node>) -> bool {
+    pub(crate) fn is_contradicted_by_node(&self, answer: Option<&Znode>) -> bool {
         answer.and_then(Self::read).is_some_and(|answer| self.is_contradicted_by(&answer))
     }
 }

@@ -8,7 +8,7 @@
 use super::rollback_detection::RecordVersion;
 use crate::cluster::election::{CommitError, LeaderTerm};
 use crate::coord::paths;
-use crate::coord::{CoordError, CreateMode, Done, Node, Op, Refusal, Session, Zxid};
+use crate::coord::{CoordError, CreateMode, Done, Op, Refusal, Session, Znode, Zxid};
 use crate::model::state_machine::{ClaimChange, claim_change};
 use crate::model::{Claim, Epoch, OpId, Record, TaskId, TaskRecord};
 use std::sync::Arc;
@@ -46,7 +46,7 @@ pub(crate) enum Written {
         grant: Option<Epoch>,
     },
     /// Another process has written the record: the node as it is now, `None` if it is deleted.
-    Changed(Option<Node>),
+    Changed(Option<Znode>),
     /// Another task has that claim.
     Claimed(String),
     /// Nothing happened, and will not before an operator changes something.
@@ -138,7 +138,7 @@ impl Writer {
     }
 
     /// Reads the record's node after all committed writes. Waits for the connection.
-    async fn read_committed(&self, id: &TaskId) -> Result<Option<Node>, CoordError> {
+    async fn read_committed(&self, id: &TaskId) -> Result<Option<Znode>, CoordError> {
         let path = paths::task(id);
         loop {
             let read = async {
@@ -279,7 +279,7 @@ enum Owner {
     Unknown,
 }
 
-fn foreign_owner(node: &Node, task: &TaskId) -> Option<Owner> {
+fn foreign_owner(node: &Znode, task: &TaskId) -> Option<Owner> {
     match Claim::decode(&node.data) {
         Ok(claim) if claim.task == *task => None,
         Ok(claim) => Some(Owner::Task(claim.task)),
@@ -287,12 +287,12 @@ fn foreign_owner(node: &Node, task: &TaskId) -> Option<Owner> {
     }
 }
 
-fn has_op(node: &Node, op: &OpId) -> bool {
+fn has_op(node: &Znode, op: &OpId) -> bool {
     TaskRecord::decode(&node.data).is_ok_and(|record| record.op == *op)
 }
 
 /// Returns the outcome of a write that was refused, by the node that is stored instead.
-fn changed_outcome(known: &RecordVersion, node: Option<Node>) -> Written {
+fn changed_outcome(known: &RecordVersion, node: Option<Znode>) -> Written {
     if known.is_contradicted_by_node(node.as_ref()) { Written::HistoryLost } else { Written::Changed(node) }
 }
 

@@ -7,7 +7,7 @@
 use super::context::RunnerContext;
 use super::write_lease::ActiveRegistration;
 use crate::coord::paths;
-use crate::coord::{CoordError, Done, Node, Op, Session, Stat};
+use crate::coord::{CoordError, Done, Op, Session, Stat, Znode};
 use crate::model::state_machine::{ClaimChange, IllegalTransition, claim_change};
 use crate::model::{Claim, Epoch, Holder, OpId, Record, TaskId, TaskRecord, TaskState};
 use std::collections::BTreeSet;
@@ -182,7 +182,7 @@ impl AssignmentRecords {
     }
 
     async fn read_store_once(&self, session: &dyn Session) -> Result<ReadResult, CoordError> {
-        let Some(Node { data, stat }) = session.get(&paths::task(&self.task)).await? else {
+        let Some(Znode { data, stat }) = session.get(&paths::task(&self.task)).await? else {
             return Ok(ReadResult::NotOurs(None));
         };
         let record = match TaskRecord::decode(&data) {
@@ -209,7 +209,7 @@ impl AssignmentRecords {
     /// Returns the claim on a destination, if it is the one that was granted.
     async fn read_claim(&self, session: &dyn Session, destination: &str) -> Result<Option<GrantedClaim>, CoordError> {
         let path = paths::claim(destination);
-        let Some(Node { data, stat }) = session.get(&path).await? else { return Ok(None) };
+        let Some(Znode { data, stat }) = session.get(&path).await? else { return Ok(None) };
         let Ok(claim) = Claim::decode(&data) else { return Ok(None) };
         let is_ours = claim.task == self.task
             && claim.holder.as_ref() == Some(&self.holder)

@@ -14,7 +14,7 @@ use super::write_lease::{ActiveRegistration, WriteLease};
 use crate::cluster::lease::{Lease, LeaseTiming};
 use crate::coord::paths;
 use crate::coord::session_keeper::Sessions;
-use crate::coord::{CoordError, CreateMode, Done, Node, Op, Refusal, Session, Watch};
+use crate::coord::{CoordError, CreateMode, Done, Op, Refusal, Session, Watch, Znode};
 use crate::model::{NodeId, OpId, Record, Registration, Renewal};
 use blockhaul_engine::job::StopReason;
 use std::sync::Arc;
@@ -167,7 +167,7 @@ async fn register(
             Err(CoordError::Unknown(_)) => {
                 session.sync().await?;
                 let found = session.get(&path).await?;
-                let is_done = |node: &Node| {
+                let is_done = |node: &Znode| {
                     node.stat.owner == Some(session.id())
                         && Registration::decode(&node.data).is_ok_and(|found| found.op == mine.op)
                 };
@@ -188,7 +188,7 @@ fn active(session: &Arc<dyn Session>, sent: Duration) -> ActiveRegistration {
 }
 
 /// Checks that a registration of another session is of an earlier process of this node, and may be replaced.
-fn check_replaceable(state: &RunnerState, node: &Node) -> Result<(), NotRegistered> {
+fn check_replaceable(state: &RunnerState, node: &Znode) -> Result<(), NotRegistered> {
     let found = Registration::decode(&node.data)
         .map_err(|error| NotRegistered::Refused(format!("the registration of this node cannot be read: {error}")))?;
     let ours = state.context.seams.state.incarnations().map_err(|error| NotRegistered::Refused(error.to_string()))?;
@@ -270,7 +270,7 @@ async fn maintain(state: &RunnerState, session: &Arc<dyn Session>, sessions: &mu
 /// Reads the registration; `None` if it is no longer this session's. A changed version is adopted.
 async fn watch_registration(state: &RunnerState, session: &Arc<dyn Session>) -> Result<Option<Watch>, CoordError> {
     let (found, watch) = session.get_and_watch(&path(state)).await?;
-    let Some(Node { stat, .. }) = found.filter(|node| node.stat.owner == Some(session.id())) else {
+    let Some(Znode { stat, .. }) = found.filter(|node| node.stat.owner == Some(session.id())) else {
         return Ok(None);
     };
     set_version(state, stat.version);

@@ -7,7 +7,7 @@
 use super::{run_result::RunResult, run_seed};
 use crate::coord::paths;
 use crate::coord::sim::Ensemble;
-use crate::coord::{Node, Op};
+use crate::coord::{Op, Znode};
 use crate::model::{OpId, Record, TaskRecord, TaskState};
 use std::time::Duration;
 use tokio::time::sleep;
@@ -49,7 +49,7 @@ pub(super) enum Defect {
 pub(super) async fn break_invariant(defect: Defect, ensemble: Ensemble, result: RunResult) {
     loop {
         sleep(Duration::from_millis(700)).await;
-        let tasks: Vec<(String, Node, TaskRecord)> = ensemble
+        let tasks: Vec<(String, Znode, TaskRecord)> = ensemble
             .committed_below("/tasks/")
             .into_iter()
             .filter_map(|(path, node)| TaskRecord::decode(&node.data).ok().map(|record| (path, node, record)))
@@ -69,8 +69,8 @@ pub(super) async fn break_invariant(defect: Defect, ensemble: Ensemble, result: 
     }
 }
 
-fn invalid_write(defect: Defect, tasks: &[(String, Node, TaskRecord)]) -> Option<Vec<Op>> {
-    let rewritten = |path: &str, node: &Node, record: &TaskRecord, change: &dyn Fn(&mut TaskRecord)| {
+fn invalid_write(defect: Defect, tasks: &[(String, Znode, TaskRecord)]) -> Option<Vec<Op>> {
+    let rewritten = |path: &str, node: &Znode, record: &TaskRecord, change: &dyn Fn(&mut TaskRecord)| {
         let mut after = record.clone();
         change(&mut after);
         after.op = OpId::fresh();

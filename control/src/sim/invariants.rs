@@ -18,7 +18,7 @@ use super::run_result::RunResult;
 use super::volume_name::VolumeName;
 use crate::coord::paths;
 use crate::coord::sim::Commit;
-use crate::coord::{Node, Op, Zxid};
+use crate::coord::{Op, Znode, Zxid};
 use crate::model::{
     Attempt, Claim, DesiredState, Epoch, FenceMethod, Holder, Leader, NodeFault, NodeId, Record, Registration, TaskId,
     TaskRecord, TaskSpec, TaskState,
@@ -90,7 +90,7 @@ impl InvariantChecker {
     }
 
     /// Starts over from the stored nodes after history went back.
-    pub(super) fn restart(&self, nodes: &[(String, Node)]) {
+    pub(super) fn restart(&self, nodes: &[(String, Znode)]) {
         let mut observed = self.observed();
         let ObservedState { confirmed, granted, gone, .. } = std::mem::take(&mut *observed);
         *observed = ObservedState { confirmed, granted, gone, ..ObservedState::default() };
@@ -175,12 +175,12 @@ impl InvariantChecker {
         }
     }
 
-    fn observe_leader(&self, observed: &mut ObservedState, commit: &Commit<'_>, node: Option<&Node>) {
+    fn observe_leader(&self, observed: &mut ObservedState, commit: &Commit<'_>, node: Option<&Znode>) {
         observed.leader = node.and_then(|node| Leader::decode(&node.data).ok());
         self.result.note(format_args!("{} leads with epoch {}", commit.node, commit.zxid.0));
     }
 
-    fn observe_runner(&self, observed: &mut ObservedState, path: &str, node: Option<&Node>) {
+    fn observe_runner(&self, observed: &mut ObservedState, path: &str, node: Option<&Znode>) {
         let registration = node.and_then(|node| Registration::decode(&node.data).ok());
         let is_renewed = node.is_some_and(|node| node.stat.version == 0);
         let before = observed.runners.remove(path);
@@ -201,7 +201,7 @@ impl InvariantChecker {
         observed: &mut ObservedState,
         commit: &Commit<'_>,
         path: &str,
-        node: Option<&Node>,
+        node: Option<&Znode>,
         ended: &mut Vec<Claim>,
     ) {
         if !is_leaf(path) {
@@ -230,7 +230,7 @@ impl InvariantChecker {
         commit: &Commit<'_>,
         author: Author,
         path: &str,
-        node: Option<&Node>,
+        node: Option<&Znode>,
     ) -> Option<TaskId> {
         let Some(node) = node else {
             let gone = observed.tasks.iter().find(|(id, _)| paths::task(id) == path).map(|(id, _)| id.clone())?;

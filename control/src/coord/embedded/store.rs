@@ -1,7 +1,7 @@
 //! Runs the thread that owns an embedded store: applies requests in memory, makes them durable, and answers them.
 
 use super::super::tree::{Change, ChangeKind, Tree, Watches};
-use super::super::{CoordError, Done, Ending, Link, Node, Op, SessionId, SessionState, Zxid, is_path};
+use super::super::{CoordError, Done, Ending, Link, Op, SessionId, SessionState, Znode, Zxid, is_path};
 use super::store_file::{Content, OpenStoreFile, StoreFile, StoreFileError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ pub(super) enum Request {
 /// Read of a node. The store drops the channel of the answer if it cannot read now.
 #[derive(Debug)]
 pub(super) enum ReadKind {
-    Node { watch: Option<oneshot::Sender<()>>, answer: oneshot::Sender<Option<Node>> },
+    Znode { watch: Option<oneshot::Sender<()>>, answer: oneshot::Sender<Option<Znode>> },
     Children { watch: Option<oneshot::Sender<()>>, answer: oneshot::Sender<Option<Vec<String>>> },
 }
 
@@ -36,7 +36,7 @@ pub(super) enum ReadKind {
 #[derive(Debug)]
 enum PendingAnswer {
     Opened(Result<SessionId, CoordError>, oneshot::Sender<Result<SessionId, CoordError>>),
-    Node(Option<Node>, oneshot::Sender<Option<Node>>),
+    Znode(Option<Znode>, oneshot::Sender<Option<Znode>>),
     Children(Option<Vec<String>>, oneshot::Sender<Option<Vec<String>>>),
     Multi(Result<Vec<Done>, CoordError>, oneshot::Sender<Result<Vec<Done>, CoordError>>),
     Closed(oneshot::Sender<()>),
@@ -180,11 +180,11 @@ impl Store {
             return None;
         }
         Some(match kind {
-            ReadKind::Node { watch, answer } => {
+            ReadKind::Znode { watch, answer } => {
                 if let Some(fire) = watch {
                     self.watches.add_to_node(path, session, fire);
                 }
-                PendingAnswer::Node(self.tree.get(path).cloned(), answer)
+                PendingAnswer::Znode(self.tree.get(path).cloned(), answer)
             }
             ReadKind::Children { watch, answer } => {
                 let names: Option<Vec<_>> = self.tree.children(path).map(|names| names.cloned().collect());
@@ -280,7 +280,7 @@ impl PendingAnswer {
     fn send(self) {
         match self {
             Self::Opened(session, answer) => drop(answer.send(session)),
-            Self::Node(node, answer) => drop(answer.send(node)),
+            Self::Znode(node, answer) => drop(answer.send(node)),
             Self::Children(names, answer) => drop(answer.send(names)),
             Self::Multi(done, answer) => drop(answer.send(done)),
             Self::Closed(answer) => drop(answer.send(())),
@@ -294,7 +294,7 @@ impl PendingAnswer {
             Self::Opened(_, answer) => drop(answer.send(Err(CoordError::NotConnected))),
             Self::Multi(_, answer) => drop(answer.send(Err(CoordError::Unknown(error.to_string())))),
             Self::Closed(answer) => drop(answer.send(())),
-            Self::Node(..) | Self::Children(..) => {}
+            Self::Znode(..) | Self::Children(..) => {}
         }
     }
 }

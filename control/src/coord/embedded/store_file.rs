@@ -9,7 +9,7 @@
 //! A transaction of the file holds all nodes that a batch of writes has touched, and the number of the last write.
 //! After a crash either all of it is in the file or nothing.
 
-use super::super::{Node, SessionId, Stat, Zxid};
+use super::super::{SessionId, Stat, Znode, Zxid};
 use blockhaul_engine::shown::Shown;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use std::fmt;
@@ -45,7 +45,7 @@ pub(super) struct OpenStoreFile {
 #[derive(Debug)]
 pub(super) struct Content {
     /// Parents before their children.
-    pub(super) nodes: Vec<(String, Node)>,
+    pub(super) nodes: Vec<(String, Znode)>,
     pub(super) zxid: Zxid,
 }
 
@@ -117,7 +117,7 @@ impl OpenStoreFile {
     /// Makes `changes` durable, `None` for a deleted node, together with the number of the last write.
     pub(super) fn write<'a>(
         &self,
-        changes: impl Iterator<Item = (&'a str, Option<&'a Node>)>,
+        changes: impl Iterator<Item = (&'a str, Option<&'a Znode>)>,
         zxid: Zxid,
     ) -> Result<(), redb::Error> {
         let transaction = self.database.begin_write()?;
@@ -172,12 +172,12 @@ fn create(path: &Path) -> Result<Database, redb::Error> {
     Ok(database)
 }
 
-fn record(node: &Node) -> Record<'_> {
+fn record(node: &Znode) -> Record<'_> {
     let Stat { version, created, modified, owner } = node.stat;
     (version, created.0, modified.0, owner.map(|session| session.0), &node.data)
 }
 
-fn node((version, created, modified, owner, data): Record<'_>) -> Node {
+fn node((version, created, modified, owner, data): Record<'_>) -> Znode {
     let stat = Stat { version, created: Zxid(created), modified: Zxid(modified), owner: owner.map(SessionId) };
-    Node { data: data.to_vec(), stat }
+    Znode { data: data.to_vec(), stat }
 }

@@ -1,7 +1,7 @@
 //! Simulates the client's end of a session: its requests, its watches, and the connection as the client sees it.
 
 use super::tree::Transaction;
-use crate::coord::{CoordError, Done, Ending, Link, Node, Op, SessionState, Zxid};
+use crate::coord::{CoordError, Done, Ending, Link, Op, SessionState, Znode, Zxid};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -23,7 +23,7 @@ pub(super) enum Request {
 /// Reply of a server.
 #[derive(Debug)]
 pub(super) enum Reply {
-    Node(Option<Node>),
+    Znode(Option<Znode>),
     Names(Vec<String>),
     Done(Vec<Done>),
     Plain,

@@ -21,8 +21,8 @@ mod wire;
 pub(crate) use service::Snapshot;
 
 use super::{
-    CoordClient, CoordError, Done, Ending, Node, Op, Refusal, Session, SessionId, SessionState, Watch, Zxid, check_ops,
-    is_path,
+    CoordClient, CoordError, Done, Ending, Op, Refusal, Session, SessionId, SessionState, Watch, Znode, Zxid,
+    check_ops, is_path,
 };
 use async_trait::async_trait;
 use client::{Client, Reply, Request};
@@ -58,7 +58,7 @@ pub(crate) struct Commit<'a> {
     /// Node that wrote it.
     pub(crate) node: &'a str,
     /// Nodes after the write, `None` for deleted ones.
-    pub(crate) changes: &'a [(&'a str, Option<&'a Node>)],
+    pub(crate) changes: &'a [(&'a str, Option<&'a Znode>)],
     /// Operations of the write; none when the service expired a session.
     pub(crate) ops: &'a [Op],
 }
@@ -123,13 +123,13 @@ impl Ensemble {
 
     /// Returns the committed node at a path, whichever servers have replayed it.
     #[must_use]
-    pub(crate) fn committed(&self, path: &str) -> Option<Node> {
+    pub(crate) fn committed(&self, path: &str) -> Option<Znode> {
         self.core().tree().get(path).map(|node| (**node).clone())
     }
 
     /// Returns the committed nodes whose paths begin with `prefix`, in order of the paths.
     #[must_use]
-    pub(crate) fn committed_below(&self, prefix: &str) -> Vec<(String, Node)> {
+    pub(crate) fn committed_below(&self, prefix: &str) -> Vec<(String, Znode)> {
         self.core().tree().below(prefix).map(|(path, node)| (path.to_owned(), node.clone())).collect()
     }
 
@@ -264,9 +264,9 @@ impl SimSession {
         })
     }
 
-    async fn read(&self, path: &str, watch: Option<client::Fire>) -> Result<Option<Node>, CoordError> {
+    async fn read(&self, path: &str, watch: Option<client::Fire>) -> Result<Option<Znode>, CoordError> {
         match self.ask_read(Request::Get { path: path.to_owned(), watch }).await? {
-            Reply::Node(node) => Ok(node),
+            Reply::Znode(node) => Ok(node),
             other => unreachable!("a read is answered with a node, not {other:?}"),
         }
     }
@@ -293,11 +293,11 @@ impl Session for SimSession {
         lock(&self.shared).clients[&self.id].link.subscribe()
     }
 
-    async fn get(&self, path: &str) -> Result<Option<Node>, CoordError> {
+    async fn get(&self, path: &str) -> Result<Option<Znode>, CoordError> {
         self.read(path, None).await
     }
 
-    async fn get_and_watch(&self, path: &str) -> Result<(Option<Node>, Watch), CoordError> {
+    async fn get_and_watch(&self, path: &str) -> Result<(Option<Znode>, Watch), CoordError> {
         let (fire, watch) = Watch::new();
         Ok((self.read(path, Some(fire)).await?, watch))
     }

@@ -256,7 +256,7 @@ impl Core {
             Request::Get { path, watch } => {
                 let found = self.servers[server].tree.get(&path).map(|node| (**node).clone());
                 self.add_watch(session, path, Subject::Data, watch);
-                Ok(Reply::Node(found))
+                Ok(Reply::Znode(found))
             }
             Request::Children { path, watch } => {
                 let names = self.servers[server].tree.children(&path);

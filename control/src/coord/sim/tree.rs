@@ -3,13 +3,13 @@
 //! A [`Transaction`] is the effect of a write: nodes as they are after it. The leader's tree makes transactions, and
 //! every server's tree replays them in order. Two trees that have replayed the same transactions are equal.
 
-use crate::coord::{CoordError, CreateMode, Done, Node, Op, Refusal, SessionId, Stat, Zxid};
+use crate::coord::{CoordError, CreateMode, Done, Op, Refusal, SessionId, Stat, Znode, Zxid};
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
 /// Path of a node, and the node after a write; `None` if it is deleted.
-pub(super) type Change = (Arc<str>, Option<Arc<Node>>);
+pub(super) type Change = (Arc<str>, Option<Arc<Znode>>);
 
 /// A committed write.
 #[derive(Debug)]
@@ -20,11 +20,11 @@ pub(super) struct Transaction {
 
 /// Nodes by path.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Tree(BTreeMap<Arc<str>, Arc<Node>>);
+pub(super) struct Tree(BTreeMap<Arc<str>, Arc<Znode>>);
 
 impl Tree {
     /// Returns the node at a path. The root always exists and cannot be changed.
-    pub(super) fn get(&self, path: &str) -> Option<&Arc<Node>> {
+    pub(super) fn get(&self, path: &str) -> Option<&Arc<Znode>> {
         self.0.get(path)
     }
 
@@ -35,7 +35,7 @@ impl Tree {
         below.map(|(path, _)| &path[prefix.len()..]).filter(|name| !name.contains('/')).map(String::from).collect()
     }
 
-    fn from(&self, path: &str) -> impl Iterator<Item = (&Arc<str>, &Arc<Node>)> {
+    fn from(&self, path: &str) -> impl Iterator<Item = (&Arc<str>, &Arc<Znode>)> {
         self.0.range::<str, _>((Bound::Included(path), Bound::Unbounded))
     }
 
@@ -59,7 +59,7 @@ impl Tree {
     }
 
     /// Returns every node below a path, in order of the paths.
-    pub(super) fn below(&self, prefix: &str) -> impl Iterator<Item = (&str, &Node)> {
+    pub(super) fn below(&self, prefix: &str) -> impl Iterator<Item = (&str, &Znode)> {
         let below = self.from(prefix).take_while(move |(path, _)| path.starts_with(prefix));
         below.map(|(path, node)| (&**path, &**node))
     }
@@ -85,33 +85,33 @@ impl Tree {
 /// Tree after the first operations of a multi.
 struct Draft<'a> {
     tree: &'a Tree,
-    changed: BTreeMap<Arc<str>, Option<Arc<Node>>>,
+    changed: BTreeMap<Arc<str>, Option<Arc<Znode>>>,
     order: Vec<Arc<str>>,
     session: SessionId,
     zxid: Zxid,
 }
 
 impl Draft<'_> {
-    fn get(&self, path: &str) -> Option<&Arc<Node>> {
+    fn get(&self, path: &str) -> Option<&Arc<Znode>> {
         self.changed.get(path).map_or_else(|| self.tree.get(path), Option::as_ref)
     }
 
-    fn put(&mut self, path: &str, node: Option<Node>) {
+    fn put(&mut self, path: &str, node: Option<Znode>) {
         let path: Arc<str> = path.into();
         if self.changed.insert(path.clone(), node.map(Arc::new)).is_none() {
             self.order.push(path);
         }
     }
 
-    fn expect(&self, path: &str, version: i32) -> Result<Arc<Node>, Refusal> {
+    fn expect(&self, path: &str, version: i32) -> Result<Arc<Znode>, Refusal> {
         let node = self.get(path).ok_or(Refusal::NoNode)?;
         if node.stat.version == version { Ok(node.clone()) } else { Err(Refusal::BadVersion) }
     }
 
     fn has_children(&self, path: &str) -> bool {
         let prefix = format!("{path}/");
-        let exists = |(path, _): (&str, &Node)| self.get(path).is_some();
-        let is_new = |(path, node): (&Arc<str>, &Option<Arc<Node>>)| path.starts_with(&prefix) && node.is_some();
+        let exists = |(path, _): (&str, &Znode)| self.get(path).is_some();
+        let is_new = |(path, node): (&Arc<str>, &Option<Arc<Znode>>)| path.starts_with(&prefix) && node.is_some();
         self.tree.below(&prefix).any(exists) || self.changed.iter().any(is_new)
     }
 
@@ -122,7 +122,7 @@ impl Draft<'_> {
             Op::Set { path, data, version } => {
                 let old = self.expect(path, *version)?;
                 let stat = Stat { version: version.wrapping_add(1), modified: self.zxid, ..old.stat };
-                self.put(path, Some(Node { data: data.clone(), stat }));
+                self.put(path, Some(Znode { data: data.clone(), stat }));
                 Ok(Done::Set(stat))
             }
             Op::Delete { path, version } => {
@@ -146,7 +146,7 @@ impl Draft<'_> {
         }
         let owner = (mode == CreateMode::Ephemeral).then_some(self.session);
         let stat = Stat { version: 0, created: self.zxid, modified: self.zxid, owner };
-        self.put(path, Some(Node { data: data.to_vec(), stat }));
+        self.put(path, Some(Znode { data: data.to_vec(), stat }));
         Ok(Done::Plain)
     }
 }

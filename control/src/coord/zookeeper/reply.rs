@@ -1,6 +1,6 @@
 //! Translates the client library's answers.
 
-use super::super::{CoordError, Done, Ending, Link, Node, Refusal, SessionId, Stat, Zxid};
+use super::super::{CoordError, Done, Ending, Link, Refusal, SessionId, Stat, Znode, Zxid};
 use zookeeper_client as zk;
 
 pub(super) fn link(state: zk::SessionState) -> Link {
@@ -58,8 +58,8 @@ pub(super) fn done(result: &zk::MultiWriteResult) -> Done {
     }
 }
 
-pub(super) fn node(data: Vec<u8>, of: &zk::Stat) -> Node {
-    Node { data, stat: stat(of) }
+pub(super) fn node(data: Vec<u8>, of: &zk::Stat) -> Znode {
+    Znode { data, stat: stat(of) }
 }
 
 fn stat(of: &zk::Stat) -> Stat {

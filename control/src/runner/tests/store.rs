@@ -1,8 +1,8 @@
 //! Provides a store of records in memory: one server that can be cut off, lose replies, and expire sessions.
 
 use crate::coord::{
-    CoordClient, CoordError, CreateMode, Done, Ending, Link, Node, Op, Refusal, Session, SessionId, SessionState, Stat,
-    Watch, Zxid,
+    CoordClient, CoordError, CreateMode, Done, Ending, Link, Op, Refusal, Session, SessionId, SessionState, Stat,
+    Watch, Znode, Zxid,
 };
 use async_trait::async_trait;
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ pub(super) struct Store(Arc<Mutex<ServerState>>);
 
 #[derive(Debug, Default)]
 struct ServerState {
-    nodes: BTreeMap<String, Node>,
+    nodes: BTreeMap<String, Znode>,
     watches: BTreeMap<String, Vec<oneshot::Sender<()>>>,
     zxid: i64,
     sessions: i64,
@@ -42,7 +42,7 @@ impl Store {
     }
 
     /// Returns a node.
-    pub(super) fn get(&self, path: &str) -> Option<Node> {
+    pub(super) fn get(&self, path: &str) -> Option<Znode> {
         self.server().nodes.get(path).cloned()
     }
 
@@ -122,8 +122,8 @@ impl ServerState {
     }
 }
 
-fn apply(nodes: &mut BTreeMap<String, Node>, zxid: Zxid, session: i64, op: &Op) -> Result<Done, Refusal> {
-    let checked = |nodes: &BTreeMap<String, Node>, path: &str, version: i32| match nodes.get(path) {
+fn apply(nodes: &mut BTreeMap<String, Znode>, zxid: Zxid, session: i64, op: &Op) -> Result<Done, Refusal> {
+    let checked = |nodes: &BTreeMap<String, Znode>, path: &str, version: i32| match nodes.get(path) {
         None => Err(Refusal::NoNode),
         Some(node) if node.stat.version != version => Err(Refusal::BadVersion),
         Some(_) => Ok(()),
@@ -136,7 +136,7 @@ fn apply(nodes: &mut BTreeMap<String, Node>, zxid: Zxid, session: i64, op: &Op) 
             }
             let owner = (*mode == CreateMode::Ephemeral).then_some(SessionId(session));
             let stat = Stat { version: 0, created: zxid, modified: zxid, owner };
-            nodes.insert(path.clone(), Node { data: data.clone(), stat });
+            nodes.insert(path.clone(), Znode { data: data.clone(), stat });
             Ok(Done::Plain)
         }
         Op::Set { path, data, version } => {
@@ -197,11 +197,11 @@ impl Session for FakeSession {
         self.states.subscribe()
     }
 
-    async fn get(&self, path: &str) -> Result<Option<Node>, CoordError> {
+    async fn get(&self, path: &str) -> Result<Option<Znode>, CoordError> {
         self.ask(|server| server.nodes.get(path).cloned()).await
     }
 
-    async fn get_and_watch(&self, path: &str) -> Result<(Option<Node>, Watch), CoordError> {
+    async fn get_and_watch(&self, path: &str) -> Result<(Option<Znode>, Watch), CoordError> {
         self.ask(|server| {
             let (fire, watch) = Watch::new();
             server.watches.entry(path.to_owned()).or_default().push(fire);
