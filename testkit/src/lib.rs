@@ -7,7 +7,7 @@
 #![allow(missing_docs, reason = "fields and variants are named to be read")]
 
 pub mod authority;
-pub mod cell;
+pub mod test_cluster;
 pub mod content;
 mod full_pipe;
 pub mod java;

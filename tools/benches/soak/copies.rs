@@ -3,12 +3,12 @@
 use crate::measure::Bound;
 use crate::options::Options;
 use crate::traffic::Traffic;
-use blockhaul_testkit::cell::{Cell, ExportPair, Task};
 use blockhaul_testkit::scratch::MIB;
+use blockhaul_testkit::test_cluster::{ExportPair, Task, TestCluster};
 use std::ops::Range;
 use std::time::Duration;
 
-/// Nodes of a cell.
+/// Nodes of a cluster.
 pub(crate) const NODES: usize = 3;
 /// Rate of a copy, with requests of at most a MiB: slow enough to last, fast enough for pauses to show.
 const LIMIT: &str = "8MiB/s";
@@ -18,9 +18,9 @@ const LENGTH: usize = 384 * MIB;
 /// Longest pause of a copy in milliseconds; a copy writes a MiB eight times a second.
 pub(crate) const PAUSE: Bound = Bound::AtMost(1e3);
 
-/// A cell with volumes for copies, which all trials share.
+/// A cluster with volumes for copies, which all trials share.
 pub(crate) struct Copies {
-    pub(crate) cell: Cell,
+    pub(crate) cluster: TestCluster,
     pub(crate) pairs: Vec<ExportPair>,
     trials: usize,
 }
@@ -34,8 +34,8 @@ pub(crate) struct Copy {
     pub(crate) node: usize,
 }
 
-/// Distributes the trials over the cells; returns the result of each trial.
-pub(crate) fn in_cells<T: Send + 'static>(
+/// Distributes the trials over the clusters; returns the result of each trial.
+pub(crate) fn in_clusters<T: Send + 'static>(
     options: &Options,
     trial: impl Fn(&mut Copies, usize) -> T + Clone + Send + 'static,
 ) -> Vec<T> {
@@ -46,16 +46,16 @@ pub(crate) fn in_cells<T: Send + 'static>(
             share.map(|number| trial(&mut copies, number)).collect::<Vec<_>>()
         })
     };
-    let cells: Vec<_> = options.shares().into_iter().map(carry_out).collect();
-    cells.into_iter().flat_map(|cell| cell.join().expect("a trial has failed")).collect()
+    let clusters: Vec<_> = options.shares().into_iter().map(carry_out).collect();
+    clusters.into_iter().flat_map(|cluster| cluster.join().expect("a trial has failed")).collect()
 }
 
 impl Copies {
     /// Three nodes on three servers, with every default.
     pub(crate) fn new() -> Self {
-        let cell = Cell::new(NODES, 3);
-        let pairs = (0..NODES).map(|index| ExportPair::new(&cell, &format!("pair{index}"), LENGTH)).collect();
-        Self { cell, pairs, trials: 0 }
+        let cluster = TestCluster::new(NODES, 3);
+        let pairs = (0..NODES).map(|index| ExportPair::new(&cluster, &format!("pair{index}"), LENGTH)).collect();
+        Self { cluster, pairs, trials: 0 }
     }
 
     /// Submits a copy for each node, and waits until all of them have written.
@@ -63,16 +63,16 @@ impl Copies {
         self.trials += 1;
         let ids: Vec<String> = (0..NODES).map(|index| format!("copy{index}-{}", self.trials)).collect();
         for (id, pair) in ids.iter().zip(&self.pairs) {
-            pair.submit(&self.cell, id, &["--limit", LIMIT, "--overwrite", "--max-attempts", "100"]);
+            pair.submit(&self.cluster, id, &["--limit", LIMIT, "--overwrite", "--max-attempts", "100"]);
         }
         let copies = ids.into_iter().enumerate();
-        copies.map(|(index, id)| Copy { node: self.cell.wait_for_progress(&id), id, index }).collect()
+        copies.map(|(index, id)| Copy { node: self.cluster.wait_for_progress(&id), id, index }).collect()
     }
 
     /// Lets a copy complete as fast as it can, and compares every byte.
     pub(crate) fn finish(&self, copy: &Copy) {
-        self.cell.ask(&["set", &copy.id, "--limit", "100GiB/s"]);
-        self.cell.wait_for_success(&copy.id);
+        self.cluster.ask(&["set", &copy.id, "--limit", "100GiB/s"]);
+        self.cluster.wait_for_success(&copy.id);
         self.pairs[copy.index].assert_copied();
     }
 
@@ -80,21 +80,22 @@ impl Copies {
     pub(crate) fn end(&self, copies: &[Copy]) {
         for copy in copies {
             // Cancelling an ended copy changes nothing.
-            let _ = self.cell.blockhaul(&["cancel", &copy.id]);
+            let _ = self.cluster.blockhaul(&["cancel", &copy.id]);
         }
         for copy in copies {
-            self.cell.wait_for(&copy.id, "its end", Task::is_over);
+            self.cluster.wait_for(&copy.id, "its end", Task::is_over);
         }
     }
 
     /// Starts a node that has ended, and waits until all are registered.
     pub(crate) fn restart_node(&mut self, node: usize) {
-        if !self.cell.nodes[node].is_running() {
-            self.cell.nodes[node].kill();
-            self.cell.nodes[node].start();
+        if !self.cluster.nodes[node].is_running() {
+            self.cluster.nodes[node].kill();
+            self.cluster.nodes[node].start();
         }
-        self.cell
-            .wait_until("all nodes are registered", |cell| cell.leader().is_some() && cell.runners().len() == NODES);
+        self.cluster.wait_until("all nodes are registered", |cluster| {
+            cluster.leader().is_some() && cluster.runners().len() == NODES
+        });
         // A new leader first reads all records; trials begin with an idle center.
         std::thread::sleep(Duration::from_millis(200));
     }
@@ -106,6 +107,6 @@ impl Copies {
 
     /// Returns the index of the leader.
     pub(crate) fn leader(&self) -> usize {
-        self.cell.leader().expect("a node leads an idle center")
+        self.cluster.leader().expect("a node leads an idle center")
     }
 }

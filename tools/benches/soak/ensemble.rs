@@ -17,20 +17,20 @@ pub(crate) fn measure(options: &Options) -> Vec<Measure> {
             all = copies.begin();
         }
         let traffic = copies.traffic();
-        let server = copies.cell.ensemble.leader();
+        let server = copies.cluster.ensemble.leader();
         let start = Instant::now();
-        copies.cell.ensemble.kill(server);
-        copies.cell.submit_noop(&format!("write{number}"), Duration::from_millis(1), &[]);
+        copies.cluster.ensemble.kill(server);
+        copies.cluster.submit_noop(&format!("write{number}"), Duration::from_millis(1), &[]);
         let end = Instant::now();
         resumed.push(end - start);
         // A runner that has lost its session, and not only its connection, would pause here.
         std::thread::sleep(Duration::from_secs(1));
         let seen = Instant::now();
         pauses.extend(all.iter().map(|copy| traffic[copy.index].longest_pause(start, seen)).max());
-        copies.cell.ensemble.restart(server);
-        copies.cell.wait_until("a node leads", |cell| cell.leader().is_some());
+        copies.cluster.ensemble.restart(server);
+        copies.cluster.wait_until("a node leads", |cluster| cluster.leader().is_some());
         for copy in &all {
-            let task = copies.cell.task(&copy.id);
+            let task = copies.cluster.task(&copy.id);
             assert_eq!(task.outcomes().len(), 1, "there is one attempt: {task:?}");
         }
     }

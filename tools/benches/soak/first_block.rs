@@ -3,22 +3,22 @@
 use crate::measure::{Bound, Measure};
 use crate::options::Options;
 use crate::traffic::Traffic;
-use blockhaul_testkit::cell::{Cell, ExportPair};
 use blockhaul_testkit::scratch::MIB;
+use blockhaul_testkit::test_cluster::{ExportPair, TestCluster};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 pub(crate) fn measure(options: &Options) -> Vec<Measure> {
-    let cell = Cell::new(3, 3);
-    let pair = ExportPair::new(&cell, "small", 4 * MIB);
+    let cluster = TestCluster::new(3, 3);
+    let pair = ExportPair::new(&cluster, "small", 4 * MIB);
     let traffic = Traffic::of(&pair);
     let mut before = BTreeSet::new();
     let mut trial = |number: usize| {
         let id = format!("first{number}");
         let start = Instant::now();
-        pair.submit(&cell, &id, &["--overwrite"]);
+        pair.submit(&cluster, &id, &["--overwrite"]);
         let first = traffic.first_write_of_others(&before);
-        cell.wait_for_success(&id);
+        cluster.wait_for_success(&id);
         pair.assert_copied();
         before = traffic.writers();
         first - start

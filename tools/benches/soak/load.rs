@@ -12,10 +12,10 @@ pub(crate) fn measure(options: &Options) -> Vec<Measure> {
     let mut copies = Copies::new();
     let all = copies.begin();
     let lasts = if options.is_soak { LASTS } else { Duration::from_secs(3) };
-    let (start, before) = (Instant::now(), copies.cell.ensemble.transactions());
+    let (start, before) = (Instant::now(), copies.cluster.ensemble.transactions());
     std::thread::sleep(lasts);
-    let (seconds, after) = (start.elapsed().as_secs_f64(), copies.cell.ensemble.transactions());
-    let watches = copies.cell.ensemble.watches();
+    let (seconds, after) = (start.elapsed().as_secs_f64(), copies.cluster.ensemble.transactions());
+    let watches = copies.cluster.ensemble.watches();
     copies.end(&all);
     #[allow(clippy::cast_precision_loss, reason = "counts are small")]
     let (writes, watches) = ((after - before) as f64 / seconds / NODES as f64, watches as f64 / NODES as f64);

@@ -2,7 +2,7 @@
 //!
 //! Every second time that node also leads. Every copy is completed and verified.
 
-use crate::copies::{Copies, in_cells};
+use crate::copies::{Copies, in_clusters};
 use crate::measure::{Bound, Measure};
 use crate::options::Options;
 use nix::sys::signal::Signal;
@@ -18,7 +18,7 @@ pub(crate) enum LossKind {
 }
 
 pub(crate) fn measure(options: &Options, kind: LossKind) -> Vec<Measure> {
-    let both = in_cells(options, move |copies, number| trial(copies, kind, number % 2 == 0));
+    let both = in_clusters(options, move |copies, number| trial(copies, kind, number % 2 == 0));
     let (moves, ends): (Vec<_>, Vec<_>) = both.into_iter().unzip();
     match kind {
         LossKind::Stopped => vec![
@@ -47,19 +47,19 @@ fn trial(copies: &mut Copies, kind: LossKind, of_leader: bool) -> (Duration, Dur
     let start = Instant::now();
     let end = match kind {
         LossKind::Killed => {
-            copies.cell.nodes[node].kill();
+            copies.cluster.nodes[node].kill();
             None
         }
         LossKind::Stopped => {
-            copies.cell.nodes[node].signal(Signal::SIGTERM);
-            let status = copies.cell.nodes[node].wait();
+            copies.cluster.nodes[node].signal(Signal::SIGTERM);
+            let status = copies.cluster.nodes[node].wait();
             assert!(status.success(), "a stop ends with {status}");
             Some(start.elapsed())
         }
     };
     let moved = traffic.first_write_of_others(&before) - start;
     copies.finish(victim);
-    let task = copies.cell.task(&victim.id);
+    let task = copies.cluster.task(&victim.id);
     let expected = if kind == LossKind::Killed { "ELeaseLost" } else { "ERunnerInterrupt" };
     assert_eq!(task.outcomes(), [expected, "succeeded"], "{task:?}");
     copies.end(&all);

@@ -23,7 +23,7 @@ mod options;
 mod queue;
 mod traffic;
 
-use blockhaul_testkit::cell::NEEDS;
+use blockhaul_testkit::test_cluster::NEEDS;
 use blockhaul_testkit::{Requirement, unmet};
 use measure::Measure;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -57,7 +57,7 @@ fn main() -> ExitCode {
         unmet("soak", &missing);
         return ExitCode::SUCCESS;
     }
-    // Several cells with their proxies need thousands of descriptors.
+    // Several clusters with their proxies need thousands of descriptors.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("every process has limits");
     setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("a limit may be raised as far as it goes");
     let mut measures = Vec::new();

@@ -6,7 +6,7 @@ use crate::options::Options;
 use blockhaul_control::rpc::channels::Channels;
 use blockhaul_control::rpc::client::CenterClient;
 use blockhaul_control::rpc::wire::{NoopWork, Spec, StatusRequest, SubmitRequest, spec::Work};
-use blockhaul_testkit::cell::Cell;
+use blockhaul_testkit::test_cluster::TestCluster;
 use nix::unistd::Pid;
 use std::time::{Duration, Instant};
 
@@ -17,19 +17,19 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 pub(crate) fn measure(options: &Options) -> Vec<Measure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads can be made");
-    let mut cell = Cell::new(1, 3);
+    let mut cluster = TestCluster::new(1, 3);
     // Only the dispatcher is measured: its own node runs no tasks.
-    cell.ask(&["drain", "n0"]);
-    let address = cell.nodes[0].address();
+    cluster.ask(&["drain", "n0"]);
+    let address = cluster.nodes[0].address();
     runtime.block_on(submit(options.tasks, &address));
-    cell.nodes[0].kill();
+    cluster.nodes[0].kill();
     let start = Instant::now();
-    cell.nodes[0].start();
+    cluster.nodes[0].start();
     runtime.block_on(until(&address, |pending, _| pending >= options.tasks));
     let reconciled = start.elapsed();
-    let folder = cell.dirs.path("fleet");
+    let folder = cluster.dirs.path("fleet");
     std::fs::create_dir(&folder).expect("the directory is new");
-    let zookeeper = format!("{}/cell", cell.ensemble.addresses());
+    let zookeeper = format!("{}/cell", cluster.ensemble.addresses());
     runtime.block_on(fleet::launch(options.runners, &zookeeper, &folder));
     // The middle half of the queue: neither its start, while runners register, nor its end.
     let quarter = options.tasks / 4;
@@ -39,7 +39,7 @@ pub(crate) fn measure(options: &Options) -> Vec<Measure> {
     #[allow(clippy::cast_precision_loss, reason = "counts are small")]
     let rate = (2 * quarter) as f64 / first.elapsed().as_secs_f64();
     runtime.block_on(until(&address, |_, succeeded| succeeded == options.tasks));
-    let memory = peak_mib(cell.nodes[0].pid());
+    let memory = peak_mib(cluster.nodes[0].pid());
     runtime.shutdown_background();
     vec![
         Measure::of_times("start to the queue read", &[reconciled], Bound::AtMost(1e4)),

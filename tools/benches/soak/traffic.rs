@@ -1,6 +1,6 @@
 //! Reads when writes reach the server of a destination, from the log of the server as it grows.
 
-use blockhaul_testkit::cell::ExportPair;
+use blockhaul_testkit::test_cluster::ExportPair;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;

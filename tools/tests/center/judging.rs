@@ -1,7 +1,7 @@
 //! Tests invalid input: invalid requests, forbidden volumes, undecodable records, and a store that is older than the
 //! state of a node.
 
-use crate::support::{Cell, CellRecords, ExportPair, MIB, NEEDS, Task, mixed, need, run, text};
+use crate::support::{ClusterRecords, ExportPair, MIB, NEEDS, Task, TestCluster, mixed, need, run, text};
 use blockhaul_control::coord::paths;
 use blockhaul_control::model::TaskId;
 use std::path::Path;
@@ -10,10 +10,10 @@ use std::time::Duration;
 #[test]
 fn an_invalid_request_is_refused_and_stores_no_task() {
     need!("an_invalid_request_is_refused_and_stores_no_task", &NEEDS);
-    let cell = Cell::new(1, 1);
-    cell.fill("volume", &mixed(MIB, 1));
-    let uri = cell.uri(0, "volume");
-    let pair = ExportPair::new(&cell, "pair", MIB);
+    let cluster = TestCluster::new(1, 1);
+    cluster.fill("volume", &mixed(MIB, 1));
+    let uri = cluster.uri(0, "volume");
+    let pair = ExportPair::new(&cluster, "pair", MIB);
     let writable = pair.destination.uri();
     let long = format!("file://n0/{}", "x".repeat(5000));
     let refused: [(&[&str], &str); 13] = [
@@ -33,42 +33,42 @@ fn an_invalid_request_is_refused_and_stores_no_task() {
         (&["get", "unknown"], "ENotFound"),
     ];
     for (args, code) in refused {
-        let outcome = cell.blockhaul(args);
+        let outcome = cluster.blockhaul(args);
         assert!(matches!(outcome.code, Some(1 | 2)), "{args:?}: {outcome:?}");
         assert!(outcome.stderr.contains(code), "{args:?}: {outcome:?}");
     }
-    assert!(cell.ask(&["list"]).is_empty(), "no task was stored");
+    assert!(cluster.ask(&["list"]).is_empty(), "no task was stored");
 }
 
 #[test]
 fn a_volume_that_is_not_allowed_fails_the_task_and_is_not_touched() {
     need!("a_volume_that_is_not_allowed_fails_the_task_and_is_not_touched", &NEEDS);
-    let cell = Cell::with(1, 1, &["--allow-nbd", "127.0.0.2"]);
-    cell.fill("inside", &mixed(MIB, 1));
-    let outside = cell.dirs.file("outside", b"mine");
-    std::os::unix::fs::symlink(&outside, cell.volume("link")).expect("the folder is ours");
-    std::os::unix::fs::symlink(cell.dirs.path(""), cell.volume("folder")).expect("the folder is ours");
-    let pair = ExportPair::new(&cell, "pair", MIB);
-    let (inside, elsewhere) = (cell.uri(0, "inside"), pair.destination.uri());
+    let cluster = TestCluster::with(1, 1, &["--allow-nbd", "127.0.0.2"]);
+    cluster.fill("inside", &mixed(MIB, 1));
+    let outside = cluster.dirs.file("outside", b"mine");
+    std::os::unix::fs::symlink(&outside, cluster.volume("link")).expect("the folder is ours");
+    std::os::unix::fs::symlink(cluster.dirs.path(""), cluster.volume("folder")).expect("the folder is ours");
+    let pair = ExportPair::new(&cluster, "pair", MIB);
+    let (inside, elsewhere) = (cluster.uri(0, "inside"), pair.destination.uri());
     let of = |path: &Path| format!("file://n0{}", text(path));
     let destinations = [
         ("direct", of(&outside)),
-        ("link", cell.uri(0, "link")),
-        ("folder", cell.uri(0, "folder/outside")),
-        ("new", cell.uri(0, "folder/new")),
-        ("around", cell.uri(0, "../outside")),
+        ("link", cluster.uri(0, "link")),
+        ("folder", cluster.uri(0, "folder/outside")),
+        ("new", cluster.uri(0, "folder/new")),
+        ("around", cluster.uri(0, "../outside")),
         ("network", elsewhere),
     ];
     for (id, destination) in destinations {
-        cell.submit(id, &inside, &destination, &["--overwrite", "--source-stable"]);
-        let task = cell.wait_for(id, "its refusal", Task::is_over);
+        cluster.submit(id, &inside, &destination, &["--overwrite", "--source-stable"]);
+        let task = cluster.wait_for(id, "its refusal", Task::is_over);
         assert_eq!((task.state(), task.error()), ("FAILED", "EPermission"), "{task:?}");
     }
-    cell.submit("source", &of(&outside), &cell.uri(0, "copy"), &[]);
-    let task = cell.wait_for("source", "its refusal", Task::is_over);
+    cluster.submit("source", &of(&outside), &cluster.uri(0, "copy"), &[]);
+    let task = cluster.wait_for("source", "its refusal", Task::is_over);
     assert_eq!((task.state(), task.error()), ("FAILED", "EPermission"), "{task:?}");
-    assert_eq!(cell.dirs.read("outside"), b"mine");
-    assert!(!cell.dirs.path("new").exists() && !cell.volume("copy").exists());
+    assert_eq!(cluster.dirs.read("outside"), b"mine");
+    assert!(!cluster.dirs.path("new").exists() && !cluster.volume("copy").exists());
     assert_eq!(pair.writes(), 0);
 }
 
@@ -76,25 +76,25 @@ fn a_volume_that_is_not_allowed_fails_the_task_and_is_not_touched() {
 #[test]
 fn a_task_that_fails_by_node_faults_goes_to_another_node() {
     need!("a_task_that_fails_by_node_faults_goes_to_another_node", &NEEDS);
-    let mut cell = Cell::idle(1, 1, &["--allow-nbd", "127.0.0.2"]);
-    cell.add(&[]);
-    cell.add(&[]);
-    let journals = cell.nodes[1].state("journals");
+    let mut cluster = TestCluster::idle(1, 1, &["--allow-nbd", "127.0.0.2"]);
+    cluster.add(&[]);
+    cluster.add(&[]);
+    let journals = cluster.nodes[1].state("journals");
     std::fs::create_dir_all(&journals).expect("the directory is writable");
     let _full = FullFolder::mount(&journals);
-    cell.start();
-    let pair = ExportPair::new(&cell, "pair", MIB);
-    pair.submit(&cell, "x", &[]);
-    let task = cell.wait_for_success("x");
+    cluster.start();
+    let pair = ExportPair::new(&cluster, "pair", MIB);
+    pair.submit(&cluster, "x", &[]);
+    let task = cluster.wait_for_success("x");
     assert_eq!(task.outcomes(), ["EPermission", "ENoSpace", "succeeded"], "{task:?}");
     assert_eq!(task.runners(), ["n0", "n1", "n2"], "{task:?}");
     pair.assert_copied();
     // Without n2 no node is left that could run the task. That fails a task only if every fault is a lasting one.
-    assert_eq!(cell.nodes[2].stop().code(), Some(0));
-    assert_eq!(cell.nodes[1].stop().code(), Some(0));
-    cell.wait_until("that n0 is alone", |cell| cell.runners() == ["n0"]);
-    pair.submit(&cell, "alone", &["--overwrite"]);
-    let task = cell.wait_for("alone", "its end", Task::is_over);
+    assert_eq!(cluster.nodes[2].stop().code(), Some(0));
+    assert_eq!(cluster.nodes[1].stop().code(), Some(0));
+    cluster.wait_until("that n0 is alone", |cluster| cluster.runners() == ["n0"]);
+    pair.submit(&cluster, "alone", &["--overwrite"]);
+    let task = cluster.wait_for("alone", "its end", Task::is_over);
     assert_eq!((task.state(), task.error()), ("FAILED", "EPermission"), "{task:?}");
     assert!(task.reason().contains("only n0 has tried it"), "{task:?}");
 }
@@ -120,8 +120,8 @@ impl Drop for FullFolder {
 #[test]
 fn undecodable_records_are_left_alone_and_reported() {
     need!("undecodable_records_are_left_alone_and_reported", &NEEDS);
-    let mut cell = Cell::with(2, 1, &["--session-timeout", "6s"]);
-    let records = cell.records();
+    let mut cluster = TestCluster::with(2, 1, &["--session-timeout", "6s"]);
+    let records = cluster.records();
     let path = |id: &str| paths::task(&TaskId::new(id).expect("the name is valid"));
     let bad: [(String, &[u8]); 4] = [
         (path("garbage"), b"\xff\xfe not a record"),
@@ -133,85 +133,92 @@ fn undecodable_records_are_left_alone_and_reported() {
         records.create(path, data).expect("every client may write here");
     }
     // A record that could be decoded is damaged as well.
-    cell.submit_noop("good", Duration::from_millis(10), &[]);
-    cell.wait_for_success("good");
+    cluster.submit_noop("good", Duration::from_millis(10), &[]);
+    cluster.wait_for_success("good");
     records.set(&path("good"), b"{").expect("every client may write here");
     // The next leader reads all records again.
-    let leader = cell.leader().expect("a node leads");
-    assert_eq!(cell.nodes[leader].stop().code(), Some(0));
-    let successor = cell.wait_for_successor(leader);
-    let unreadable = cell.center().expect("a node leads")["unreadable"].clone();
+    let leader = cluster.leader().expect("a node leads");
+    assert_eq!(cluster.nodes[leader].stop().code(), Some(0));
+    let successor = cluster.wait_for_successor(leader);
+    let unreadable = cluster.center().expect("a node leads")["unreadable"].clone();
     let reported: Vec<&str> = unreadable.as_array().into_iter().flatten().filter_map(|line| line.as_str()).collect();
     for path in bad.iter().map(|(path, _)| path).chain([&path("good")]) {
         assert!(reported.iter().any(|line| line.starts_with(&**path)), "{path}: {reported:?}");
     }
-    assert!(cell.nodes[successor].log().contains("cannot decode a record: leaving it alone"));
-    cell.submit_noop("after", Duration::from_millis(10), &[]);
-    cell.wait_for_success("after");
-    let taken = cell.blockhaul(&["submit", "noop", "10ms", "--id", "garbage"]);
+    assert!(cluster.nodes[successor].log().contains("cannot decode a record: leaving it alone"));
+    cluster.submit_noop("after", Duration::from_millis(10), &[]);
+    cluster.wait_for_success("after");
+    let taken = cluster.blockhaul(&["submit", "noop", "10ms", "--id", "garbage"]);
     assert!(taken.code == Some(1) && taken.stderr.contains("EExists"), "the name is still taken: {taken:?}");
 }
 
 #[test]
 fn a_node_refuses_calls_with_a_lower_epoch_than_it_has_stored() {
     need!("a_node_refuses_calls_with_a_lower_epoch_than_it_has_stored", &NEEDS);
-    let mut cell = Cell::new(1, 1);
-    cell.submit_noop("before", Duration::from_millis(10), &[]);
-    cell.wait_for_success("before");
-    assert_eq!(cell.nodes[0].stop().code(), Some(0));
-    let stored = cell.nodes[0].state("leader_epoch");
+    let mut cluster = TestCluster::new(1, 1);
+    cluster.submit_noop("before", Duration::from_millis(10), &[]);
+    cluster.wait_for_success("before");
+    assert_eq!(cluster.nodes[0].stop().code(), Some(0));
+    let stored = cluster.nodes[0].state("leader_epoch");
     let heard = std::fs::read_to_string(&stored).expect("the node has stored the epoch of its leader");
     std::fs::write(&stored, i64::MAX.to_string()).expect("it is a file");
-    cell.start();
-    cell.submit_noop("refused", Duration::from_millis(10), &[]);
-    let task = cell.wait_for("refused", "a reason", |task| task.reason().contains("epoch"));
+    cluster.start();
+    cluster.submit_noop("refused", Duration::from_millis(10), &[]);
+    let task = cluster.wait_for("refused", "a reason", |task| task.reason().contains("epoch"));
     assert!(!task.is_over(), "{task:?}");
-    assert!(cell.nodes[0].log().contains("call refused: lower leader epoch than seen before"));
-    assert_eq!(cell.nodes[0].stop().code(), Some(0));
+    assert!(cluster.nodes[0].log().contains("call refused: lower leader epoch than seen before"));
+    assert_eq!(cluster.nodes[0].stop().code(), Some(0));
     std::fs::write(&stored, heard).expect("it is a file");
-    cell.start();
-    cell.wait_for_success("refused");
+    cluster.start();
+    cluster.wait_for_success("refused");
 }
 
 #[test]
 fn a_node_takes_no_role_in_another_center_until_its_state_directory_is_reset() {
     need!("a_node_takes_no_role_in_another_center_until_its_state_directory_is_reset", &NEEDS);
-    let mut cell = Cell::new(1, 1);
-    cell.submit_noop("here", Duration::from_millis(10), &[]);
-    cell.wait_for_success("here");
-    let identity = |cell: &Cell| cell.center().expect("a node leads")["center"].as_str().unwrap_or_default().to_owned();
-    let first = identity(&cell);
-    assert_eq!(cell.nodes[0].stop().code(), Some(0));
+    let mut cluster = TestCluster::new(1, 1);
+    cluster.submit_noop("here", Duration::from_millis(10), &[]);
+    cluster.wait_for_success("here");
+    let identity = |cluster: &TestCluster| {
+        cluster.center().expect("a node leads")["center"].as_str().unwrap_or_default().to_owned()
+    };
+    let first = identity(&cluster);
+    assert_eq!(cluster.nodes[0].stop().code(), Some(0));
     // The stored epoch is higher than any epoch that the other center will have.
-    std::fs::write(cell.nodes[0].state("leader_epoch"), i64::MAX.to_string()).expect("it is a file");
-    let other = format!("{}/other", cell.server_link(0, 0).address());
-    cell.nodes[0].set_flags(&["--zookeeper", &other]);
-    cell.nodes[0].start();
-    cell.wait_until("n0 logs which center it belongs to", |cell| {
-        let log = cell.nodes[0].log();
+    std::fs::write(cluster.nodes[0].state("leader_epoch"), i64::MAX.to_string()).expect("it is a file");
+    let other = format!("{}/other", cluster.server_link(0, 0).address());
+    cluster.nodes[0].set_flags(&["--zookeeper", &other]);
+    cluster.nodes[0].start();
+    cluster.wait_until("n0 logs which center it belongs to", |cluster| {
+        let log = cluster.nodes[0].log();
         log.contains(&format!("this node belongs to center {first}, but")) && log.contains("/leader_epoch")
     });
-    assert_eq!(cell.nodes[0].stop().code(), Some(0));
-    assert!(!cell.nodes[0].log().contains("lower leader epoch"), "the node has accepted no call");
+    assert_eq!(cluster.nodes[0].stop().code(), Some(0));
+    assert!(!cluster.nodes[0].log().contains("lower leader epoch"), "the node has accepted no call");
     for name in ["center", "leader_epoch"] {
-        std::fs::remove_file(cell.nodes[0].state(name)).expect("it is there");
+        std::fs::remove_file(cluster.nodes[0].state(name)).expect("it is there");
     }
-    cell.start();
-    assert_ne!(identity(&cell), first);
-    cell.submit_noop("there", Duration::from_millis(10), &[]);
-    cell.wait_for_success("there");
+    cluster.start();
+    assert_ne!(identity(&cluster), first);
+    cluster.submit_noop("there", Duration::from_millis(10), &[]);
+    cluster.wait_for_success("there");
 }
 
 #[test]
 fn a_volume_that_was_written_under_a_later_grant_is_not_written() {
     need!("a_volume_that_was_written_under_a_later_grant_is_not_written", &NEEDS);
-    let cell = Cell::new(1, 1);
-    cell.fill("source", &mixed(MIB, 1));
-    cell.fill("destination", b"of a later time");
+    let cluster = TestCluster::new(1, 1);
+    cluster.fill("source", &mixed(MIB, 1));
+    cluster.fill("destination", b"of a later time");
     let later = i64::MAX.to_string();
-    xattr::set(cell.volume("destination"), "user.blockhaul.epoch", later.as_bytes()).expect("files have attributes");
-    cell.submit("early", &cell.uri(0, "source"), &cell.uri(0, "destination"), &["--overwrite", "--max-attempts", "1"]);
-    let task = cell.wait_for("early", "its refusal", Task::is_over);
+    xattr::set(cluster.volume("destination"), "user.blockhaul.epoch", later.as_bytes()).expect("files have attributes");
+    cluster.submit(
+        "early",
+        &cluster.uri(0, "source"),
+        &cluster.uri(0, "destination"),
+        &["--overwrite", "--max-attempts", "1"],
+    );
+    let task = cluster.wait_for("early", "its refusal", Task::is_over);
     assert_eq!((task.state(), task.error()), ("FAILED", "EFenced"), "{task:?}");
-    assert_eq!(cell.read("destination"), b"of a later time");
+    assert_eq!(cluster.read("destination"), b"of a later time");
 }

@@ -1,7 +1,7 @@
 //! Tests the task center as users run it: real `taskd` processes, a real ZooKeeper ensemble, real servers, and the
 //! `blockhaul` program.
 //!
-//! Each test covers one fault or one request, on a cell of nodes that can be killed, stopped, cut off and restarted.
+//! Each test covers one fault or one request, on a cluster of nodes that can be killed, stopped, cut off and restarted.
 //! The tests assert order and outcome, never durations. A test whose host lacks something is skipped by name.
 
 #![forbid(unsafe_code)]

@@ -1,7 +1,7 @@
 //! Tests access control: certificates between all parts of a center, and credentials in the coordination service.
 
 use crate::support::{
-    Authority, Cell, Identity, MIB, NEEDS, Need, Records, SHORT_SESSION, TestDirs, need, noise, port, text,
+    Authority, Identity, MIB, NEEDS, Need, Records, SHORT_SESSION, TestCluster, TestDirs, need, noise, port, text,
 };
 use blockhaul_control::coord::{CoordError, Refusal};
 use nix::sys::signal::Signal;
@@ -17,18 +17,18 @@ const BRIEF: Duration = Duration::from_secs(5);
 fn only_nodes_and_clients_of_one_authority_can_call_each_other() {
     let needs = [&NEEDS[..], &[Need::Program("openssl")]].concat();
     need!("only_nodes_and_clients_of_one_authority_can_call_each_other", &needs);
-    let (mut cell, ours) = (Cell::idle(2, 1, &[]), Authority::new());
+    let (mut cluster, ours) = (TestCluster::idle(2, 1, &[]), Authority::new());
     for index in 0..2 {
-        cell.nodes[index].set_flags(&ours.certify(&format!("n{index}")).flags());
-        cell.nodes[index].start();
+        cluster.nodes[index].set_flags(&ours.certify(&format!("n{index}")).flags());
+        cluster.nodes[index].start();
     }
     let client = ours.certify("client");
     let theirs = Authority::new();
     let stranger = theirs.certify("stranger");
-    let ask = |args: &[&str], identity: &Identity| cell.blockhaul(&[args, &identity.flags()].concat());
+    let ask = |args: &[&str], identity: &Identity| cluster.blockhaul(&[args, &identity.flags()].concat());
     // Two strangers retry as clients do: one with a certificate of another authority, one without a certificate.
-    let strangers = [&stranger.flags()[..], &[]].map(|flags| cell.launch(&[&["center"], flags].concat()));
-    cell.wait_until("both nodes", |_| {
+    let strangers = [&stranger.flags()[..], &[]].map(|flags| cluster.launch(&[&["center"], flags].concat()));
+    cluster.wait_until("both nodes", |_| {
         let seen = ask(&["runners"], &client).lines;
         seen.iter().filter(|node| node["registered"] == true).count() == 2
     });
@@ -48,52 +48,52 @@ fn only_nodes_and_clients_of_one_authority_can_call_each_other() {
 fn a_leader_whose_certificate_expires_resigns_and_its_copies_continue() {
     let needs = [&NEEDS[..], &[Need::Program("openssl")]].concat();
     need!("a_leader_whose_certificate_expires_resigns_and_its_copies_continue", &needs);
-    let (mut cell, ours) = (Cell::idle(2, 1, &SHORT_SESSION), Authority::new());
+    let (mut cluster, ours) = (TestCluster::idle(2, 1, &SHORT_SESSION), Authority::new());
     let live: Vec<Identity> = (0..2).map(|index| ours.certify(&format!("n{index}"))).collect();
     let client = ours.certify("client");
-    let ask = |cell: &Cell, args: &[&str]| cell.blockhaul(&[args, &client.flags()].concat());
-    let leader = |cell: &Cell| ask(cell, &["center"]).lines.last().map(|center| center["leader"].clone());
-    for (node, identity) in cell.nodes.iter_mut().zip(&live) {
+    let ask = |cluster: &TestCluster, args: &[&str]| cluster.blockhaul(&[args, &client.flags()].concat());
+    let leader = |cluster: &TestCluster| ask(cluster, &["center"]).lines.last().map(|center| center["leader"].clone());
+    for (node, identity) in cluster.nodes.iter_mut().zip(&live) {
         node.set_flags(&identity.flags());
     }
-    cell.nodes[0].start();
-    cell.wait_until("n0 leads", |cell| leader(cell).is_some_and(|leader| leader == "n0"));
-    let (source, destination) = (cell.uri(0, "source"), cell.uri(0, "destination"));
-    cell.fill("source", &noise(32 * MIB, 7));
+    cluster.nodes[0].start();
+    cluster.wait_until("n0 leads", |cluster| leader(cluster).is_some_and(|leader| leader == "n0"));
+    let (source, destination) = (cluster.uri(0, "source"), cluster.uri(0, "destination"));
+    cluster.fill("source", &noise(32 * MIB, 7));
     let slow = ["--id", "copy", "--limit", "128KiB/s", "--reflink", "never"];
-    let submitted = ask(&cell, &[&["submit", "copy", &source, &destination], &slow[..]].concat());
+    let submitted = ask(&cluster, &[&["submit", "copy", &source, &destination], &slow[..]].concat());
     assert_eq!(submitted.code, Some(0), "{submitted:?}");
-    cell.nodes[1].start();
-    cell.wait_until("both are registered", |cell| {
-        let seen = ask(cell, &["runners"]).lines;
+    cluster.nodes[1].start();
+    cluster.wait_until("both are registered", |cluster| {
+        let seen = ask(cluster, &["runners"]).lines;
         seen.iter().filter(|node| node["registered"] == true).count() == 2
     });
-    cell.wait_until("a certificate that is about to expire", |cell| {
+    cluster.wait_until("a certificate that is about to expire", |cluster| {
         let now = SystemTime::now();
         live[0].replace(&ours.certify_for("brief", now - HOUR, now + BRIEF));
-        cell.nodes[0].signal(Signal::SIGHUP);
+        cluster.nodes[0].signal(Signal::SIGHUP);
         std::thread::sleep(BRIEF);
-        cell.nodes[0].log().contains("does not lead: the certificate")
+        cluster.nodes[0].log().contains("does not lead: the certificate")
     });
-    cell.wait_until("n1 leads", |cell| leader(cell).is_some_and(|leader| leader == "n1"));
-    assert!(cell.nodes[0].log().contains("lost leadership"), "it has resigned");
+    cluster.wait_until("n1 leads", |cluster| leader(cluster).is_some_and(|leader| leader == "n1"));
+    assert!(cluster.nodes[0].log().contains("lost leadership"), "it has resigned");
     // A client that calls only this node gets the reason, from the second on at which the certificate expires.
-    cell.wait_until("the certificate of n0 is refused", |cell| {
-        let address = cell.nodes[0].address();
-        let alone = cell.dirs.blockhaul(&[&["center", "--center", &address], &client.flags()[..]].concat());
+    cluster.wait_until("the certificate of n0 is refused", |cluster| {
+        let address = cluster.nodes[0].address();
+        let alone = cluster.dirs.blockhaul(&[&["center", "--center", &address], &client.flags()[..]].concat());
         let message = "the certificate of that node has expired at";
         alone.code == Some(1) && alone.stderr.contains(message) && alone.stderr.contains(&address)
     });
     live[0].replace(&ours.certify("next"));
     // The new leader reaches n0 again: the limit of its copy is lifted, and another task runs there.
-    let hurried = ask(&cell, &["set", "copy", "--limit", "none"]);
+    let hurried = ask(&cluster, &["set", "copy", "--limit", "none"]);
     assert_eq!(hurried.code, Some(0), "{hurried:?}");
-    let done = ask(&cell, &["watch", "copy"]);
+    let done = ask(&cluster, &["watch", "copy"]);
     assert_eq!(done.code, Some(0), "{done:?}");
     let attempts = done.lines.last().expect("it shows the task")["attempts"].as_array().map(Vec::len);
     assert_eq!(attempts, Some(1), "{done:?}");
-    assert_eq!(cell.read("destination"), cell.read("source"));
-    let done = ask(&cell, &["submit", "noop", "10ms", "--id", "after", "--node", "n0", "--wait"]);
+    assert_eq!(cluster.read("destination"), cluster.read("source"));
+    let done = ask(&cluster, &["submit", "noop", "10ms", "--id", "after", "--node", "n0", "--wait"]);
     assert_eq!(done.code, Some(0), "{done:?}");
 }
 
@@ -117,15 +117,15 @@ fn a_command_with_an_expired_certificate_fails_without_a_call() {
 #[test]
 fn with_credentials_only_nodes_can_write_the_records() {
     need!("with_credentials_only_nodes_can_write_the_records", &NEEDS);
-    let mut cell = Cell::idle(2, 1, &[]);
-    let file = cell.dirs.file("credentials", b"digest:center:secret\n");
-    for node in &mut cell.nodes {
+    let mut cluster = TestCluster::idle(2, 1, &[]);
+    let file = cluster.dirs.file("credentials", b"digest:center:secret\n");
+    for node in &mut cluster.nodes {
         node.set_flags(&["--zookeeper-auth", text(&file)]);
     }
-    cell.start();
-    cell.submit_noop("noop", Duration::from_millis(10), &[]);
-    cell.wait_for_success("noop");
-    let stranger = Records::of(&cell.ensemble.addresses());
+    cluster.start();
+    cluster.submit_noop("noop", Duration::from_millis(10), &[]);
+    cluster.wait_for_success("noop");
+    let stranger = Records::of(&cluster.ensemble.addresses());
     let refused = CoordError::Refused { index: 0, why: Refusal::NoAuth };
     for path in ["/cell/tasks/00/x", "/cell/claims/00/x", "/cell/runners/n7", "/cell/x"] {
         assert_eq!(stranger.create(path, b"{}"), Err(refused.clone()), "{path}");
@@ -136,29 +136,31 @@ fn with_credentials_only_nodes_can_write_the_records() {
 #[test]
 fn an_unusable_center_is_logged_with_the_answer_of_each_server() {
     need!("an_unusable_center_is_logged_with_the_answer_of_each_server", &NEEDS);
-    let mut cell = Cell::idle(2, 1, &[]);
-    let own = cell.dirs.file("credentials", b"digest:center:secret\n");
-    let wrong = cell.dirs.file("wrong", b"digest:center:guessed\n");
+    let mut cluster = TestCluster::idle(2, 1, &[]);
+    let own = cluster.dirs.file("credentials", b"digest:center:secret\n");
+    let wrong = cluster.dirs.file("wrong", b"digest:center:guessed\n");
     let metrics = format!("127.0.0.1:{}", port());
-    cell.nodes[0].set_flags(&["--zookeeper-auth", text(&own)]);
-    cell.nodes[0].start();
-    cell.wait_until("a node leads", |cell| cell.leader().is_some());
-    cell.nodes[1].set_flags(&["--zookeeper-auth", text(&wrong), "--metrics", &metrics]);
-    cell.nodes[1].start();
-    cell.wait_until("the wrong credentials are logged", |cell| cell.nodes[1].log().contains("check --zookeeper-auth"));
+    cluster.nodes[0].set_flags(&["--zookeeper-auth", text(&own)]);
+    cluster.nodes[0].start();
+    cluster.wait_until("a node leads", |cluster| cluster.leader().is_some());
+    cluster.nodes[1].set_flags(&["--zookeeper-auth", text(&wrong), "--metrics", &metrics]);
+    cluster.nodes[1].start();
+    cluster.wait_until("the wrong credentials are logged", |cluster| {
+        cluster.nodes[1].log().contains("check --zookeeper-auth")
+    });
     let mut page = String::new();
     let mut stream = TcpStream::connect(&metrics).expect("metrics are served");
     stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").expect("it listens");
     stream.read_to_string(&mut page).expect("it answers");
     assert!(page.lines().any(|line| line == "blockhaul_serving 0"), "{page}");
-    assert_eq!(cell.nodes[1].stop().code(), Some(0));
+    assert_eq!(cluster.nodes[1].stop().code(), Some(0));
     // One address is not ZooKeeper, the other one has no listener.
-    let (other, closed) = (cell.nodes[0].address(), format!("127.0.0.1:{}", port()));
-    cell.nodes[1].set_flags(&["--zookeeper", &format!("{closed},{other}/cell")]);
-    cell.nodes[1].start();
-    cell.wait_until("both servers and their answers are logged", |cell| {
-        let log = cell.nodes[1].log();
+    let (other, closed) = (cluster.nodes[0].address(), format!("127.0.0.1:{}", port()));
+    cluster.nodes[1].set_flags(&["--zookeeper", &format!("{closed},{other}/cell")]);
+    cluster.nodes[1].start();
+    cluster.wait_until("both servers and their answers are logged", |cluster| {
+        let log = cluster.nodes[1].log();
         log.contains(&format!("{closed}: Connection refused")) && log.contains(&format!("{other}: "))
     });
-    assert_eq!(cell.nodes[1].stop().code(), Some(0));
+    assert_eq!(cluster.nodes[1].stop().code(), Some(0));
 }

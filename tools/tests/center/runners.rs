@@ -1,7 +1,7 @@
 //! Tests faults of a single runner: killed, stopped, paused, started twice.
 
 use crate::support::{
-    Cell, CellRecords, ExportPair, LONG_SESSION, MIB, NEEDS, SHORT_SESSION, assert_same, mixed, need,
+    ClusterRecords, ExportPair, LONG_SESSION, MIB, NEEDS, SHORT_SESSION, TestCluster, assert_same, mixed, need,
 };
 use nix::sys::signal::Signal;
 use std::time::Duration;
@@ -9,57 +9,57 @@ use std::time::Duration;
 #[test]
 fn a_restarted_runner_continues_its_local_copy() {
     need!("a_restarted_runner_continues_its_local_copy", &NEEDS);
-    let mut cell = Cell::new(2, 1);
+    let mut cluster = TestCluster::new(2, 1);
     let bytes = mixed(48 * MIB, 11);
-    cell.fill("source", &bytes);
-    cell.submit("local", &cell.uri(1, "source"), &cell.uri(1, "destination"), &["--limit", "4MiB/s"]);
-    assert_eq!(cell.wait_for_checkpoint("local"), 1);
-    cell.nodes[1].kill();
+    cluster.fill("source", &bytes);
+    cluster.submit("local", &cluster.uri(1, "source"), &cluster.uri(1, "destination"), &["--limit", "4MiB/s"]);
+    assert_eq!(cluster.wait_for_checkpoint("local"), 1);
+    cluster.nodes[1].kill();
     // The node replaces the registration of its earlier incarnation without waiting for its session to expire.
-    cell.nodes[1].start();
-    cell.wait_for_second_attempt("local");
-    cell.lift_limit("local");
-    let task = cell.wait_for_success("local");
+    cluster.nodes[1].start();
+    cluster.wait_for_second_attempt("local");
+    cluster.lift_limit("local");
+    let task = cluster.wait_for_success("local");
     assert_eq!(task.outcomes(), ["ELeaseLost", "succeeded"], "{task:?}");
     assert_eq!(task.runners(), ["n1", "n1"], "{task:?}");
     assert!(task.resumed() > 0, "{task:?}");
-    assert_same(&cell.read("destination"), &bytes, "the destination");
+    assert_same(&cluster.read("destination"), &bytes, "the destination");
 }
 
 #[test]
 fn the_network_copy_of_a_killed_runner_continues_on_another_node() {
     need!("the_network_copy_of_a_killed_runner_continues_on_another_node", &NEEDS);
-    let mut cell = Cell::with(2, 1, &SHORT_SESSION);
-    let pair = ExportPair::new(&cell, "pair", 48 * MIB);
+    let mut cluster = TestCluster::with(2, 1, &SHORT_SESSION);
+    let pair = ExportPair::new(&cluster, "pair", 48 * MIB);
     // The leader's own runner: its node loses both roles.
-    let leader = cell.leader().expect("a node leads");
-    pair.submit_on(&cell, "moving", leader, &["--limit", "4MiB/s"]);
-    assert_eq!(cell.wait_for_checkpoint("moving"), leader);
+    let leader = cluster.leader().expect("a node leads");
+    pair.submit_on(&cluster, "moving", leader, &["--limit", "4MiB/s"]);
+    assert_eq!(cluster.wait_for_checkpoint("moving"), leader);
     let old = pair.connections();
-    cell.nodes[leader].kill();
-    assert_ne!(cell.wait_for_second_attempt("moving"), leader);
-    let task = pair.assert_taken_over(&cell, "moving", &old);
+    cluster.nodes[leader].kill();
+    assert_ne!(cluster.wait_for_second_attempt("moving"), leader);
+    let task = pair.assert_taken_over(&cluster, "moving", &old);
     assert!(task.resumed() > 0, "{task:?}");
 }
 
 /// Stops the node that runs a copy; it is the leader or another node.
 fn stop_and_return(is_leader: bool) {
-    let mut cell = Cell::new(2, 1);
-    let pair = ExportPair::new(&cell, "pair", 64 * MIB);
-    let leader = cell.leader().expect("a node leads");
+    let mut cluster = TestCluster::new(2, 1);
+    let pair = ExportPair::new(&cluster, "pair", 64 * MIB);
+    let leader = cluster.leader().expect("a node leads");
     let first = if is_leader { leader } else { 1 - leader };
     // One failure would fail the task.
-    pair.submit_on(&cell, "moving", first, &["--limit", "4MiB/s", "--max-attempts", "1"]);
-    assert_eq!(cell.wait_for_progress("moving"), first);
+    pair.submit_on(&cluster, "moving", first, &["--limit", "4MiB/s", "--max-attempts", "1"]);
+    assert_eq!(cluster.wait_for_progress("moving"), first);
     let old = pair.connections();
-    let status = cell.nodes[first].stop();
+    let status = cluster.nodes[first].stop();
     assert_eq!(status.code(), Some(0), "{status:?}");
-    assert_ne!(cell.wait_for_second_attempt("moving"), first);
-    let moved = cell.task("moving");
+    assert_ne!(cluster.wait_for_second_attempt("moving"), first);
+    let moved = cluster.task("moving");
     assert_eq!((moved.error(), &*moved.outcomes()[0]), ("", "ERunnerInterrupt"), "{moved:?}");
     assert!(moved.progress("durable") < 64 * MIB as u64, "a stop does not wait for the end of the copy: {moved:?}");
-    cell.lift_limit("moving");
-    let task = cell.wait_for_success("moving");
+    cluster.lift_limit("moving");
+    let task = cluster.wait_for_success("moving");
     assert_eq!(task.outcomes(), ["ERunnerInterrupt", "succeeded"], "{task:?}");
     assert!(task.resumed() > 0, "{task:?}");
     pair.assert_drained_before_next(&old);
@@ -81,15 +81,15 @@ fn a_stopped_leader_resigns_and_returns_its_copy() {
 #[test]
 fn a_runner_paused_for_less_than_its_lease_keeps_its_copy() {
     need!("a_runner_paused_for_less_than_its_lease_keeps_its_copy", &NEEDS);
-    let cell = Cell::with(2, 1, &LONG_SESSION);
-    let pair = ExportPair::new(&cell, "pair", 48 * MIB);
-    pair.submit(&cell, "paused", &["--limit", "4MiB/s"]);
-    let first = cell.wait_for_progress("paused");
-    cell.nodes[first].signal(Signal::SIGSTOP);
+    let cluster = TestCluster::with(2, 1, &LONG_SESSION);
+    let pair = ExportPair::new(&cluster, "pair", 48 * MIB);
+    pair.submit(&cluster, "paused", &["--limit", "4MiB/s"]);
+    let first = cluster.wait_for_progress("paused");
+    cluster.nodes[first].signal(Signal::SIGSTOP);
     std::thread::sleep(Duration::from_secs(3));
-    cell.nodes[first].signal(Signal::SIGCONT);
-    cell.lift_limit("paused");
-    let task = cell.wait_for_success("paused");
+    cluster.nodes[first].signal(Signal::SIGCONT);
+    cluster.lift_limit("paused");
+    let task = cluster.wait_for_success("paused");
     assert_eq!(task.outcomes(), ["succeeded"], "{task:?}");
     pair.assert_copied();
 }
@@ -97,40 +97,40 @@ fn a_runner_paused_for_less_than_its_lease_keeps_its_copy() {
 #[test]
 fn a_runner_paused_past_its_lease_writes_no_more() {
     need!("a_runner_paused_past_its_lease_writes_no_more", &NEEDS);
-    let cell = Cell::with(3, 1, &["--quiet-after", "5s"]);
-    let pair = ExportPair::new(&cell, "pair", 96 * MIB);
-    pair.submit(&cell, "moving", &["--limit", "2MiB/s"]);
-    let first = cell.wait_for_checkpoint("moving");
+    let cluster = TestCluster::with(3, 1, &["--quiet-after", "5s"]);
+    let pair = ExportPair::new(&cluster, "pair", 96 * MIB);
+    pair.submit(&cluster, "moving", &["--limit", "2MiB/s"]);
+    let first = cluster.wait_for_checkpoint("moving");
     let old = pair.connections();
-    cell.nodes[first].signal(Signal::SIGSTOP);
+    cluster.nodes[first].signal(Signal::SIGSTOP);
     let asleep = std::time::Instant::now();
-    assert_ne!(cell.wait_for_second_attempt("moving"), first);
-    pair.wait_for_more_writes(&cell);
+    assert_ne!(cluster.wait_for_second_attempt("moving"), first);
+    pair.wait_for_more_writes(&cluster);
     std::thread::sleep(Duration::from_secs(20).saturating_sub(asleep.elapsed()));
-    cell.nodes[first].signal(Signal::SIGCONT);
-    cell.wait_until("the node registers again", |cell| {
-        cell.nodes[first].log().matches(" registered node=").count() > 1
+    cluster.nodes[first].signal(Signal::SIGCONT);
+    cluster.wait_until("the node registers again", |cluster| {
+        cluster.nodes[first].log().matches(" registered node=").count() > 1
     });
-    pair.assert_taken_over(&cell, "moving", &old);
+    pair.assert_taken_over(&cluster, "moving", &old);
 }
 
 #[test]
 fn a_second_node_of_the_same_name_is_refused_until_the_first_is_gone() {
     need!("a_second_node_of_the_same_name_is_refused_until_the_first_is_gone", &NEEDS);
-    let mut cell = Cell::new(1, 1);
-    cell.add(&["--node-id", "n0"]);
-    cell.nodes[1].start();
-    cell.wait_until("an error in the log", |cell| {
-        cell.nodes[1].log().contains("another taskd is registered under this node's name")
+    let mut cluster = TestCluster::new(1, 1);
+    cluster.add(&["--node-id", "n0"]);
+    cluster.nodes[1].start();
+    cluster.wait_until("an error in the log", |cluster| {
+        cluster.nodes[1].log().contains("another taskd is registered under this node's name")
     });
-    let runners = cell.ask(&["runners"]);
+    let runners = cluster.ask(&["runners"]);
     assert_eq!(runners.len(), 1, "{runners:?}");
     let first = runners[0]["incarnation"].clone();
-    cell.submit_noop("still", Duration::from_millis(10), &[]);
-    cell.wait_for_success("still");
-    assert_eq!(cell.nodes[0].stop().code(), Some(0));
-    cell.wait_until("the second process registers", |cell| {
-        let runners = cell.ask(&["runners"]);
+    cluster.submit_noop("still", Duration::from_millis(10), &[]);
+    cluster.wait_for_success("still");
+    assert_eq!(cluster.nodes[0].stop().code(), Some(0));
+    cluster.wait_until("the second process registers", |cluster| {
+        let runners = cluster.ask(&["runners"]);
         runners.len() == 1 && runners[0]["registered"] == true && runners[0]["incarnation"] != first
     });
 }

@@ -1,6 +1,6 @@
 //! Tests cut links: a node without its storage network drops its roles, keeps running, and takes them again.
 
-use crate::support::{Cell, run_isolated, wait_until};
+use crate::support::{TestCluster, run_isolated, wait_until};
 use serde_json::Value;
 use std::time::Duration;
 
@@ -33,44 +33,48 @@ fn t_zbs_8_a_leader_without_its_storage_network_resigns() {
         "networks::t_zbs_8_a_leader_without_its_storage_network_resigns",
         &["zookeeper", "java", "nbdkit"],
         || {
-            let mut cell = Cell::new(&["--slots", "1"]);
-            let pids = cell.pids();
+            let mut cluster = TestCluster::new(&["--slots", "1"]);
+            let pids = cluster.pids();
             let volumes: Vec<_> = (1..=3_u8)
                 .map(|number| {
-                    let source = cell.volume(&format!("s{number}"), &bytes(32 * MIB, number));
-                    let destination = cell.volume(&format!("d{number}"), &[]);
+                    let source = cluster.volume(&format!("s{number}"), &bytes(32 * MIB, number));
+                    let destination = cluster.volume(&format!("d{number}"), &[]);
                     std::fs::File::options().write(true).open(&destination).unwrap().set_len(32 * MIB as u64).unwrap();
                     // The copies use the storage network: their requests hang when it is cut.
                     let uri = |volume: &str| format!("nbd://10.88.0.254/{volume}{number}");
                     let id = format!("c{number}");
                     let args =
                         ["submit", "copy", &uri("s"), &uri("d"), "--source-stable", "--limit", "2MiB/s", "--id", &id];
-                    cell.ask(&args);
+                    cluster.ask(&args);
                     (id, source, destination)
                 })
                 .collect();
             for (id, ..) in &volumes {
-                cell.wait_for(id, "something durable", |task| {
+                cluster.wait_for(id, "something durable", |task| {
                     task["state"] == "RUNNING" && task["progress"]["durable"].as_u64() > Some(0)
                 });
             }
-            let leader = cell.leader();
-            let of_leader =
-                volumes.iter().find(|(id, ..)| runner(&cell.task(id)) == leader).expect("each node has one").0.clone();
-            cell.network.cut("data", leader);
-            let (next, time) = cell.time_until_moved(leader);
+            let leader = cluster.leader();
+            let of_leader = volumes
+                .iter()
+                .find(|(id, ..)| runner(&cluster.task(id)) == leader)
+                .expect("each node has one")
+                .0
+                .clone();
+            cluster.network.cut("data", leader);
+            let (next, time) = cluster.time_until_moved(leader);
             println!("the service address answers on another node {:.2} s after the cut", time.as_secs_f64());
             assert!(time <= Duration::from_secs(15), "{time:?}");
-            wait_until("the node with the service address leads", || cell.leader() == next);
+            wait_until("the node with the service address leads", || cluster.leader() == next);
             wait_until("the metrics of the old leader show no registration", || {
-                cell.is_registered_by_metrics(leader) == Some(false)
+                cluster.is_registered_by_metrics(leader) == Some(false)
             });
-            assert!(!cell.is_healthy(leader) && cell.is_healthy(next));
+            assert!(!cluster.is_healthy(leader) && cluster.is_healthy(next));
             for (id, ..) in &volumes {
-                cell.ask(&["set", id, "--limit", "none"]);
+                cluster.ask(&["set", id, "--limit", "none"]);
             }
             for (id, source, destination) in &volumes {
-                let task = cell.wait_for_success(id);
+                let task = cluster.wait_for_success(id);
                 let attempts = attempts(&task);
                 if *id == of_leader {
                     let lost = (format!("n{leader}"), String::from("ERunnerInterrupt"));
@@ -83,12 +87,12 @@ fn t_zbs_8_a_leader_without_its_storage_network_resigns() {
                     "{id}: the volumes differ"
                 );
             }
-            assert!(!cell.registered().contains(&leader), "a node whose link is cut does not register");
-            cell.network.join("data", leader);
-            wait_until("all nodes are registered", || cell.registered().len() == 3);
-            assert!(cell.is_healthy(leader));
-            cell.assert_no_process_ended(&pids);
-            cell.stop();
+            assert!(!cluster.registered().contains(&leader), "a node whose link is cut does not register");
+            cluster.network.join("data", leader);
+            wait_until("all nodes are registered", || cluster.registered().len() == 3);
+            assert!(cluster.is_healthy(leader));
+            cluster.assert_no_process_ended(&pids);
+            cluster.stop();
         },
     );
 }
@@ -97,40 +101,40 @@ fn t_zbs_8_a_leader_without_its_storage_network_resigns() {
 #[test]
 fn t_zbs_9_ten_losses_in_a_row_end_no_process() {
     run_isolated("networks::t_zbs_9_ten_losses_in_a_row_end_no_process", &["zookeeper", "java", "nbdkit"], || {
-        let mut cell = Cell::new(&SHORT_TIMEOUTS);
-        let pids = cell.pids();
+        let mut cluster = TestCluster::new(&SHORT_TIMEOUTS);
+        let pids = cluster.pids();
         let mut times = Vec::new();
         for round in 0..10 {
-            let leader = cell.leader();
+            let leader = cluster.leader();
             let ids: Vec<String> = (0..3).map(|number| format!("r{round}-{number}")).collect();
-            ids.iter().for_each(|id| _ = cell.ask(&["submit", "noop", "2500ms", "--id", id]));
+            ids.iter().for_each(|id| _ = cluster.ask(&["submit", "noop", "2500ms", "--id", id]));
             let mut of_leader = String::new();
             wait_until("the leader runs a task", || {
                 let is_its = |id: &&String| {
-                    let task = cell.task(id);
+                    let task = cluster.task(id);
                     task["state"] == "RUNNING" && runner(&task) == leader
                 };
                 of_leader = ids.iter().find(is_its).cloned().unwrap_or_default();
                 !of_leader.is_empty()
             });
-            cell.network.cut("data", leader);
-            let (_, time) = cell.time_until_moved(leader);
+            cluster.network.cut("data", leader);
+            let (_, time) = cluster.time_until_moved(leader);
             times.push(time);
             for id in &ids {
-                let task = cell.wait_for_success(id);
+                let task = cluster.wait_for_success(id);
                 let (failures, is_its) = (attempts(&task).len() - 1, *id == of_leader);
                 assert!(failures == usize::from(is_its) && (!is_its || runner(&task) != leader), "{round}: {task}");
             }
-            cell.network.join("data", leader);
-            wait_until("all nodes are registered", || cell.registered().len() == 3);
+            cluster.network.join("data", leader);
+            wait_until("all nodes are registered", || cluster.registered().len() == 3);
         }
         println!("the service address moved in {times:?}");
         wait_until("all clocks are measured, and agree", || {
-            let lines = cell.ask(&["runners"]);
+            let lines = cluster.ask(&["runners"]);
             lines.iter().all(|line| line["clock_offset_ms"].is_i64() && line["clock_is_off"] == false)
         });
-        cell.assert_no_process_ended(&pids);
-        cell.stop();
+        cluster.assert_no_process_ended(&pids);
+        cluster.stop();
     });
 }
 
@@ -141,65 +145,67 @@ fn a_center_recovers_from_networks_that_fail_and_return() {
         "networks::a_center_recovers_from_networks_that_fail_and_return",
         &["zookeeper", "java", "nbdkit"],
         || {
-            let mut cell = Cell::new(&[&SHORT_TIMEOUTS[..], &["--session-timeout", "6s"]].concat());
-            let pids = cell.pids();
+            let mut cluster = TestCluster::new(&[&SHORT_TIMEOUTS[..], &["--session-timeout", "6s"]].concat());
+            let pids = cluster.pids();
             // All three storage links at once: the first nodes to notice give up their roles; the remaining ones have
             // too few peers for a verdict and keep theirs.
-            (1..=3).for_each(|number| cell.network.cut("data", number));
-            wait_until("a node has lost the storage network", || (1..=3).any(|number| losses(&mut cell, number) > 0));
-            wait_until("a leader serves", || {
-                (1..=2).contains(&cell.registered().len()) && cell.holders().len() == 1 && cell.vip_answers()
+            (1..=3).for_each(|number| cluster.network.cut("data", number));
+            wait_until("a node has lost the storage network", || {
+                (1..=3).any(|number| losses(&mut cluster, number) > 0)
             });
-            (1..=3).for_each(|number| cell.network.join("data", number));
-            wait_until("all nodes are registered", || has_recovered(&cell));
+            wait_until("a leader serves", || {
+                (1..=2).contains(&cluster.registered().len()) && cluster.holders().len() == 1 && cluster.vip_answers()
+            });
+            (1..=3).for_each(|number| cluster.network.join("data", number));
+            wait_until("all nodes are registered", || has_recovered(&cluster));
 
             // Interruptions below the timeout have no effect; longer ones cost the roles, with growing waits in
             // between.
-            let leader = cell.leader();
-            let before = losses(&mut cell, leader);
+            let leader = cluster.leader();
+            let before = losses(&mut cluster, leader);
             for _ in 0..5 {
-                cell.network.cut("data", leader);
+                cluster.network.cut("data", leader);
                 std::thread::sleep(Duration::from_millis(200));
-                cell.network.join("data", leader);
+                cluster.network.join("data", leader);
                 std::thread::sleep(Duration::from_millis(300));
             }
-            assert_eq!(losses(&mut cell, leader), before, "short interruptions are no loss");
+            assert_eq!(losses(&mut cluster, leader), before, "short interruptions are no loss");
             for _ in 0..6 {
-                cell.network.cut("data", leader);
+                cluster.network.cut("data", leader);
                 std::thread::sleep(Duration::from_millis(1500));
-                cell.network.join("data", leader);
+                cluster.network.join("data", leader);
                 std::thread::sleep(Duration::from_millis(500));
             }
-            let flaps = losses(&mut cell, leader) - before;
+            let flaps = losses(&mut cluster, leader) - before;
             assert!(
                 (1..=4).contains(&flaps),
                 "six interruptions are {flaps} losses: each wait is longer than the one before"
             );
-            wait_until("all nodes are registered", || has_recovered(&cell));
+            wait_until("all nodes are registered", || has_recovered(&cluster));
 
             // The management network of the leader: it must remove the address before another node adds it.
-            let leader = cell.leader();
-            cell.network.cut("data", leader);
-            cell.network.cut("mgmt", leader);
-            wait_until("the old leader removes the address", || !cell.holders().contains(&leader));
-            wait_until("another node leads", || cell.leader() != leader);
-            wait_until("the new leader has the address", || cell.holders().len() == 1 && cell.vip_answers());
-            cell.ask(&["submit", "noop", "1ms", "--id", "meanwhile", "--wait"]);
-            cell.network.join("data", leader);
-            cell.network.join("mgmt", leader);
-            wait_until("all nodes are registered", || has_recovered(&cell));
-            cell.ask(&["submit", "noop", "1ms", "--id", "afterwards", "--wait"]);
-            cell.assert_no_process_ended(&pids);
-            cell.stop();
+            let leader = cluster.leader();
+            cluster.network.cut("data", leader);
+            cluster.network.cut("mgmt", leader);
+            wait_until("the old leader removes the address", || !cluster.holders().contains(&leader));
+            wait_until("another node leads", || cluster.leader() != leader);
+            wait_until("the new leader has the address", || cluster.holders().len() == 1 && cluster.vip_answers());
+            cluster.ask(&["submit", "noop", "1ms", "--id", "meanwhile", "--wait"]);
+            cluster.network.join("data", leader);
+            cluster.network.join("mgmt", leader);
+            wait_until("all nodes are registered", || has_recovered(&cluster));
+            cluster.ask(&["submit", "noop", "1ms", "--id", "afterwards", "--wait"]);
+            cluster.assert_no_process_ended(&pids);
+            cluster.stop();
         },
     );
 }
 
-fn has_recovered(cell: &Cell) -> bool {
-    cell.registered().len() == 3 && cell.holders().len() == 1 && cell.vip_answers()
+fn has_recovered(cluster: &TestCluster) -> bool {
+    cluster.registered().len() == 3 && cluster.holders().len() == 1 && cluster.vip_answers()
 }
 
 /// Returns how often a node has lost the storage network so far.
-fn losses(cell: &mut Cell, number: usize) -> usize {
-    cell.node(number).log().matches("storage network lost: no peer answers").count()
+fn losses(cluster: &mut TestCluster, number: usize) -> usize {
+    cluster.node(number).log().matches("storage network lost: no peer answers").count()
 }

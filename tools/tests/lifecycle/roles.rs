@@ -1,6 +1,6 @@
 //! Tests roles that end and return while the process keeps running, and stops from any source.
 
-use crate::support::{Cell, run_isolated, wait_until};
+use crate::support::{TestCluster, run_isolated, wait_until};
 use blockhaul_control::config::RawConfig;
 use blockhaul_control::node::{Node, Stop};
 use clap::Parser;
@@ -96,35 +96,35 @@ fn t_zbs_14_a_leader_that_lost_its_leadership_continues_as_a_runner() {
         "roles::t_zbs_14_a_leader_that_lost_its_leadership_continues_as_a_runner",
         &["zookeeper", "java", "nbdkit"],
         || {
-            let mut cell = Cell::new(&["--session-timeout", "6s", "--data-channel-timeout", "30s"]);
-            let pids = cell.pids();
-            let (leader, noise) = (cell.leader(), vec![0x5a; 64 * MIB]);
+            let mut cluster = TestCluster::new(&["--session-timeout", "6s", "--data-channel-timeout", "30s"]);
+            let pids = cluster.pids();
+            let (leader, noise) = (cluster.leader(), vec![0x5a; 64 * MIB]);
             let node = format!("n{leader}");
-            let [source, local, network] = ["source", "local", "network"].map(|name| cell.volume(name, &[]));
+            let [source, local, network] = ["source", "local", "network"].map(|name| cluster.volume(name, &[]));
             std::fs::write(&source, &noise).unwrap();
             std::fs::File::options().write(true).open(&network).unwrap().set_len(64 * MIB as u64).unwrap();
             let file = |path: &Path| format!("file://{node}{}", path.display());
             let plain = ["--limit", "2MiB/s", "--reflink", "never"];
-            cell.ask(&[&["submit", "copy", &file(&source), &file(&local), "--id", "local"], &plain[..]].concat());
+            cluster.ask(&[&["submit", "copy", &file(&source), &file(&local), "--id", "local"], &plain[..]].concat());
             let (from, to) = ("nbd://10.88.0.254/source", "nbd://10.88.0.254/network");
             let pinned = ["--node", &node, "--source-stable", "--id", "network"];
-            cell.ask(&[&["submit", "copy", from, to], &pinned[..], &plain[..2]].concat());
+            cluster.ask(&[&["submit", "copy", from, to], &pinned[..], &plain[..2]].concat());
             for id in ["local", "network"] {
-                cell.wait_for(id, "something durable", |task| task["progress"]["durable"].as_u64() > Some(0));
+                cluster.wait_for(id, "something durable", |task| task["progress"]["durable"].as_u64() > Some(0));
             }
-            cell.network.cut("mgmt", leader);
-            cell.node(leader).wait_for_log("lost leadership");
-            cell.node(leader).wait_for_log("copy cut off");
-            wait_until("another node leads", || cell.leader() != leader);
+            cluster.network.cut("mgmt", leader);
+            cluster.node(leader).wait_for_log("lost leadership");
+            cluster.node(leader).wait_for_log("copy cut off");
+            wait_until("another node leads", || cluster.leader() != leader);
             let before = written(&local);
             wait_until("the local copy continues", || written(&local) > before);
-            cell.network.join("mgmt", leader);
-            wait_until("all nodes are registered", || cell.registered().len() == 3);
+            cluster.network.join("mgmt", leader);
+            wait_until("all nodes are registered", || cluster.registered().len() == 3);
             for id in ["local", "network"] {
-                cell.ask(&["set", id, "--limit", "none"]);
+                cluster.ask(&["set", id, "--limit", "none"]);
             }
             let outcomes = |id: &str| -> Vec<Value> {
-                let task = cell.wait_for_success(id);
+                let task = cluster.wait_for_success(id);
                 task["attempts"].as_array().unwrap().iter().map(|attempt| attempt["outcome"].clone()).collect()
             };
             assert_eq!(outcomes("local"), ["succeeded"]);
@@ -133,8 +133,8 @@ fn t_zbs_14_a_leader_that_lost_its_leadership_continues_as_a_runner() {
             attempts.retain(|outcome| outcome != "EBusy");
             assert_eq!(attempts, ["ELeaseLost", "succeeded"]);
             assert!(std::fs::read(&local).unwrap() == noise && std::fs::read(&network).unwrap() == noise);
-            cell.assert_no_process_ended(&pids);
-            cell.stop();
+            cluster.assert_no_process_ended(&pids);
+            cluster.stop();
         },
     );
 }

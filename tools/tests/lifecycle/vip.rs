@@ -1,6 +1,8 @@
 //! Tests the service address: it is answered, restored, moved and removed; invalid addresses are refused.
 
-use crate::support::{Cell, Daemon, Network, SOON, VIP, blockhaul, permit_cores, run, run_isolated, taskd, wait_until};
+use crate::support::{
+    Daemon, Network, SOON, TestCluster, VIP, blockhaul, permit_cores, run, run_isolated, taskd, wait_until,
+};
 use nix::sys::signal::Signal;
 use std::path::Path;
 use std::process::Command;
@@ -8,8 +10,8 @@ use std::time::Duration;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_client::HealthClient};
 
 /// Returns the leader, by a call to the service address.
-fn leader_by_vip(cell: &Cell) -> usize {
-    let (code, lines) = cell.blockhaul(&format!("{VIP}:7400"), &["center"]);
+fn leader_by_vip(cluster: &TestCluster) -> usize {
+    let (code, lines) = cluster.blockhaul(&format!("{VIP}:7400"), &["center"]);
     assert_eq!(code, Some(0), "the service address does not answer");
     let leader = lines[0]["leader"]["node"].as_str().or(lines[0]["leader"].as_str()).unwrap_or_default();
     leader.trim_start_matches('n').parse().unwrap_or_else(|_| panic!("{}", lines[0]))
@@ -48,40 +50,40 @@ impl Stream {
 #[test]
 fn the_service_address_is_restored_moved_and_cleaned_up() {
     run_isolated("vip::the_service_address_is_restored_moved_and_cleaned_up", &["zookeeper", "java", "nbdkit"], || {
-        let mut cell = Cell::new(&["--session-timeout", "6s"]);
-        let leader = cell.leader();
-        assert_eq!(cell.holders(), [leader]);
-        cell.network.inside(leader, &["ip", "address", "del", &format!("{VIP}/24"), "dev", "mgmt"]);
-        assert!(cell.holders().is_empty());
-        wait_until("the address is restored", || cell.holders() == [leader] && cell.vip_answers());
+        let mut cluster = TestCluster::new(&["--session-timeout", "6s"]);
+        let leader = cluster.leader();
+        assert_eq!(cluster.holders(), [leader]);
+        cluster.network.inside(leader, &["ip", "address", "del", &format!("{VIP}/24"), "dev", "mgmt"]);
+        assert!(cluster.holders().is_empty());
+        wait_until("the address is restored", || cluster.holders() == [leader] && cluster.vip_answers());
 
-        assert_eq!(leader_by_vip(&cell), leader);
+        assert_eq!(leader_by_vip(&cluster), leader);
         let stream = Stream::through_vip();
 
-        cell.node(leader).signal(Signal::SIGTERM);
-        let (next, time) = cell.time_until_moved(leader);
-        assert_eq!(leader_by_vip(&cell), next, "the node with the address leads");
+        cluster.node(leader).signal(Signal::SIGTERM);
+        let (next, time) = cluster.time_until_moved(leader);
+        assert_eq!(leader_by_vip(&cluster), next, "the node with the address leads");
         stream.assert_ended();
         println!("the service address answers on another node {:.2} s after SIGTERM", time.as_secs_f64());
         assert!(time <= Duration::from_secs(2), "{time:?}");
-        assert_eq!(cell.node(leader).ended(), Some(0));
-        cell.restart(leader, &["--session-timeout", "6s"]);
-        wait_until("all nodes are registered", || cell.registered().len() == 3);
-        assert_eq!(cell.holders(), [next], "a node that returns does not move the address");
+        assert_eq!(cluster.node(leader).ended(), Some(0));
+        cluster.restart(leader, &["--session-timeout", "6s"]);
+        wait_until("all nodes are registered", || cluster.registered().len() == 3);
+        assert_eq!(cluster.holders(), [next], "a node that returns does not move the address");
 
-        cell.node(next).kill();
-        assert!(cell.network.has(next, VIP), "a killed node leaves the address");
+        cluster.node(next).kill();
+        assert!(cluster.network.has(next, VIP), "a killed node leaves the address");
         wait_until("the next leader adds the address", || {
-            (1..=3).any(|number| number != next && cell.network.has(number, VIP))
+            (1..=3).any(|number| number != next && cluster.network.has(number, VIP))
         });
-        cell.restart(next, &["--session-timeout", "6s"]);
-        wait_until("the address that was left behind is removed", || !cell.network.has(next, VIP));
-        wait_until("all nodes are registered", || cell.registered().len() == 3 && cell.holders().len() == 1);
-        let fast = cell.leader();
-        cell.node(fast).signal(Signal::SIGTERM);
-        cell.node(fast).signal(Signal::SIGINT);
-        assert_eq!(cell.node(fast).ended(), Some(0));
-        assert!(!cell.network.has(fast, VIP), "a fast stop removes the address as well");
+        cluster.restart(next, &["--session-timeout", "6s"]);
+        wait_until("the address that was left behind is removed", || !cluster.network.has(next, VIP));
+        wait_until("all nodes are registered", || cluster.registered().len() == 3 && cluster.holders().len() == 1);
+        let fast = cluster.leader();
+        cluster.node(fast).signal(Signal::SIGTERM);
+        cluster.node(fast).signal(Signal::SIGINT);
+        assert_eq!(cluster.node(fast).ended(), Some(0));
+        assert!(!cluster.network.has(fast, VIP), "a fast stop removes the address as well");
     });
 }
 

@@ -4,7 +4,7 @@ use blockhaul_control::coord::paths;
 use blockhaul_control::coord::zookeeper::{Settings, ZooKeeper};
 use blockhaul_control::coord::{CoordClient, CoordError, CreateMode, Op, Session};
 use blockhaul_control::model::{Record, TaskId, TaskRecord};
-use blockhaul_testkit::cell::Cell;
+use blockhaul_testkit::test_cluster::TestCluster;
 use std::sync::Arc;
 use tokio::runtime::{Builder, Runtime};
 
@@ -68,16 +68,16 @@ impl Drop for Records {
     }
 }
 
-/// The records of a cell's center.
-pub(crate) trait CellRecords {
+/// The records of a cluster's center.
+pub(crate) trait ClusterRecords {
     /// Opens a session with the records.
     fn records(&self) -> Records;
 
-    /// As [`Cell::wait_for_progress`], and until the record has the progress: what remains of a killed runner.
+    /// As [`TestCluster::wait_for_progress`], and until the record has the progress: what remains of a killed runner.
     fn wait_for_checkpoint(&self, id: &str) -> usize;
 }
 
-impl CellRecords for Cell {
+impl ClusterRecords for TestCluster {
     fn records(&self) -> Records {
         Records::of(&self.zookeeper())
     }

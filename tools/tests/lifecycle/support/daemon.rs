@@ -1,6 +1,6 @@
 //! Runs one `taskd`, and the client program.
 
-use super::cell::{SOON, wait_until};
+use super::test_cluster::{SOON, wait_until};
 use blockhaul_testkit::programs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

@@ -3,17 +3,17 @@
 //! A test runs in a child process with its own network, process and mount namespaces. When the child ends, the kernel
 //! kills all processes of these namespaces and removes their links: nothing is left to clean up.
 
-mod cell;
+mod test_cluster;
 mod daemon;
 mod network;
 mod notified;
 mod store;
 
 pub(crate) use blockhaul_testkit::full_pipe;
-pub(crate) use cell::{Cell, SOON, VIP, wait_until};
 pub(crate) use daemon::{Daemon, blockhaul, catches, taskd};
 pub(crate) use network::Network;
 pub(crate) use notified::Notified;
+pub(crate) use test_cluster::{SOON, TestCluster, VIP, wait_until};
 
 use blockhaul_testkit::{Need, need};
 use nix::sys::resource::{Resource, setrlimit};

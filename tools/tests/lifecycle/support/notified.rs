@@ -1,6 +1,6 @@
 //! Receives the notifications of a service as the service manager does.
 
-use super::cell::SOON;
+use super::test_cluster::SOON;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::time::Duration;

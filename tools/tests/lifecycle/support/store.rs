@@ -1,6 +1,6 @@
 //! Runs a ZooKeeper server in the management network, and serves the files of a directory as exports in both networks.
 
-use super::cell::{SOON, wait_until};
+use super::test_cluster::{SOON, wait_until};
 use blockhaul_testkit::java;
 use std::fs::{self, File};
 use std::io::{Read, Write};

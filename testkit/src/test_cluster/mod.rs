@@ -1,4 +1,4 @@
-//! Runs a cell: a ZooKeeper ensemble, some nodes, a directory of volumes that all nodes can reach, and a client.
+//! Runs a cluster: a ZooKeeper ensemble, some nodes, a directory of volumes that all nodes can reach, and a client.
 //!
 //! Nodes reach each server of the ensemble, and each other, through proxies of their own, so that each connection can
 //! be cut separately. Clients connect directly.
@@ -28,7 +28,7 @@ use serde_json::Value;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Needs of every test with a cell.
+/// Needs of every test with a cluster.
 pub const NEEDS: [Need; 5] = [
     Need::Root,
     Need::Program("java"),
@@ -50,7 +50,7 @@ const WAIT_MAX: Duration = Duration::from_secs(180);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// An ensemble, nodes and volumes. Dropping it ends and removes all of them, the nodes first.
-pub struct Cell {
+pub struct TestCluster {
     pub nodes: Vec<Node>,
     /// For each node its proxies to the servers of the ensemble.
     server_links: Vec<Vec<TcpProxy>>,
@@ -61,30 +61,30 @@ pub struct Cell {
     _permit: Permit,
 }
 
-impl Cell {
+impl TestCluster {
     /// Starts `nodes` nodes named n0, n1, ... on an ensemble of `servers` servers; returns when one leads and all are
     /// registered.
     pub fn new(nodes: usize, servers: usize) -> Self {
         Self::with(nodes, servers, &[])
     }
 
-    /// As [`Cell::new`]; every node is started with `args` besides.
+    /// As [`TestCluster::new`]; every node is started with `args` besides.
     pub fn with(nodes: usize, servers: usize, args: &[&str]) -> Self {
-        let mut cell = Self::idle(nodes, servers, args);
-        cell.start();
-        cell
+        let mut cluster = Self::idle(nodes, servers, args);
+        cluster.start();
+        cluster
     }
 
-    /// As [`Cell::with`], but no node is started yet.
+    /// As [`TestCluster::with`], but no node is started yet.
     pub fn idle(nodes: usize, servers: usize, args: &[&str]) -> Self {
         Self::over(Settings::new(servers), nodes, args)
     }
 
-    /// As [`Cell::with`], on an ensemble with these settings.
+    /// As [`TestCluster::with`], on an ensemble with these settings.
     pub fn on(servers: Settings, nodes: usize, args: &[&str]) -> Self {
-        let mut cell = Self::over(servers, nodes, args);
-        cell.start();
-        cell
+        let mut cluster = Self::over(servers, nodes, args);
+        cluster.start();
+        cluster
     }
 
     fn over(servers: Settings, nodes: usize, args: &[&str]) -> Self {
@@ -92,7 +92,7 @@ impl Cell {
         let dirs = TestDirs::new();
         std::fs::create_dir(dirs.path("volumes")).expect("the directory is new");
         let ensemble = Ensemble::with(servers);
-        let mut cell = Self {
+        let mut cluster = Self {
             nodes: Vec::new(),
             server_links: Vec::new(),
             inbound_links: Vec::new(),
@@ -100,8 +100,8 @@ impl Cell {
             dirs,
             _permit: permit,
         };
-        (0..nodes).for_each(|_| cell.add(args));
-        cell
+        (0..nodes).for_each(|_| cluster.add(args));
+        cluster
     }
 
     /// Adds a node without starting it.
@@ -132,8 +132,8 @@ impl Cell {
     /// Waits until a node leads and all are registered.
     pub fn wait_until_complete(&self) {
         let all = self.nodes.len();
-        self.wait_until("a node leads and all are registered", |cell| {
-            cell.leader().is_some() && cell.runners().len() == all
+        self.wait_until("a node leads and all are registered", |cluster| {
+            cluster.leader().is_some() && cluster.runners().len() == all
         });
     }
 
@@ -164,7 +164,7 @@ impl Cell {
         self.server_links[node].iter().for_each(|link| link.set(Mode::Stall));
     }
 
-    /// Ends [`Cell::cut_off`]: old connections are closed, new ones pass.
+    /// Ends [`TestCluster::cut_off`]: old connections are closed, new ones pass.
     pub fn reconnect(&self, node: usize) {
         for link in &self.server_links[node] {
             link.set(Mode::Cut);
@@ -316,7 +316,7 @@ impl Cell {
 
     /// Waits until a node other than `of` leads; returns its index.
     pub fn wait_for_successor(&self, of: usize) -> usize {
-        self.wait_until("another leader", |cell| cell.leader().is_some_and(|now| now != of));
+        self.wait_until("another leader", |cluster| cluster.leader().is_some_and(|now| now != of));
         self.leader().expect("a node leads")
     }
 

@@ -1,6 +1,6 @@
 //! Serves two exports on ports of this host: a read-only source, and a destination that records its requests in order.
 
-use super::{Cell, Task, address};
+use super::{Task, TestCluster, address};
 use crate::content::{assert_same, mixed};
 use crate::nbd::Server;
 use crate::test_dir::text;
@@ -33,14 +33,14 @@ pub struct ExportPair {
 
 impl ExportPair {
     /// Serves two exports of `length` bytes.
-    pub fn new(cell: &Cell, name: &str, length: usize) -> Self {
-        Self::with(cell, name, length, &[], &[])
+    pub fn new(cluster: &TestCluster, name: &str, length: usize) -> Self {
+        Self::with(cluster, name, length, &[], &[])
     }
 
     /// As [`ExportPair::new`], with additional `filters` and `parameters` of the destination's server. Filters act on a
     /// request between its entry in the log and that of its reply.
-    pub fn with(cell: &Cell, name: &str, length: usize, filters: &[&str], parameters: &[&str]) -> Self {
-        let dirs = &cell.dirs;
+    pub fn with(cluster: &TestCluster, name: &str, length: usize, filters: &[&str], parameters: &[&str]) -> Self {
+        let dirs = &cluster.dirs;
         let bytes = mixed(length, 7);
         let golden = dirs.file(&format!("{name}.golden"), &bytes);
         let image = dirs.sparse(&format!("{name}.image"), length as u64);
@@ -59,17 +59,18 @@ impl ExportPair {
     }
 
     /// Submits the copy; `args` follow the volumes on the command line.
-    pub fn submit(&self, cell: &Cell, id: &str, args: &[&str]) {
-        cell.submit(id, &self.source.uri(), &self.destination.uri(), args);
+    pub fn submit(&self, cluster: &TestCluster, id: &str, args: &[&str]) {
+        cluster.submit(id, &self.source.uri(), &self.destination.uri(), args);
     }
 
     /// Submits a copy whose first attempt runs on `node`; later attempts may run on other nodes.
-    pub fn submit_on(&self, cell: &Cell, id: &str, node: usize, args: &[&str]) {
-        let others = || cell.nodes.iter().enumerate().filter(|(index, _)| *index != node).map(|(_, other)| &other.id);
-        others().for_each(|other| drop(cell.ask(&["drain", other])));
-        self.submit(cell, id, args);
-        cell.wait_for(id, "an assignment", |task| !task.runners().is_empty());
-        others().for_each(|other| drop(cell.ask(&["drain", other, "--undo"])));
+    pub fn submit_on(&self, cluster: &TestCluster, id: &str, node: usize, args: &[&str]) {
+        let others =
+            || cluster.nodes.iter().enumerate().filter(|(index, _)| *index != node).map(|(_, other)| &other.id);
+        others().for_each(|other| drop(cluster.ask(&["drain", other])));
+        self.submit(cluster, id, args);
+        cluster.wait_for(id, "an assignment", |task| !task.runners().is_empty());
+        others().for_each(|other| drop(cluster.ask(&["drain", other, "--undo"])));
     }
 
     /// Checks that the destination holds the bytes of the source.
@@ -84,9 +85,9 @@ impl ExportPair {
     }
 
     /// Waits until another such request has arrived.
-    pub fn wait_for_more_writes(&self, cell: &Cell) {
+    pub fn wait_for_more_writes(&self, cluster: &TestCluster) {
         let writes = self.writes();
-        cell.wait_until("another write", |_| self.writes() > writes);
+        cluster.wait_until("another write", |_| self.writes() > writes);
     }
 
     /// Returns the connections made so far. A runner makes all of its connections before it writes.
@@ -109,9 +110,9 @@ impl ExportPair {
 
     /// Checks that the copy succeeds in a second attempt after its first runner, with the connections `old`, was lost,
     /// and that the first runner wrote nothing after the second one began.
-    pub fn assert_taken_over(&self, cell: &Cell, id: &str, old: &BTreeSet<u64>) -> Task {
-        cell.lift_limit(id);
-        let task = cell.wait_for_success(id);
+    pub fn assert_taken_over(&self, cluster: &TestCluster, id: &str, old: &BTreeSet<u64>) -> Task {
+        cluster.lift_limit(id);
+        let task = cluster.wait_for_success(id);
         assert_eq!(task.outcomes(), ["ELeaseLost", "succeeded"], "{task:?}");
         self.assert_no_overlap(old);
         self.assert_copied();

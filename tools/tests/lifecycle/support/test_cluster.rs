@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// Service address of the cell.
+/// Service address of the cluster.
 pub(crate) const VIP: &str = "10.87.0.100";
 /// Longest wait, also on a busy host.
 pub(crate) const SOON: Duration = Duration::from_secs(120);
@@ -16,7 +16,7 @@ pub(crate) const SOON: Duration = Duration::from_secs(120);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Nodes, numbered from 1, with their networks and servers.
-pub(crate) struct Cell {
+pub(crate) struct TestCluster {
     nodes: Vec<Daemon>,
     pub(crate) network: Network,
     _servers: [Server; 2],
@@ -32,7 +32,7 @@ pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-impl Cell {
+impl TestCluster {
     /// Starts nodes with a storage network and these further flags; returns when one leads and has the service address.
     pub(crate) fn new(flags: &[&str]) -> Self {
         super::permit_cores();
@@ -41,14 +41,14 @@ impl Cell {
         std::fs::create_dir(home.join("volumes")).expect("the directory is writable");
         let network = Network::new(3);
         let servers = [Server::zookeeper(&home), Server::nbd(&home.join("volumes"), &home)];
-        let mut cell = Self { nodes: Vec::new(), network, _servers: servers, dir };
+        let mut cluster = Self { nodes: Vec::new(), network, _servers: servers, dir };
         for number in 1..=3 {
-            let node = cell.launch(number, flags);
-            cell.nodes.push(node);
+            let node = cluster.launch(number, flags);
+            cluster.nodes.push(node);
         }
-        wait_until("a node leads and all are registered", || cell.registered().len() == 3);
-        wait_until("a node has the service address", || cell.holders().len() == 1);
-        cell
+        wait_until("a node leads and all are registered", || cluster.registered().len() == 3);
+        wait_until("a node has the service address", || cluster.holders().len() == 1);
+        cluster
     }
 
     fn launch(&self, number: usize, flags: &[&str]) -> Daemon {
@@ -94,7 +94,7 @@ impl Cell {
         (output.status.code(), lines)
     }
 
-    /// As [`Cell::blockhaul`] with the addresses of all nodes; it must succeed.
+    /// As [`TestCluster::blockhaul`] with the addresses of all nodes; it must succeed.
     pub(crate) fn ask(&self, args: &[&str]) -> Vec<Value> {
         let (code, lines) = self.blockhaul("10.87.0.1:7400,10.87.0.2:7400,10.87.0.3:7400", args);
         assert_eq!(code, Some(0), "blockhaul {}", args.join(" "));
