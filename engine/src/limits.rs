@@ -81,7 +81,7 @@ pub(crate) const STALLED_AFTER: Duration = Duration::from_secs(1);
 pub(crate) const ZEROS_PER_JOB: usize = 4;
 
 /// Blocks in flight at least, between servers: enough for two workers to read one while another one is written.
-pub(crate) const PACED_BLOCKS_MIN: u64 = 4;
+pub(crate) const SERVER_WINDOW_BLOCKS_MIN: u64 = 4;
 /// Requests on a worker's first connection to a server from which on it uses its other ones as well: servers work on so
 /// many of one client's at a time.
 pub(crate) const REQUESTS_PER_CONNECTION: usize = 8;

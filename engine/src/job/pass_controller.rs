@@ -19,7 +19,7 @@
 //! again. So on such a destination every record follows a flush, and workers are halted only when everything is
 //! recorded.
 
-use super::rate::{RateMeter, ServerPacing};
+use super::rate::{RateMeter, ServerWindowController};
 use super::recorder::Recorder;
 use super::segments::{Refill, SegmentSource};
 use crate::error::{Error, Result};
@@ -111,7 +111,7 @@ pub(crate) struct PassController<L> {
     /// The segment source waited for extents the last time.
     waits: bool,
     rate: RateMeter,
-    pacing: Option<ServerPacing>,
+    server_window: Option<ServerWindowController>,
 }
 
 impl<L: Recorder> PassController<L> {
@@ -125,7 +125,7 @@ impl<L: Recorder> PassController<L> {
         done: u64,
         now: Instant,
     ) -> Self {
-        let pacing = ServerPacing::of(&pass, now);
+        let server_window = ServerWindowController::of(&pass, now);
         workers.iter().for_each(|inbox| inbox.serve(Arc::clone(&pass)));
         Self {
             pass,
@@ -149,7 +149,7 @@ impl<L: Recorder> PassController<L> {
             unfinished: false,
             waits: false,
             rate: RateMeter::default(),
-            pacing,
+            server_window,
         }
     }
 
@@ -194,8 +194,8 @@ impl<L: Recorder> PassController<L> {
             PassPhase::Over => {}
         }
         self.rate.sample(now, &self.pass);
-        if let Some(pacing) = &mut self.pacing {
-            pacing.tick(now, &self.pass);
+        if let Some(server_window) = &mut self.server_window {
+            server_window.tick(now, &self.pass);
         }
         if self.phase == PassPhase::Over { TurnOutcome::Over } else { TurnOutcome::Wait(self.next_look(now)) }
     }

@@ -1,6 +1,6 @@
 //! Measures how fast a pass moves, and sizes the window towards servers by it.
 
-use crate::limits::{PACED_BLOCKS_MIN, TICK};
+use crate::limits::{SERVER_WINDOW_BLOCKS_MIN, TICK};
 use crate::pass::server_window::ServerWindow;
 use crate::pass::state::PassState;
 use crate::ring::Instant;
@@ -40,14 +40,14 @@ impl RateMeter {
 
 /// Keeps what is on its way to and from servers as little as it can be: see [`ServerWindow`].
 #[derive(Debug)]
-pub(crate) struct ServerPacing {
-    pace: ServerWindow,
+pub(crate) struct ServerWindowController {
+    window: ServerWindow,
     last: Instant,
     /// Bytes of blocks that had been written by then.
     moved: u64,
 }
 
-impl ServerPacing {
+impl ServerWindowController {
     /// Creates the controller of a pass that reaches servers; `None` for other passes.
     pub(crate) fn of(pass: &PassState, now: Instant) -> Option<Self> {
         let servers =
@@ -55,12 +55,12 @@ impl ServerPacing {
         let blocks = match servers {
             0 => return None,
             // A disk wants more than what a server on this host does.
-            1 => PACED_BLOCKS_MIN * 2,
-            _ => PACED_BLOCKS_MIN,
+            1 => SERVER_WINDOW_BLOCKS_MIN * 2,
+            _ => SERVER_WINDOW_BLOCKS_MIN,
         };
-        let pace = ServerWindow::new(blocks * u64::from(pass.params.block_bytes));
-        pass.control.set_pace(pace.bytes(), false);
-        Some(Self { pace, last: now, moved: pass.control.moved() })
+        let window = ServerWindow::new(blocks * u64::from(pass.params.block_bytes));
+        pass.control.set_server_window(window.bytes(), false);
+        Some(Self { window, last: now, moved: pass.control.moved() })
     }
 
     /// Updates the windows by the written bytes, once a tick.
@@ -70,9 +70,9 @@ impl ServerPacing {
             return;
         }
         let (moved, quickest) = (pass.control.moved(), pass.control.take_quickest());
-        self.pace.tick(moved - self.moved, elapsed, quickest);
-        tracing::trace!(moved = moved - self.moved, ?elapsed, ?quickest, window = self.pace.bytes(), "paced");
+        self.window.tick(moved - self.moved, elapsed, quickest);
+        tracing::trace!(moved = moved - self.moved, ?elapsed, ?quickest, window = self.window.bytes(), "paced");
         (self.last, self.moved) = (now, moved);
-        pass.control.set_pace(self.pace.bytes(), self.pace.is_long());
+        pass.control.set_server_window(self.window.bytes(), self.window.is_long());
     }
 }

@@ -60,7 +60,7 @@ pub(crate) struct JobControl {
     /// Bytes that may be in flight; `u64::MAX` unless a protection narrows it.
     window: AtomicU64,
     /// The same, as servers are best served; `u64::MAX` without any.
-    pace: AtomicU64,
+    server_window: AtomicU64,
     long_path: AtomicBool,
     in_flight: AtomicU64,
     in_flight_max: AtomicU64,
@@ -106,7 +106,7 @@ impl JobControl {
             rate_limiter: RateLimiter::new(limit_bytes_per_second),
             counters: Counters::default(),
             window: AtomicU64::new(u64::MAX),
-            pace: AtomicU64::new(u64::MAX),
+            server_window: AtomicU64::new(u64::MAX),
             long_path: AtomicBool::new(false),
             in_flight: AtomicU64::new(0),
             in_flight_max: AtomicU64::new(0),
@@ -224,8 +224,8 @@ impl JobControl {
         self.window.store(bytes, Relaxed);
     }
 
-    pub(crate) fn set_pace(&self, bytes: u64, is_long: bool) {
-        self.pace.store(bytes, Relaxed);
+    pub(crate) fn set_server_window(&self, bytes: u64, is_long: bool) {
+        self.server_window.store(bytes, Relaxed);
         self.long_path.store(is_long, Relaxed);
     }
 
@@ -236,8 +236,8 @@ impl JobControl {
 
     /// Returns the bytes that may be in flight by the server windows. Shared evenly: a worker without a share would
     /// sleep.
-    pub(crate) fn pace(&self) -> u64 {
-        self.pace.load(Relaxed)
+    pub(crate) fn server_window(&self) -> u64 {
+        self.server_window.load(Relaxed)
     }
 
     /// Notes how long a block of this size took from its start to its completion.

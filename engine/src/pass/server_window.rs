@@ -98,49 +98,49 @@ mod tests {
         }
 
         /// The windows of so many ticks.
-        fn run(&self, pace: &mut ServerWindow, ticks: usize) -> Vec<u64> {
+        fn run(&self, sized: &mut ServerWindow, ticks: usize) -> Vec<u64> {
             let tick = |_| {
-                let (moved, took) = self.carry(pace.bytes());
-                pace.tick(moved, TICK, Some(took));
-                pace.bytes()
+                let (moved, took) = self.carry(sized.bytes());
+                sized.tick(moved, TICK, Some(took));
+                sized.bytes()
             };
             (0..ticks).map(tick).collect()
         }
     }
 
     /// Measures the first block, which does not queue.
-    fn begin(pace: &mut ServerWindow, path: &Path) {
-        pace.tick(path.carry(pace.bytes()).0, TICK, Some(path.latency));
+    fn begin(sized: &mut ServerWindow, path: &Path) {
+        sized.tick(path.carry(sized.bytes()).0, TICK, Some(path.latency));
     }
 
     #[test]
     fn a_long_path_is_filled_within_a_few_ticks() {
         let path = Path { latency: Duration::from_millis(20), rate: 1 << 30 };
-        let mut pace = ServerWindow::new(MIB);
-        begin(&mut pace, &path);
-        let window = *path.run(&mut pace, 6).last().unwrap();
+        let mut sized = ServerWindow::new(MIB);
+        begin(&mut sized, &path);
+        let window = *path.run(&mut sized, 6).last().unwrap();
         assert!((20 * MIB..=50 * MIB).contains(&window), "it holds 20.5 MiB, the window is {window}");
-        assert!(pace.is_long());
+        assert!(sized.is_long());
     }
 
     #[test]
     fn a_short_path_stays_at_the_floor_and_never_runs_away() {
         let path = Path { latency: Duration::from_micros(100), rate: 2 << 30 };
-        let mut pace = ServerWindow::new(MIB);
-        begin(&mut pace, &path);
-        assert_eq!(path.run(&mut pace, 100).last(), Some(&MIB));
-        assert!(!pace.is_long());
+        let mut sized = ServerWindow::new(MIB);
+        begin(&mut sized, &path);
+        assert_eq!(path.run(&mut sized, 100).last(), Some(&MIB));
+        assert!(!sized.is_long());
         // Later bases contain the wait for the floor itself.
-        assert!(path.run(&mut pace, 5000).iter().all(|&window| window <= 4 * MIB));
+        assert!(path.run(&mut sized, 5000).iter().all(|&window| window <= 4 * MIB));
     }
 
     #[test]
     fn silence_holds_the_window() {
         let path = Path { latency: Duration::from_millis(20), rate: 1 << 30 };
-        let mut pace = ServerWindow::new(MIB);
-        let window = *path.run(&mut pace, 20).last().unwrap();
-        pace.tick(0, TICK, None);
-        assert_eq!(pace.bytes(), window);
+        let mut sized = ServerWindow::new(MIB);
+        let window = *path.run(&mut sized, 20).last().unwrap();
+        sized.tick(0, TICK, None);
+        assert_eq!(sized.bytes(), window);
     }
 
     #[test]
@@ -149,12 +149,12 @@ mod tests {
             Path { latency: Duration::from_millis(20), rate: 1 << 30 },
             Path { latency: Duration::from_micros(100), rate: 1 << 30 },
         );
-        let mut pace = ServerWindow::new(MIB);
-        begin(&mut pace, &short);
-        assert_eq!(short.run(&mut pace, 100).last(), Some(&MIB));
-        let found = long.run(&mut pace, 1000);
+        let mut sized = ServerWindow::new(MIB);
+        begin(&mut sized, &short);
+        assert_eq!(short.run(&mut sized, 100).last(), Some(&MIB));
+        let found = long.run(&mut sized, 1000);
         assert!(*found.last().unwrap() >= 20 * MIB, "{found:?}");
-        let found = short.run(&mut pace, 1000);
+        let found = short.run(&mut sized, 1000);
         assert!(*found.last().unwrap() <= 4 * MIB);
     }
 }

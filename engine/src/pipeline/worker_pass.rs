@@ -413,9 +413,9 @@ impl WorkerPass {
     /// Reserves room for a leaf in the window, then in the unrecorded bytes, then in the rate limit.
     fn admit(&self, leaf: ByteRange, admitted: bool, now: Instant) -> BlockAdmission {
         let (control, bytes) = (&self.state.control, leaf.len());
-        let part = control.pace() / self.state.params.workers.max(1) as u64;
-        let is_paced = self.bytes_in_flight > 0 && self.bytes_in_flight + bytes > part;
-        if is_paced || !control.enter_window(bytes) {
+        let part = control.server_window() / self.state.params.workers.max(1) as u64;
+        let is_full = self.bytes_in_flight > 0 && self.bytes_in_flight + bytes > part;
+        if is_full || !control.enter_window(bytes) {
             return BlockAdmission::Full;
         }
         if !admitted && !self.state.enter_unrecorded(bytes) {

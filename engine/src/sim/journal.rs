@@ -160,26 +160,26 @@ pub(crate) struct SimRecorder {
 
 #[derive(Debug)]
 enum SimJournalLocation {
-    /// This task's journal.
-    Task(usize),
+    /// This job's journal.
+    Job(usize),
     /// The journal of a comparison, not kept.
     Scratch(Box<SimJournalFile>),
 }
 
 impl SimRecorder {
-    /// Creates the journal of a task.
-    pub(crate) fn create(world: &SharedWorld, task: usize, header: &Header) -> Self {
+    /// Creates the journal of a job.
+    pub(crate) fn create(world: &SharedWorld, job: usize, header: &Header) -> Self {
         let (appender, start) = Appender::create(header).expect("simulated headers can be recorded");
-        world.lock().sites[task].journal.create(start);
-        Self { world: world.clone(), place: SimJournalLocation::Task(task), appender, refused: None }
+        world.lock().sites[job].journal.create(start);
+        Self { world: world.clone(), place: SimJournalLocation::Job(job), appender, refused: None }
     }
 
-    /// Reopens the journal of a task.
-    pub(crate) fn resume(world: &SharedWorld, task: usize, reader: &JournalReader) -> Self {
-        world.lock().sites[task].journal.reopen(reader.end());
+    /// Reopens the journal of a job.
+    pub(crate) fn resume(world: &SharedWorld, job: usize, reader: &JournalReader) -> Self {
+        world.lock().sites[job].journal.reopen(reader.end());
         Self {
             world: world.clone(),
-            place: SimJournalLocation::Task(task),
+            place: SimJournalLocation::Job(job),
             appender: Appender::resume(reader),
             refused: None,
         }
@@ -189,8 +189,8 @@ impl SimRecorder {
     pub(crate) fn record_claims(&mut self, claims: &RangeSet) {
         let runs = claims.iter().map(|range| Run { range, content: Content::Undigested }).collect();
         self.append(runs);
-        if let SimJournalLocation::Task(task) = self.place {
-            self.world.lock().sites[task].journal.carry_out();
+        if let SimJournalLocation::Job(job) = self.place {
+            self.world.lock().sites[job].journal.carry_out();
         }
     }
 
@@ -207,14 +207,14 @@ impl Recorder for SimRecorder {
     fn append(&mut self, runs: Vec<Run>) {
         let mut world = self.world.lock();
         world.note(format_args!("{:?} records {} runs", self.place_name(), runs.len()));
-        if let SimJournalLocation::Task(task) = self.place {
-            checks::record(&world.sites[task], &runs, &world);
+        if let SimJournalLocation::Job(job) = self.place {
+            checks::record(&world.sites[job], &runs, &world);
         }
         let now = world.now;
         match self.appender.append(runs) {
             Ok(commits) => {
                 let journal = match &mut self.place {
-                    SimJournalLocation::Task(task) => &mut world.sites[*task].journal,
+                    SimJournalLocation::Job(job) => &mut world.sites[*job].journal,
                     SimJournalLocation::Scratch(journal) => journal,
                 };
                 journal.plan(commits);
@@ -232,8 +232,8 @@ impl Recorder for SimRecorder {
         let World { now, rng, sites, .. } = &mut *world;
         match &mut self.place {
             SimJournalLocation::Scratch(journal) => journal.proceed(*now, 0.0, rng),
-            SimJournalLocation::Task(task) => {
-                let site = &mut sites[*task];
+            SimJournalLocation::Job(job) => {
+                let site = &mut sites[*job];
                 let outcome = site.journal.proceed(*now, site.faults.journal, rng);
                 site.audit.troubles.extend(matches!(outcome, Some(Err(_))).then_some("the journal failed"));
                 outcome
@@ -244,7 +244,7 @@ impl Recorder for SimRecorder {
     fn reader(&self) -> Result<JournalReader> {
         let world = self.world.lock();
         let journal = match &self.place {
-            SimJournalLocation::Task(task) => &world.sites[*task].journal,
+            SimJournalLocation::Job(job) => &world.sites[*job].journal,
             SimJournalLocation::Scratch(journal) => journal,
         };
         JournalReader::from_bytes(journal.cached[..journal.end as usize].to_vec())
@@ -254,7 +254,7 @@ impl Recorder for SimRecorder {
 impl SimRecorder {
     fn place_name(&self) -> Option<usize> {
         match self.place {
-            SimJournalLocation::Task(task) => Some(task),
+            SimJournalLocation::Job(job) => Some(job),
             SimJournalLocation::Scratch(_) => None,
         }
     }

@@ -3,7 +3,7 @@
 
 use super::faults::Faults;
 use super::scenario::{OutsideEvent, Scenario};
-use super::task::Task;
+use super::sim_job::SimJob;
 use super::world::{SharedWorld, World};
 use crate::buffer::Arena;
 use crate::job::pass_controller::WorkerInboxes;
@@ -38,7 +38,7 @@ pub(crate) struct Machine {
     scenario: Scenario,
     workers: WorkerInboxes,
     sim_workers: Vec<SimWorker>,
-    tasks: Vec<Task>,
+    jobs: Vec<SimJob>,
     /// Bytes of a slot.
     block_bytes: usize,
     step: u64,
@@ -57,14 +57,14 @@ impl Machine {
         let plans = std::mem::take(&mut scenario.plans);
         let note = |plan| world.lock().note(format_args!("{plan:?}"));
         plans.iter().for_each(note);
-        let tasks = plans.into_iter().enumerate();
-        let tasks = tasks.map(|(index, plan)| Task::new(&world, index, plan, slots_bytes)).collect();
+        let jobs = plans.into_iter().enumerate();
+        let jobs = jobs.map(|(index, plan)| SimJob::new(&world, index, plan, slots_bytes)).collect();
         let mut machine = Self {
             world,
             scenario,
             workers: Arc::new([]),
             sim_workers: Vec::new(),
-            tasks,
+            jobs,
             block_bytes,
             step: 0,
             next_event: 0,
@@ -73,36 +73,36 @@ impl Machine {
         machine
     }
 
-    /// Runs until every task is done.
+    /// Runs until every job is done.
     pub(crate) fn run(&mut self) {
-        while !self.tasks.iter().all(Task::is_done) {
+        while !self.jobs.iter().all(SimJob::is_done) {
             self.step += 1;
             assert!(self.step < STEPS_MAX, "it does not end");
             self.strike();
             self.act();
-            self.tasks.iter_mut().for_each(Task::inspect);
+            self.jobs.iter_mut().for_each(SimJob::inspect);
         }
     }
 
-    /// Replaces all faults and events by one: the devices of the first task never answer every second operation, and
-    /// the task is not stopped. Runs until every other task is done; `false` if there is no other.
+    /// Replaces all faults and events by one: the devices of the first job never answer every second operation, and
+    /// the job is not stopped. Runs until every other job is done; `false` if there is no other.
     pub(crate) fn run_beside_a_dead_device(&mut self) -> bool {
         let faults = |index| Faults { hang: if index == 0 { 0.5 } else { 0.0 }, ..Faults::default() };
         (0..).zip(&mut self.world.lock().sites).for_each(|(index, site)| site.faults = faults(index));
-        // The dead device blocks as many operations as it can before the other tasks begin.
-        while !self.tasks[0].is_done() && self.step < STEPS_ALONE {
+        // The dead device blocks as many operations as it can before the other jobs begin.
+        while !self.jobs[0].is_done() && self.step < STEPS_ALONE {
             self.step += 1;
-            self.tasks[1..].iter_mut().for_each(|task| task.wake = Duration::MAX);
+            self.jobs[1..].iter_mut().for_each(|job| job.wake = Duration::MAX);
             self.act();
         }
-        self.tasks[1..].iter_mut().for_each(|task| task.wake = Duration::ZERO);
-        while !self.tasks[1..].iter().all(Task::is_done) {
+        self.jobs[1..].iter_mut().for_each(|job| job.wake = Duration::ZERO);
+        while !self.jobs[1..].iter().all(SimJob::is_done) {
             self.step += 1;
             assert!(self.step < STEPS_MAX, "a device that does not answer stops a job that does not need it");
             self.act();
-            self.tasks.iter_mut().for_each(Task::inspect);
+            self.jobs.iter_mut().for_each(SimJob::inspect);
         }
-        self.tasks.len() > 1
+        self.jobs.len() > 1
     }
 
     fn boot(&mut self) {
@@ -120,17 +120,13 @@ impl Machine {
         self.workers = inboxes.into();
     }
 
-    /// Runs one worker or task that is ready, or advances the clock.
+    /// Runs one worker or job that is ready, or advances the clock.
     fn act(&mut self) {
         let ready = self.ready();
         let mut world = self.world.lock();
         if ready.is_empty() {
-            let next = world
-                .next_due()
-                .into_iter()
-                .chain(self.wakes())
-                .min()
-                .expect("some task or worker waits for something");
+            let next =
+                world.next_due().into_iter().chain(self.wakes()).min().expect("some job or worker waits for something");
             world.note("time passes");
             return world.advance(next);
         }
@@ -142,11 +138,11 @@ impl Machine {
         drop(world);
         match actor.checked_sub(self.sim_workers.len()) {
             None => self.work(actor),
-            Some(task) => self.run_task(task),
+            Some(job) => self.run_job(job),
         }
     }
 
-    /// Workers, then tasks.
+    /// Workers, then jobs.
     fn ready(&self) -> Vec<usize> {
         let world = self.world.lock();
         let is_ready = |sim_worker: &SimWorker| {
@@ -154,13 +150,13 @@ impl Machine {
             sim_worker.wake <= world.now || (!sim_worker.parked && arrived > 0 && arrived >= sim_worker.want)
         };
         let sim_workers = self.sim_workers.iter().map(is_ready);
-        let tasks = self.tasks.iter().map(|task| task.wake <= world.now && !task.is_done());
-        sim_workers.chain(tasks).enumerate().filter_map(|(index, ready)| ready.then_some(index)).collect()
+        let jobs = self.jobs.iter().map(|job| job.wake <= world.now && !job.is_done());
+        sim_workers.chain(jobs).enumerate().filter_map(|(index, ready)| ready.then_some(index)).collect()
     }
 
     fn wakes(&self) -> impl Iterator<Item = Instant> {
-        let tasks = self.tasks.iter().filter(|task| !task.is_done()).map(|task| task.wake);
-        self.sim_workers.iter().map(|sim_worker| sim_worker.wake).chain(tasks)
+        let jobs = self.jobs.iter().filter(|job| !job.is_done()).map(|job| job.wake);
+        self.sim_workers.iter().map(|sim_worker| sim_worker.wake).chain(jobs)
     }
 
     fn work(&mut self, index: usize) {
@@ -177,26 +173,26 @@ impl Machine {
             WaitMode::End => panic!("the worker was not asked to end"),
         };
         // A report of a worker wakes the pass controllers, now or soon. Otherwise they run at their own times.
-        for task in self.tasks.iter_mut().filter(|task| has_news && !task.is_stuck()) {
+        for job in self.jobs.iter_mut().filter(|job| has_news && !job.is_stuck()) {
             let soon = now + Duration::from_micros(self.world.lock().rng.u64(0..100));
-            task.wake = task.wake.min(soon);
+            job.wake = job.wake.min(soon);
         }
     }
 
-    fn run_task(&mut self, index: usize) {
-        self.tasks[index].turn(&self.workers);
+    fn run_job(&mut self, index: usize) {
+        self.jobs[index].turn(&self.workers);
         let now = self.world.lock().now;
         self.sim_workers.iter_mut().filter(|sim_worker| sim_worker.parked).for_each(|sim_worker| sim_worker.wake = now);
     }
 
-    /// Applies the next event if it is due, and stops tasks with an operation that is never answered.
+    /// Applies the next event if it is due, and stops jobs with an operation that is never answered.
     fn strike(&mut self) {
-        for task in &mut self.tasks {
-            if task.hangs() && self.world.lock().rng.u8(0..200) == 0 {
-                task.cancel();
+        for job in &mut self.jobs {
+            if job.hangs() && self.world.lock().rng.u8(0..200) == 0 {
+                job.cancel();
             }
         }
-        if self.tasks.iter().any(Task::is_stuck) && self.world.lock().rng.u8(0..100) == 0 {
+        if self.jobs.iter().any(SimJob::is_stuck) && self.world.lock().rng.u8(0..100) == 0 {
             return self.crash(false);
         }
         let Some(&(_, event)) = self.scenario.events.get(self.next_event).filter(|(step, _)| *step <= self.step) else {
@@ -211,27 +207,27 @@ impl Machine {
         let (now, victim) = {
             let world = &mut *self.world.lock();
             world.note(format_args!("event: {event:?}"));
-            (world.now, world.rng.usize(0..self.tasks.len()))
+            (world.now, world.rng.usize(0..self.jobs.len()))
         };
-        let task = &mut self.tasks[victim];
+        let job = &mut self.jobs[victim];
         match event {
-            OutsideEvent::Cancel => task.cancel(),
+            OutsideEvent::Cancel => job.cancel(),
             OutsideEvent::Pause => {
                 let pause = Duration::from_micros(self.world.lock().rng.u64(0..200_000));
-                task.set_paused(Some(now + pause));
+                job.set_paused(Some(now + pause));
             }
-            OutsideEvent::Limit => task.set_limit(),
-            OutsideEvent::Change => task.change_source(),
-            OutsideEvent::Restart | OutsideEvent::RestartUnheard => task.restart_server(),
+            OutsideEvent::Limit => job.set_limit(),
+            OutsideEvent::Change => job.change_source(),
+            OutsideEvent::Restart | OutsideEvent::RestartUnheard => job.restart_server(),
             OutsideEvent::Shut | OutsideEvent::ShutAmidst => {
                 let pause = self.shut_time();
-                self.tasks[victim].shut(pause, event == OutsideEvent::ShutAmidst);
+                self.jobs[victim].shut(pause, event == OutsideEvent::ShutAmidst);
             }
             OutsideEvent::TakeOver => {
                 let power = self.world.lock().rng.bool();
-                self.tasks.iter_mut().for_each(Task::note_durable);
+                self.jobs.iter_mut().for_each(SimJob::note_durable);
                 self.crash(power);
-                self.tasks.iter_mut().for_each(Task::take_over);
+                self.jobs.iter_mut().for_each(SimJob::take_over);
             }
             OutsideEvent::Kill => self.crash(false),
             OutsideEvent::PowerCut => self.crash(true),
@@ -262,7 +258,7 @@ impl Machine {
                 }
             }
         }
-        self.tasks.iter_mut().for_each(|task| task.crash(power));
+        self.jobs.iter_mut().for_each(|job| job.crash(power));
         self.boot();
     }
 }

@@ -10,7 +10,7 @@
 //!
 //! ```text
 //! Scenario -> Machine -> Worker<SimRing> -> World (clock, chance, disks, operations in flight)
-//!                   `--> Task -> PassController<SimRecorder> -'        checks: invariants
+//!                   `--> SimJob -> PassController<SimRecorder> -'        checks: invariants
 //! ```
 //! Seeds with remainder 0, 2 or 5 modulo 7 have volumes behind servers, and seeds with remainder 1, 5 or 8 modulo 11
 //! have copies behind write gates; all other seeds have local volumes without gates. Rings answer out of order. Threads
@@ -27,7 +27,7 @@ mod checks;
 mod machine;
 mod scenario;
 mod server;
-mod task;
+mod sim_job;
 mod volume;
 pub(crate) mod world;
 

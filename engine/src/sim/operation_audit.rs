@@ -1,4 +1,4 @@
-//! Audits the operations of one task at its devices, and asserts the rules for every operation.
+//! Audits the operations of one job at its devices, and asserts the rules for every operation.
 
 use crate::extent::ByteRange;
 use crate::ring::Completion;

@@ -60,7 +60,7 @@ impl SimOperation {
     }
 }
 
-/// The part of the world that belongs to one task. Its source is volume `2 * task`, its destination the next one.
+/// The part of the world that belongs to one job. Its source is volume `2 * job`, its destination the next one.
 #[derive(Debug)]
 pub(crate) struct TaskWorld {
     pub disks: [Disk; 2],
@@ -161,7 +161,7 @@ impl World {
         }
     }
 
-    /// Notes that a worker uses a volume of that task in the middle of a turn.
+    /// Notes that a worker uses a volume of that job in the middle of a turn.
     fn pass_by(&mut self, file: FileId) {
         let now = self.now;
         let sim_gate = &mut self.sites[file.0 as usize / 2].sim_gate;

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-/// Attempts after which a task has only faults that the engine heals.
+/// Attempts after which a job has only faults that the engine heals.
 const ROUGH_ATTEMPTS: u32 = 3;
 
 /// A running pass.
@@ -44,7 +44,7 @@ struct Running {
 }
 
 #[derive(Debug)]
-enum TaskPhase {
+enum JobPhase {
     Idle,
     Copying(Running),
     /// The verification, with the recorder and root of the copy.
@@ -66,11 +66,11 @@ struct RateCheck {
 
 /// One copy with all its attempts.
 #[derive(Debug)]
-pub(crate) struct Task {
+pub(crate) struct SimJob {
     index: usize,
     plan: Plan,
     world: SharedWorld,
-    phase: TaskPhase,
+    phase: JobPhase,
     control: Arc<JobControl>,
     /// Time of the next turn.
     pub wake: Instant,
@@ -95,13 +95,13 @@ pub(crate) struct Task {
     durable: RangeSet,
 }
 
-impl Task {
+impl SimJob {
     pub(crate) fn new(world: &SharedWorld, index: usize, plan: Plan, slots_bytes: u64) -> Self {
         Self {
             index,
             plan,
             world: world.clone(),
-            phase: TaskPhase::Idle,
+            phase: JobPhase::Idle,
             control: Arc::new(JobControl::new(None)),
             wake: Duration::ZERO,
             slots_bytes,
@@ -121,15 +121,15 @@ impl Task {
     }
 
     pub(crate) fn is_done(&self) -> bool {
-        matches!(self.phase, TaskPhase::Done)
+        matches!(self.phase, JobPhase::Done)
     }
 
     pub(crate) fn is_stuck(&self) -> bool {
-        matches!(self.phase, TaskPhase::Stuck)
+        matches!(self.phase, JobPhase::Stuck)
     }
 
     fn is_running(&self) -> bool {
-        matches!(self.phase, TaskPhase::Copying(_) | TaskPhase::Checking(..))
+        matches!(self.phase, JobPhase::Copying(_) | JobPhase::Checking(..))
     }
 
     /// Runs one turn of the job's thread.
@@ -142,12 +142,12 @@ impl Task {
             self.frozen = None;
         }
         match &mut self.phase {
-            TaskPhase::Idle => self.start(workers),
-            TaskPhase::Copying(running) | TaskPhase::Checking(running, _) => match running.controller.turn(now) {
+            JobPhase::Idle => self.start(workers),
+            JobPhase::Copying(running) | JobPhase::Checking(running, _) => match running.controller.turn(now) {
                 TurnOutcome::Wait(limit) => self.wake = now + limit,
                 TurnOutcome::Over => self.end_round(workers),
             },
-            TaskPhase::Stuck | TaskPhase::Done => self.wake = Duration::MAX,
+            JobPhase::Stuck | JobPhase::Done => self.wake = Duration::MAX,
         }
     }
 
@@ -176,7 +176,7 @@ impl Task {
                 let volumes = [Arc::clone(&start.source), Arc::clone(&start.destination)];
                 let prepared_pass =
                     PreparedPass::copy(&self.plan.spec, start, workers.len(), self.slots_bytes, &self.control);
-                self.phase = TaskPhase::Copying(self.lead(prepared_pass, workers, recorder, volumes));
+                self.phase = JobPhase::Copying(self.lead(prepared_pass, workers, recorder, volumes));
             }
             Err(error) => self.give_up(Err(error), true),
         }
@@ -256,7 +256,7 @@ impl Task {
         if durable.is_empty() || self.is_done() {
             return;
         }
-        self.world.lock().note(format_args!("task {} is taken over: {durable:?}", self.index));
+        self.world.lock().note(format_args!("job {} is taken over: {durable:?}", self.index));
         self.site(|site| site.journal = super::journal::SimJournalFile::default());
         self.claims = durable;
     }
@@ -275,7 +275,7 @@ impl Task {
         site.has_claims = false;
         self.fresh_starts += 1;
         (self.restart, self.corrupted) = (false, None);
-        world.note(format_args!("task {} starts afresh", self.index));
+        world.note(format_args!("job {} starts afresh", self.index));
     }
 
     /// Returns the journal of an earlier attempt, unless it is discarded.
@@ -320,9 +320,9 @@ impl Task {
     }
 
     fn end_round(&mut self, workers: &WorkerInboxes) {
-        let (running, checked) = match std::mem::replace(&mut self.phase, TaskPhase::Idle) {
-            TaskPhase::Copying(running) => (running, None),
-            TaskPhase::Checking(running, root) => (running, Some(root)),
+        let (running, checked) = match std::mem::replace(&mut self.phase, JobPhase::Idle) {
+            JobPhase::Copying(running) => (running, None),
+            JobPhase::Checking(running, root) => (running, Some(root)),
             other => panic!("no pass ends in {other:?}"),
         };
         let Running { controller, pass, volumes } = running;
@@ -369,7 +369,7 @@ impl Task {
         let header = Header { digest: DigestKind::Xxh3, ..self.header(&volumes) };
         self.world.lock().sites[self.index].audit.copying = false;
         let scratch = SimRecorder::scratch(&self.world, &header);
-        self.phase = TaskPhase::Checking(self.lead(prepared_pass, workers, scratch, volumes), root);
+        self.phase = JobPhase::Checking(self.lead(prepared_pass, workers, scratch, volumes), root);
     }
 
     /// Corrupts a byte between copy and verification, if that is planned.
@@ -383,7 +383,7 @@ impl Task {
         if disk.is_data(offset) {
             disk.corrupt(offset);
             self.corrupted = Some(offset);
-            world.note(format_args!("task {}: byte {offset} is corrupted", self.index));
+            world.note(format_args!("job {}: byte {offset} is corrupted", self.index));
         }
     }
 
@@ -401,7 +401,7 @@ impl Task {
                 self.succeed(root.or(copied));
             }
             Some(difference) => {
-                self.world.lock().note(format_args!("task {}: {difference:?}", self.index));
+                self.world.lock().note(format_args!("job {}: {difference:?}", self.index));
                 let message = "it does not hold what was written to it";
                 self.give_up(
                     Err(Error::new(Code::VerifyMismatch, Side::Destination, Operation::Verify, message)),
@@ -415,11 +415,11 @@ impl Task {
         let status = verdict(Ok(()), true, true, self.control.cancelled()).0;
         assert_eq!(status, Status::Succeeded, "completion beats interruption");
         let world = &mut *self.world.lock();
-        world.note(format_args!("task {} succeeds", self.index));
+        world.note(format_args!("job {} succeeds", self.index));
         let site = &mut world.sites[self.index];
         checks::success(site, &self.plan.spec, &self.control, self.plan.size, root);
         site.journal = super::journal::SimJournalFile::default();
-        self.phase = TaskPhase::Done;
+        self.phase = JobPhase::Done;
     }
 
     /// Ends an attempt without success.
@@ -431,7 +431,7 @@ impl Task {
         self.restart |= matches!(error.code, Code::VerifyMismatch | Code::SourceChanged | Code::CheckpointMismatch);
         self.restart |= self.corrupted.is_some();
         let world = &mut *self.world.lock();
-        world.note(format_args!("task {}: {status:?}, {error}", self.index));
+        world.note(format_args!("job {}: {status:?}, {error}", self.index));
         let site = &mut world.sites[self.index];
         if self.attempts >= ROUGH_ATTEMPTS {
             site.faults = Faults { short: site.faults.short, again: site.faults.again, ..Faults::default() };
@@ -439,7 +439,7 @@ impl Task {
         if self.plan.spec.checkpoint == CheckpointLocation::None {
             site.journal = super::journal::SimJournalFile::default();
         }
-        self.phase = if quiesced { TaskPhase::Idle } else { TaskPhase::Stuck };
+        self.phase = if quiesced { JobPhase::Idle } else { JobPhase::Stuck };
         self.wake = world.now + Duration::from_micros(world.rng.u64(0..10_000));
     }
 
@@ -481,9 +481,9 @@ impl Task {
             return;
         }
         self.attempts += 1;
-        let was_copying = matches!(self.phase, TaskPhase::Copying(_));
+        let was_copying = matches!(self.phase, JobPhase::Copying(_));
         let was_running = self.is_running();
-        self.phase = TaskPhase::Idle;
+        self.phase = JobPhase::Idle;
         let mut world = self.world.lock();
         let now = world.now;
         self.wake = now + Duration::from_micros(world.rng.u64(0..10_000));
@@ -543,7 +543,7 @@ impl Task {
         let mut world = self.world.lock();
         for _ in 0..world.rng.usize(1..=2) {
             let reason = StopReason::ALL[world.rng.usize(0..StopReason::ALL.len())];
-            world.note(format_args!("task {} is cancelled: {reason}", self.index));
+            world.note(format_args!("job {} is cancelled: {reason}", self.index));
             self.control.cancel(reason);
             self.reason.get_or_insert(reason);
         }
@@ -577,7 +577,7 @@ impl Task {
         let world = &mut *self.world.lock();
         if self.plan.size > 0 && !self.is_done() {
             let offset = world.rng.u64(0..self.plan.size);
-            world.note(format_args!("task {}: byte {offset} of the source changes", self.index));
+            world.note(format_args!("job {}: byte {offset} of the source changes", self.index));
             let site = &mut world.sites[self.index];
             site.disks[0].change(offset, self.plan.size);
             // After the last check of the source it is not read any more.
@@ -594,7 +594,7 @@ impl Task {
         }
     }
 
-    /// Returns whether an operation will not be answered, and the task is not stopped yet.
+    /// Returns whether an operation will not be answered, and the job is not stopped yet.
     pub(crate) fn hangs(&self) -> bool {
         self.is_running() && self.reason.is_none() && self.world.lock().sites[self.index].audit.hung
     }
