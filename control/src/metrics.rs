@@ -2,10 +2,10 @@
 //! center.
 //!
 //! Nothing is counted here: each request asks the roles for their state. Each connection carries one request and is
-//! closed, so that the bound of [`Admission`] for the first request bounds the whole connection.
+//! closed, so that the bound of [`ConnectionLimit`] for the first request bounds the whole connection.
 
 use crate::dispatcher::{DispatcherMetrics, Status};
-use crate::rpc::admission::{Admission, GuardedStream};
+use crate::rpc::connection_limit::{ConnectionLimit, GuardedStream};
 use crate::rpc::limits::{GOODBYE_MAX, METRICS_CONNECTIONS_MAX};
 use crate::rpc::local_roles::NodeRoles;
 use crate::rpc::tls::Tls;
@@ -75,8 +75,8 @@ impl Metrics {
             let _ = stopped.wait_for(|stopping| *stopping).await;
         };
         let serving = async move {
-            let door = Door { socket, admission: Admission::new(METRICS_CONNECTIONS_MAX) };
-            let served = axum::serve(door, pages).with_graceful_shutdown(goodbye).await;
+            let listener = LimitedListener { socket, connection_limit: ConnectionLimit::new(METRICS_CONNECTIONS_MAX) };
+            let served = axum::serve(listener, pages).with_graceful_shutdown(goodbye).await;
             served.unwrap_or_else(|error| tracing::warn!(%error, "metrics server failed"));
         };
         Ok(Self { stopping, task: tokio::spawn(serving) })
@@ -92,19 +92,19 @@ impl Metrics {
     }
 }
 
-/// Accepts as many connections as are admitted.
-struct Door {
+/// Accepts connections within the limit.
+struct LimitedListener {
     socket: TcpListener,
-    admission: Admission,
+    connection_limit: ConnectionLimit,
 }
 
-impl axum::serve::Listener for Door {
+impl axum::serve::Listener for LimitedListener {
     type Io = GuardedStream;
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (GuardedStream, SocketAddr) {
         loop {
-            let stream = self.admission.accept(&self.socket).await;
+            let stream = self.connection_limit.accept(&self.socket).await;
             // One that is gone already has no address.
             if let Ok(peer) = stream.peer_addr() {
                 return (stream, peer);
@@ -133,7 +133,7 @@ async fn page(State(sources): State<Sources>) -> impl IntoResponse {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfState {
+struct StateLabel {
     state: &'static str,
 }
 
@@ -178,9 +178,9 @@ fn of_center(registry: &mut Registry, status: &Status) {
     let epoch = Gauge::<i64>::default();
     epoch.set(status.epoch.0);
     registry.register("leader_epoch", "Epoch of the leader's term: grows with every election", epoch);
-    let tasks = Family::<OfState, Whole>::default();
+    let tasks = Family::<StateLabel, Whole>::default();
     for (state, count) in &status.tasks {
-        tasks.get_or_create(&OfState { state: state.as_str() }).set(*count as u64);
+        tasks.get_or_create(&StateLabel { state: state.as_str() }).set(*count as u64);
     }
     registry.register("tasks", "Tasks by state", tasks);
     let unreadable = whole(status.undecodable.len() as u64);

@@ -1,9 +1,9 @@
 //! Completes the TLS handshake of accepted connections, each in a task of its own, so that none delays the next.
 //!
-//! What always holds: a handshake ends within [`CONNECT_WAIT`] and counts as a connection of the port (`admission`)
-//! until then. A refused client is told why.
+//! What always holds: a handshake ends within [`CONNECT_WAIT`] and counts as a connection of the port
+//! (`connection_limit`) until then. A refused client is told why.
 
-use super::admission::{GuardedStream, RequestSeen};
+use super::connection_limit::{GuardedStream, RequestSeen};
 use super::limits::CONNECT_WAIT;
 use super::tls::Tls;
 use std::io;

@@ -1,12 +1,12 @@
 //! Listens for the services, with bounds on everything, and stops in bounded time whatever its peers do.
 //!
 //! Connections are accepted here and not by the transport, so that there are never too many of them and an idle one
-//! does not keep its place (`admission`). At the end streams are told first, then calls may finish for [`GOODBYE_MAX`].
-//! Connections that are still open then end with the process.
+//! does not keep its place (`connection_limit`). At the end streams are told first, then calls may finish for
+//! [`GOODBYE_MAX`]. Connections that are still open then end with the process.
 
 use super::addressee;
-use super::admission::{Admission, RequestSeen, connections_max, raise_descriptors};
 use super::center::CenterService;
+use super::connection_limit::{ConnectionLimit, RequestSeen, connections_max, raise_descriptors};
 use super::handshake::{Connection, shake_hands};
 use super::limits::{
     CALLS_MAX, CALLS_PER_CONNECTION_MAX, CLIENT_CALL_WAIT, CONNECTION_AGE_MAX, CONNECTION_GRACE, GOODBYE_MAX,
@@ -68,7 +68,7 @@ impl Listener {
         let (stopping, stopped) = watch::channel(false);
         let (health, services) = services(identity, &roles, here, stopped.clone())?;
         let (connections, incoming) = mpsc::channel(1);
-        let admission = Admission::new(connections_max(raise_descriptors()));
+        let connection_limit = ConnectionLimit::new(connections_max(raise_descriptors()));
         let mut over = stopped.clone();
         let goodbye = async move {
             let _ = over.wait_for(|stopping| *stopping).await;
@@ -78,8 +78,8 @@ impl Listener {
             served.unwrap_or_else(|error| tracing::error!(%error, "services failed"));
         };
         let accept = |socket| {
-            let (admission, service, tls) = (admission.clone(), service.clone(), tls.cloned());
-            accept(socket, admission, service, tls, connections.clone(), stopped.clone())
+            let (connection_limit, service, tls) = (connection_limit.clone(), service.clone(), tls.cloned());
+            accept(socket, connection_limit, service, tls, connections.clone(), stopped.clone())
         };
         let accepting = [Some(socket), second.flatten()].into_iter().flatten().map(accept).map(tokio::spawn);
         let mut tasks: Vec<_> = accepting.collect();
@@ -211,7 +211,7 @@ async fn report_health(health: HealthReporter, mut roles: NodeRoles, mut stoppin
 /// Hands connections to the transport until the end, each as soon as its handshake is over.
 async fn accept(
     socket: TcpListener,
-    admission: Admission,
+    connection_limit: ConnectionLimit,
     service: Option<ServiceEndpoint>,
     tls: Option<Tls>,
     connections: mpsc::Sender<io::Result<Connection>>,
@@ -219,7 +219,7 @@ async fn accept(
 ) {
     let accepting = async {
         loop {
-            let stream = admission.accept(&socket).await;
+            let stream = connection_limit.accept(&socket).await;
             let taken = match &service {
                 Some(service) => service.take(stream),
                 None => Some(stream),

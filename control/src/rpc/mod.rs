@@ -9,7 +9,8 @@
 //! | `local_roles` | handles of this node's dispatcher and runner, which the services call |
 //! | `center`, `nodes` | the services |
 //! | `addressee` | the process that a call between nodes is for |
-//! | `admission`, `listener`, `service_endpoint`, `handshake` | where the services listen, and for how many connections |
+//! | `connection_limit`, `listener` | where the services listen, and for how many connections |
+//! | `service_endpoint`, `handshake` | what an accepted connection goes through first |
 //! | `tls`, `certificates` | how both ends of a connection authenticate, and until when |
 //! | `channels`, `calls`, `client`, `connect_failure` | the calling end, and why a connection fails |
 //!
@@ -17,7 +18,7 @@
 //! a bound in [`limits`].
 
 mod addressee;
-pub(crate) mod admission;
+pub(crate) mod connection_limit;
 pub mod calls;
 mod center;
 mod certificates;

@@ -14,7 +14,7 @@
 //! - A connection through the address lives only while the endpoint is open. Otherwise it is closed as soon as it is
 //!   accepted, by whichever socket. Its client connects again, and reaches the node that has the address then.
 
-use super::admission::GuardedStream;
+use super::connection_limit::GuardedStream;
 use crate::cluster::service_address::Endpoint;
 use async_trait::async_trait;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
@@ -176,7 +176,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::admission::Admission;
+    use super::super::connection_limit::ConnectionLimit;
     use super::*;
     use tokio::io::AsyncReadExt;
     use tokio::net::TcpStream;
@@ -190,9 +190,9 @@ mod tests {
 
     /// Accepts for as long as it is polled; keeps the connections and reads from them, as a transport would.
     async fn accept(endpoint: &ServiceEndpoint, socket: &TcpListener) {
-        let admission = Admission::new(8);
+        let connection_limit = ConnectionLimit::new(8);
         loop {
-            if let Some(mut connection) = endpoint.take(admission.accept(socket).await) {
+            if let Some(mut connection) = endpoint.take(connection_limit.accept(socket).await) {
                 tokio::spawn(async move { while connection.read(&mut [0]).await.is_ok_and(|read| read > 0) {} });
             }
         }

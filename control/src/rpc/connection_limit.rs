@@ -53,7 +53,7 @@ pub(crate) fn connections_max(descriptors: u64) -> usize {
 
 /// Connection bound of a port. Clones share it.
 #[derive(Clone, Debug)]
-pub(crate) struct Admission(Arc<Inner>);
+pub(crate) struct ConnectionLimit(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -63,7 +63,7 @@ struct Inner {
     said: Mutex<Option<Instant>>,
 }
 
-impl Admission {
+impl ConnectionLimit {
     /// Admits so many connections at once, and a quarter of them at most from one peer.
     pub(crate) fn new(connections: usize) -> Self {
         let places = Arc::new(Semaphore::new(connections));
@@ -100,7 +100,7 @@ impl Admission {
             return None;
         }
         *count += 1;
-        Some(ConnectionPermit { peer, admission: self.clone(), _permit: permit })
+        Some(ConnectionPermit { peer, connection_limit: self.clone(), _permit: permit })
     }
 
     fn say(&self, peer: IpAddr) {
@@ -130,13 +130,13 @@ fn network(address: IpAddr) -> IpAddr {
 #[derive(Debug)]
 struct ConnectionPermit {
     peer: IpAddr,
-    admission: Admission,
+    connection_limit: ConnectionLimit,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        let mut peers = self.admission.0.peers();
+        let mut peers = self.connection_limit.0.peers();
         if let Some(count) = peers.get_mut(&self.peer) {
             *count -= 1;
             if *count == 0 {
@@ -276,34 +276,35 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_has_a_share_and_gets_it_back() {
-        let (admission, socket) = (Admission::new(8), TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let (connection_limit, socket) = (ConnectionLimit::new(8), TcpListener::bind("127.0.0.1:0").await.unwrap());
         let address = socket.local_addr().unwrap();
         let mut ours = Vec::new();
         for _ in 0..2 {
             ours.push(TcpStream::connect(address).await.unwrap());
         }
-        let first = admission.accept(&socket).await;
-        let _second = admission.accept(&socket).await;
+        let first = connection_limit.accept(&socket).await;
+        let _second = connection_limit.accept(&socket).await;
         let mut surplus = TcpStream::connect(address).await.unwrap();
         // From another address of this host: another peer.
         let other = tokio::net::TcpSocket::new_v4().unwrap();
         other.bind("127.0.0.2:0".parse().unwrap()).unwrap();
         let _other = other.connect(address).await.unwrap();
-        let third = admission.accept(&socket).await;
+        let third = connection_limit.accept(&socket).await;
         assert_eq!(third.peer_addr().unwrap().ip(), "127.0.0.2".parse::<IpAddr>().unwrap());
         assert_eq!(surplus.read(&mut [0]).await.unwrap_or(0), 0, "it is closed at once");
         drop(first);
         let _again = TcpStream::connect(address).await.unwrap();
-        admission.accept(&socket).await;
+        connection_limit.accept(&socket).await;
     }
 
     #[tokio::test]
     async fn who_sends_without_asking_is_ended_and_who_has_asked_is_not() {
-        let (admission, socket) = (Admission::new(8), TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let (connection_limit, socket) = (ConnectionLimit::new(8), TcpListener::bind("127.0.0.1:0").await.unwrap());
         let address = socket.local_addr().unwrap();
         let (mut talks, mut asks) =
             (TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap());
-        let (mut talking, mut asking) = (admission.accept(&socket).await, admission.accept(&socket).await);
+        let (mut talking, mut asking) =
+            (connection_limit.accept(&socket).await, connection_limit.accept(&socket).await);
         for stream in [&mut talks, &mut asks] {
             stream.write_all(b"P").await.unwrap();
         }
