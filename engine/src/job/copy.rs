@@ -12,7 +12,7 @@ use super::segments::Expectation;
 use super::start::{PreparedCopy, fitted, prepare};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, RangeSet};
-use crate::journal::{Finish, FinishedJournal, JournalFile, JournalLocation, JournalReader};
+use crate::journal::{FinishRecord, JournalDisposition, JournalFile, JournalLocation, JournalReader};
 use crate::limits::SAMPLE_LEAVES_MAX;
 use crate::pass::control::JobControl;
 use crate::pass::durable_sample::DurableSample;
@@ -144,13 +144,13 @@ impl Copy<'_, '_> {
         Ok(true)
     }
 
-    fn keep(&self) -> FinishedJournal<'_> {
+    fn keep(&self) -> JournalDisposition<'_> {
         match (&self.spec.receipt, &self.spec.checkpoint) {
-            (None, _) => FinishedJournal::Remove,
+            (None, _) => JournalDisposition::Remove,
             (Some(receipt), CheckpointLocation::File(checkpoint)) if receipt == checkpoint => {
-                FinishedJournal::KeepInPlace
+                JournalDisposition::KeepInPlace
             }
-            (Some(receipt), _) => FinishedJournal::MoveTo(receipt),
+            (Some(receipt), _) => JournalDisposition::MoveTo(receipt),
         }
     }
 
@@ -261,9 +261,9 @@ impl Copy<'_, '_> {
     /// The end of a copy that is complete: the journal becomes a receipt or goes away.
     fn finish(&mut self, recorder: JournalRecorder, root: Option<[u8; 32]>) -> Result<()> {
         self.report.journal = self.receipt();
-        let finish = Finish { root, finished_ns: wall_clock_ns() };
+        let finish = FinishRecord { root, finished_ns: wall_clock_ns() };
         recorder.journal.finish(finish, self.keep())?;
-        self.marker.take().map_or(Ok(()), |marker| marker.finish(finish, FinishedJournal::Remove))
+        self.marker.take().map_or(Ok(()), |marker| marker.finish(finish, JournalDisposition::Remove))
     }
 }
 

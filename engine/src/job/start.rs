@@ -11,8 +11,8 @@ use super::resolved_supervision::ResolvedSupervision;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, RangeSet};
 use crate::journal::{
-    Finish, FinishedJournal, Header, JournalFile, JournalLocation, JournalReader, JournalService, JournalState,
-    check_place, refuse_receipt,
+    FinishRecord, Header, JournalDisposition, JournalFile, JournalLocation, JournalReader, JournalService,
+    JournalState, check_place, refuse_receipt,
 };
 use crate::limits::{BLOCK_BYTES_DIRECT, BLOCK_BYTES_SMALL};
 use crate::shown::Shown;
@@ -333,7 +333,7 @@ impl FirstChanges<'_> {
                 // Nothing of a created file is worth going on with; anything else is, once the cause is gone.
                 if opened.is_created()
                     && let Err(left) =
-                        journal.finish(Finish { root: None, finished_ns: now_ns() }, FinishedJournal::Remove)
+                        journal.finish(FinishRecord { root: None, finished_ns: now_ns() }, JournalDisposition::Remove)
                 {
                     tracing::warn!(error = %left, "journal of a copy that could not start was not removed");
                 }

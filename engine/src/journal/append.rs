@@ -9,7 +9,7 @@ use super::read::JournalReader;
 use super::record::{
     LEAVES_PER_RUN_MAX, PAYLOAD_BYTES_MAX, RecordKind, encode_finish, encode_record, encode_run, encoded_run_bytes,
 };
-use super::{Content, Finish, Header, JournalState, Run};
+use super::{Content, FinishRecord, Header, JournalState, Run};
 use crate::error::{Error, Operation, Result};
 use crate::extent::ByteRange;
 
@@ -93,7 +93,7 @@ impl Appender {
     }
 
     /// Plans the finish record. Nothing may be appended afterwards.
-    pub(crate) fn finish(&mut self, finish: &Finish) -> Commit {
+    pub(crate) fn finish(&mut self, finish: &FinishRecord) -> Commit {
         self.commit(RecordKind::Finish, 0, &encode_finish(finish))
     }
 

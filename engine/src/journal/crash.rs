@@ -49,7 +49,7 @@ fn file_after(sample: &SampleJournal, commits: usize, slots: usize) -> Vec<u8> {
 }
 
 /// A journal with two committed batches and, if wanted, its end.
-fn two_batches(finish: Option<&Finish>) -> (Vec<u8>, Appender) {
+fn two_batches(finish: Option<&FinishRecord>) -> (Vec<u8>, Appender) {
     let (mut appender, start) = Appender::create(&header(40 * 4096, 4096)).unwrap();
     let mut file = start.bytes;
     let zeros = Run { range: ByteRange::new(20 * 4096, 40 * 4096), content: Content::Zeros };
@@ -179,7 +179,7 @@ proptest! {
 
 #[test]
 fn every_flipped_bit_of_a_receipt_is_detected() {
-    let (file, _) = two_batches(Some(&Finish { root: Some([9; 32]), finished_ns: 5 }));
+    let (file, _) = two_batches(Some(&FinishRecord { root: Some([9; 32]), finished_ns: 5 }));
     let intact = read(&file).unwrap();
     for bit in 0..file.len() * 8 {
         let mut file = file.clone();
@@ -208,13 +208,13 @@ fn both_slots_damaged_is_corrupt() {
 
 #[test]
 fn every_cut_of_a_receipt_is_refused() {
-    let (file, _) = two_batches(Some(&Finish { root: None, finished_ns: 0 }));
+    let (file, _) = two_batches(Some(&FinishRecord { root: None, finished_ns: 0 }));
     assert!((0..file.len()).all(|length| is_refused(&file[..length])));
 }
 
 #[test]
 fn bytes_after_the_end_of_a_receipt_are_refused() {
-    let (file, _) = two_batches(Some(&Finish { root: None, finished_ns: 0 }));
+    let (file, _) = two_batches(Some(&FinishRecord { root: None, finished_ns: 0 }));
     for rest in [&[0_u8][..], &[0; 600], &[1], &[1; 600]] {
         assert!(is_refused(&[&file, rest].concat()));
     }
@@ -240,7 +240,7 @@ fn behind_the_commit_zeros_are_dropped_and_garbage_is_refused() {
 #[test]
 fn a_whole_finish_record_counts_before_its_slot_is_written() {
     let (file, mut appender) = two_batches(None);
-    let finish = Finish { root: Some([3; 32]), finished_ns: -4 };
+    let finish = FinishRecord { root: Some([3; 32]), finished_ns: -4 };
     let record = appender.finish(&finish).record.bytes;
     for taken in 0..record.len() {
         assert_eq!(read(&[&file, &record[..taken]].concat()).unwrap().state(), JournalState::Unfinished);
@@ -318,7 +318,7 @@ fn invalid_fields_under_right_checksums_are_refused() {
     for (index, (runs, payload)) in refused.into_iter().enumerate() {
         assert!(!accepts(record::RecordKind::Runs, runs, &payload), "payload {index}");
     }
-    let end = record::encode_finish(&Finish { root: None, finished_ns: 0 });
+    let end = record::encode_finish(&FinishRecord { root: None, finished_ns: 0 });
     assert!(accepts(record::RecordKind::Finish, 0, &end));
     assert!(!accepts(record::RecordKind::Finish, 1, &end));
     assert!(!accepts(record::RecordKind::Finish, 0, &end[1..]));

@@ -176,7 +176,7 @@ fn records_are_as_documented() {
             ("leaf digests", &digests),
         ],
     );
-    let finish = Finish { root: Some([6; 32]), finished_ns: -9 };
+    let finish = FinishRecord { root: Some([6; 32]), finished_ns: -9 };
     let commit = appender.finish(&finish);
     let payload = &commit.record.bytes[32..80];
     check_record(&commit.record.bytes, 2, 2, 0, payload);

@@ -35,7 +35,7 @@ pub use path::default_checkpoint_path;
 pub use read::JournalReader;
 pub use root::RootHasher;
 
-pub(crate) use service::{FinishedJournal, JournalFile, JournalService};
+pub(crate) use service::{JournalDisposition, JournalFile, JournalService};
 
 use crate::error::named;
 use crate::extent::ByteRange;
@@ -94,7 +94,7 @@ named! {
 
 /// The last record of a receipt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Finish {
+pub struct FinishRecord {
     /// BLAKE3 over the canonical sequence of leaves; `None` where some were not digested.
     pub root: Option<[u8; 32]>,
     /// Time at which the job ended, in ns since the epoch.

@@ -13,7 +13,7 @@ use super::record::{
 use super::run_span::{RunSpan, SPANS_MAX, SpanIndex, SpanLookup};
 use super::runs::Runs;
 use super::sampled_leaves::SampledLeaves;
-use super::{Finish, Header, JournalState, Run};
+use super::{FinishRecord, Header, JournalState, Run};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, RangeSet};
 use crate::shown::Shown;
@@ -27,7 +27,7 @@ pub struct JournalReader {
     store: JournalBytes,
     header: Header,
     lead: LeadSector,
-    finish: Option<Finish>,
+    finish: Option<FinishRecord>,
     durable: RangeSet,
     /// Index of a part of the copy: see [`SpanIndex`].
     spans: Mutex<SpanIndex>,
@@ -120,7 +120,7 @@ impl JournalReader {
 
     /// Returns how the job ended; `None` for a checkpoint.
     #[must_use]
-    pub fn finish(&self) -> Option<&Finish> {
+    pub fn finish(&self) -> Option<&FinishRecord> {
         self.finish.as_ref()
     }
 

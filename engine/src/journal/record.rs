@@ -5,7 +5,7 @@
 //! without its record, the payload's covers all of it. Pure: no I/O here.
 
 use super::format::{FieldReader, Geometry, SECTOR_BYTES};
-use super::{Content, Finish, LeafDigest, Run};
+use super::{Content, FinishRecord, LeafDigest, Run};
 use crate::extent::ByteRange;
 use crate::spec::DigestKind;
 
@@ -236,7 +236,7 @@ pub(crate) fn walk_runs(
 }
 
 /// The payload of the finish record.
-pub(crate) fn encode_finish(finish: &Finish) -> Vec<u8> {
+pub(crate) fn encode_finish(finish: &FinishRecord) -> Vec<u8> {
     let mut payload = Vec::with_capacity(FINISH_BYTES);
     payload.extend(finish.finished_ns.to_le_bytes());
     payload.extend(u32::from(finish.root.is_some()).to_le_bytes());
@@ -246,7 +246,7 @@ pub(crate) fn encode_finish(finish: &Finish) -> Vec<u8> {
 }
 
 /// The finish record, from a payload of [`FINISH_BYTES`].
-pub(crate) fn decode_finish(payload: &[u8]) -> Option<Finish> {
+pub(crate) fn decode_finish(payload: &[u8]) -> Option<FinishRecord> {
     let mut fields = FieldReader::new(payload);
     let (finished_ns, has_root, reserved, root) = (fields.i64()?, fields.u32()?, fields.u32()?, fields.array()?);
     let root = match has_root {
@@ -254,7 +254,7 @@ pub(crate) fn decode_finish(payload: &[u8]) -> Option<Finish> {
         1 => Some(root),
         _ => return None,
     };
-    (reserved == 0 && fields.is_empty()).then_some(Finish { root, finished_ns })
+    (reserved == 0 && fields.is_empty()).then_some(FinishRecord { root, finished_ns })
 }
 
 /// Returns whether the bytes of an append that lie from `at` on in the file look as after a power cut: some sector of

@@ -2,7 +2,7 @@
 #![cfg_attr(not(test), allow(dead_code, reason = "fuzz targets need only half of it"))]
 
 use super::append::{Appender, Commit, FileWrite};
-use super::{Content, Finish, Header, LeafDigest, Run};
+use super::{Content, FinishRecord, Header, LeafDigest, Run};
 use crate::extent::ByteRange;
 use crate::seeded_numbers::SeededNumbers;
 use crate::spec::DigestKind;
@@ -53,7 +53,7 @@ pub(crate) struct SampleJournal {
     pub batches: Vec<Vec<Run>>,
     pub start: FileWrite,
     pub commits: Vec<Commit>,
-    pub finish: Option<Finish>,
+    pub finish: Option<FinishRecord>,
 }
 
 impl SampleJournal {
@@ -68,7 +68,7 @@ impl SampleJournal {
             commits.extend(appender.append(batch.clone()).expect("samples are in order"));
             batches.push(batch);
         }
-        let finish = (numbers.below(2) == 1).then(|| Finish {
+        let finish = (numbers.below(2) == 1).then(|| FinishRecord {
             root: (numbers.below(2) == 1).then_some([7; 32]),
             finished_ns: numbers.next().cast_signed(),
         });

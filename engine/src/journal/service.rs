@@ -11,8 +11,8 @@ use super::append::Appender;
 use super::disk::{Backend, JournalDisk, Runtime};
 use super::location::{self, JournalLocation, LockedJournal};
 use super::read::JournalReader;
-use super::writer::{JournalEnd, JournalWriter, journal_error};
-use super::{Finish, Header, JournalState, Run};
+use super::writer::{FinalWrite, JournalWriter, journal_error};
+use super::{FinishRecord, Header, JournalState, Run};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::shown::Shown;
 use std::fmt;
@@ -24,9 +24,9 @@ use std::thread::{self, JoinHandle};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 
-/// Destination of a journal whose job is done.
+/// What becomes of the file of a journal whose job is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FinishedJournal<'a> {
+pub(crate) enum JournalDisposition<'a> {
     /// The journal is removed without being finished: a crash just before leaves a complete checkpoint.
     Remove,
     /// The journal becomes a receipt under its name, which it must have.
@@ -35,7 +35,7 @@ pub(crate) enum FinishedJournal<'a> {
     MoveTo(&'a Path),
 }
 
-impl FinishedJournal<'_> {
+impl JournalDisposition<'_> {
     fn apply(self, file: &File, path: Option<&Path>) -> Result<()> {
         match (self, path) {
             (Self::Remove, Some(path)) => location::remove(path, file),
@@ -138,7 +138,7 @@ impl JournalService {
     ///
     /// # Errors
     /// `ECheckpointMismatch` for a checkpoint, and otherwise as [`JournalService::reopen`].
-    pub(crate) fn finish_again(&self, path: &Path, keep: FinishedJournal<'_>) -> Result<Finish> {
+    pub(crate) fn finish_again(&self, path: &Path, keep: JournalDisposition<'_>) -> Result<FinishRecord> {
         let name = path.shown().to_string();
         let file = location::open_locked(path)?;
         let copy = file.try_clone().map_err(|error| journal_error(&error, &name))?;
@@ -245,10 +245,10 @@ impl JournalFile {
     ///
     /// # Errors
     /// The error of an earlier append, or of the system. The file is left as it is then.
-    pub(crate) fn finish(self, finish: Finish, keep: FinishedJournal<'_>) -> Result<()> {
+    pub(crate) fn finish(self, finish: FinishRecord, keep: JournalDisposition<'_>) -> Result<()> {
         let ending = match keep {
-            FinishedJournal::Remove => JournalEnd::Leave,
-            FinishedJournal::KeepInPlace | FinishedJournal::MoveTo(_) => JournalEnd::Finish(finish),
+            JournalDisposition::Remove => FinalWrite::Leave,
+            JournalDisposition::KeepInPlace | JournalDisposition::MoveTo(_) => FinalWrite::Finish(finish),
         };
         self.ask(|reply| JournalCommand::End(ending, reply))??;
         keep.apply(&self.file, self.path.as_deref())
@@ -259,7 +259,7 @@ impl JournalFile {
     /// # Errors
     /// The error of an earlier append, or of the system. Records that were synced before still count.
     pub(crate) fn close(self) -> Result<()> {
-        self.ask(|reply| JournalCommand::End(JournalEnd::Commit, reply))?
+        self.ask(|reply| JournalCommand::End(FinalWrite::Commit, reply))?
     }
 
     fn ask<T>(&self, command: impl FnOnce(mpsc::Sender<T>) -> JournalCommand) -> Result<T> {
@@ -273,7 +273,7 @@ impl JournalFile {
 enum JournalCommand {
     Append(Vec<Run>, AppendCallback),
     SyncedEnd(mpsc::Sender<u64>),
-    End(JournalEnd, mpsc::Sender<Result<()>>),
+    End(FinalWrite, mpsc::Sender<Result<()>>),
 }
 
 /// Callback of an append. It is called in any case, even if the command is dropped.
@@ -332,7 +332,7 @@ impl JournalTask {
             }
         }
         if waiting.is_none() {
-            _ = writer.end(JournalEnd::Commit).await;
+            _ = writer.end(FinalWrite::Commit).await;
         }
         writer.close().await;
         drop(lock);

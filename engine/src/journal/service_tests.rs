@@ -42,7 +42,7 @@ fn small() -> Header {
     header(40 * 4096, 4096)
 }
 
-const END: Finish = Finish { root: Some([5; 32]), finished_ns: 77 };
+const END: FinishRecord = FinishRecord { root: Some([5; 32]), finished_ns: 77 };
 
 #[test]
 fn the_file_is_what_the_appender_plans() {
@@ -55,7 +55,7 @@ fn the_file_is_what_the_appender_plans() {
                 append(&mut journal, batch.clone()).unwrap();
             }
             match sample.finish {
-                Some(finish) => journal.finish(finish, FinishedJournal::KeepInPlace).unwrap(),
+                Some(finish) => journal.finish(finish, JournalDisposition::KeepInPlace).unwrap(),
                 None => journal.close().unwrap(),
             }
             assert_eq!(fs::read(&path).unwrap(), sample.file(), "seed {seed}");
@@ -79,7 +79,9 @@ fn a_checkpoint_is_appended_to_where_it_stopped() {
         append(&mut journal, vec![leaves(10, 30, 4096)]).unwrap();
         let reader = journal.reader().unwrap();
         assert_eq!(whole(&reader), [leaves(0, 10, 4096), leaves(10, 30, 4096)]);
-        journal.finish(Finish { root: reader.root().unwrap(), finished_ns: 1 }, FinishedJournal::KeepInPlace).unwrap();
+        journal
+            .finish(FinishRecord { root: reader.root().unwrap(), finished_ns: 1 }, JournalDisposition::KeepInPlace)
+            .unwrap();
         let receipt = JournalReader::open(&path).unwrap();
         assert_eq!(receipt.state(), JournalState::Finished);
         assert_eq!(receipt.finish().unwrap().root, receipt.root().unwrap());
@@ -151,7 +153,7 @@ fn after_an_error_everything_fails_with_it() {
         assert_eq!(error.code, Code::Internal);
         assert_eq!(append(&mut journal, vec![leaves(1, 1, 4096)]), Err(error.clone()));
         assert_eq!(journal.reader().unwrap().durable().bytes(), 4096);
-        assert_eq!(journal.finish(END, FinishedJournal::Remove), Err(error));
+        assert_eq!(journal.finish(END, JournalDisposition::Remove), Err(error));
         assert_eq!(JournalReader::open(&path).unwrap().durable().bytes(), 4096);
     }
 }
@@ -241,7 +243,7 @@ fn a_file_that_is_not_regular_is_left_alone() {
         service.reopen(&fifo).map(drop),
         JournalReader::open(&fifo).map(drop),
         JournalReader::open(home.path()).map(drop),
-        service.create(JournalLocation::File(&path), &small()).unwrap().finish(END, FinishedJournal::MoveTo(&fifo)),
+        service.create(JournalLocation::File(&path), &small()).unwrap().finish(END, JournalDisposition::MoveTo(&fifo)),
         check_place(home.path()),
     ];
     assert!(refused.into_iter().all(|refused| refused.unwrap_err().code == Code::BadRequest));
@@ -276,20 +278,24 @@ fn a_finished_journal_is_removed_kept_or_moved() {
         for to in [home.path().join("kept/receipt"), elsewhere.path().join("receipt")] {
             for _ in 0..2 {
                 let journal = service.create(JournalLocation::File(&path), &small()).unwrap();
-                journal.finish(END, FinishedJournal::MoveTo(&to)).unwrap();
+                journal.finish(END, JournalDisposition::MoveTo(&to)).unwrap();
                 assert!(!path.exists());
                 assert_eq!(JournalReader::open(&to).unwrap().finish(), Some(&END));
                 assert_eq!(names(to.parent().unwrap()), ["receipt"]);
             }
         }
-        service.create(JournalLocation::File(&path), &small()).unwrap().finish(END, FinishedJournal::Remove).unwrap();
+        service
+            .create(JournalLocation::File(&path), &small())
+            .unwrap()
+            .finish(END, JournalDisposition::Remove)
+            .unwrap();
         assert!(!path.exists());
         let to = home.path().join("from-scratch");
         let mut journal = service.create(JournalLocation::Scratch, &small()).unwrap();
         append(&mut journal, vec![leaves(0, 40, 4096)]).unwrap();
-        journal.finish(END, FinishedJournal::MoveTo(&to)).unwrap();
+        journal.finish(END, JournalDisposition::MoveTo(&to)).unwrap();
         assert_eq!(JournalReader::open(&to).unwrap().durable().bytes(), 40 * 4096);
-        service.create(JournalLocation::Scratch, &small()).unwrap().finish(END, FinishedJournal::Remove).unwrap();
+        service.create(JournalLocation::Scratch, &small()).unwrap().finish(END, JournalDisposition::Remove).unwrap();
     }
 }
 
@@ -310,7 +316,7 @@ fn a_receipt_does_not_replace_a_file_that_appeared_meanwhile() {
             let journal = service.create(JournalLocation::Replace(&path), &small()).unwrap();
             fs::write(&to, &precious).unwrap();
             assert_eq!(refuse_receipt(&to).unwrap_err().code, Code::Exists);
-            let error = journal.finish(END, FinishedJournal::MoveTo(&to)).unwrap_err();
+            let error = journal.finish(END, JournalDisposition::MoveTo(&to)).unwrap_err();
             assert_eq!((error.code, fs::read(&to).unwrap()), (Code::Exists, precious));
             assert_eq!(JournalReader::open(&path).unwrap().finish(), Some(&END), "the receipt is not lost");
             let fresh = to.with_extension("new");
@@ -335,7 +341,7 @@ fn a_receipt_by_another_name_of_its_checkpoint_stays_where_it_is() {
     service
         .create(JournalLocation::File(&path), &small())
         .unwrap()
-        .finish(END, FinishedJournal::MoveTo(&same))
+        .finish(END, JournalDisposition::MoveTo(&same))
         .unwrap();
     assert_eq!(JournalReader::open(&path).unwrap().finish(), Some(&END));
 }
@@ -362,13 +368,13 @@ fn a_kill_between_finish_and_move_leaves_a_receipt_to_move() {
     let service = JournalService::start().unwrap();
     let (path, to) = (home.path().join("checkpoint"), home.path().join("receipt"));
     service.create(JournalLocation::File(&path), &small()).unwrap().close().unwrap();
-    let error = service.finish_again(&path, FinishedJournal::MoveTo(&to)).unwrap_err();
+    let error = service.finish_again(&path, JournalDisposition::MoveTo(&to)).unwrap_err();
     assert_eq!((error.code, to.exists()), (Code::CheckpointMismatch, false));
-    service.reopen(&path).unwrap().0.finish(END, FinishedJournal::KeepInPlace).unwrap();
+    service.reopen(&path).unwrap().0.finish(END, JournalDisposition::KeepInPlace).unwrap();
     assert_eq!(service.reopen(&path).unwrap_err().code, Code::CheckpointMismatch);
-    assert_eq!(service.finish_again(&path, FinishedJournal::MoveTo(&to)), Ok(END));
+    assert_eq!(service.finish_again(&path, JournalDisposition::MoveTo(&to)), Ok(END));
     assert_eq!(names(home.path()), ["receipt"]);
-    assert_eq!(service.finish_again(&to, FinishedJournal::Remove), Ok(END));
+    assert_eq!(service.finish_again(&to, JournalDisposition::Remove), Ok(END));
     assert_eq!(names(home.path()), Vec::<String>::new());
 }
 
@@ -380,7 +386,7 @@ fn a_name_replaced_meanwhile_is_not_removed() {
         let journal = service.create(JournalLocation::Replace(&path), &small()).unwrap();
         fs::rename(&path, home.path().join("moved")).unwrap();
         fs::write(&path, "another owner's").unwrap();
-        journal.finish(END, FinishedJournal::Remove).unwrap();
+        journal.finish(END, JournalDisposition::Remove).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"another owner's");
         fs::remove_file(&path).unwrap();
     }
@@ -399,7 +405,7 @@ fn two_creators_of_one_name_never_both_win() {
             });
             assert_eq!(won.len(), 1, "pass {pass}");
             assert_eq!(JournalReader::open(&path).unwrap().header(), &small());
-            won.into_iter().for_each(|journal| journal.finish(END, FinishedJournal::Remove).unwrap());
+            won.into_iter().for_each(|journal| journal.finish(END, JournalDisposition::Remove).unwrap());
         }
         assert_eq!(names(home.path()), Vec::<String>::new());
     }

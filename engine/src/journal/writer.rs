@@ -2,18 +2,18 @@
 
 use super::append::{Appender, Commit};
 use super::disk::JournalDisk;
-use super::{Finish, Run};
+use super::{FinishRecord, Run};
 use crate::error::{Error, Operation, Result, Side};
 use std::io;
 
-/// End of a journal's file.
-pub(super) enum JournalEnd {
+/// Last write to a journal's file.
+pub(super) enum FinalWrite {
     /// As it is: it is going to be removed.
     Leave,
     /// With its last commit slot synced.
     Commit,
     /// As a receipt.
-    Finish(Finish),
+    Finish(FinishRecord),
 }
 
 /// Carries out commits, and stops for good at the first error.
@@ -57,12 +57,12 @@ impl JournalWriter {
     ///
     /// # Errors
     /// The first one there was.
-    pub(super) async fn end(&mut self, ending: JournalEnd) -> Result<()> {
+    pub(super) async fn end(&mut self, ending: FinalWrite) -> Result<()> {
         self.check()?;
         match ending {
-            JournalEnd::Leave => Ok(()),
-            JournalEnd::Commit => self.sync().await,
-            JournalEnd::Finish(finish) => {
+            FinalWrite::Leave => Ok(()),
+            FinalWrite::Commit => self.sync().await,
+            FinalWrite::Finish(finish) => {
                 let commit = self.appender.finish(&finish);
                 self.carry_out(commit).await?;
                 self.sync().await
@@ -121,7 +121,7 @@ mod tests {
 
     /// Two appends and an ending, on a disk whose call `failing` (from 0) fails; what was done, and how the calls
     /// ended.
-    fn steps(ending: JournalEnd, is_synced: bool, failing: Option<usize>) -> (Vec<Step>, Vec<bool>) {
+    fn steps(ending: FinalWrite, is_synced: bool, failing: Option<usize>) -> (Vec<Step>, Vec<bool>) {
         let (appender, _) = Appender::create(&header(40 * 4096, 4096)).unwrap();
         let script = Rc::new(Script::new(failing));
         let mut writer =
@@ -141,7 +141,7 @@ mod tests {
         (script.steps(), results)
     }
 
-    const END: Finish = Finish { root: None, finished_ns: 0 };
+    const END: FinishRecord = FinishRecord { root: None, finished_ns: 0 };
     const RECORD: [Step; 3] = [Step::Record, Step::Sync, Step::Slot];
 
     #[test]
@@ -149,18 +149,18 @@ mod tests {
         let two = [RECORD, RECORD].concat();
         let committed = [&two[..], &[Step::Sync]].concat();
         let finished = [&two[..], &RECORD, &[Step::Sync]].concat();
-        assert_eq!(steps(JournalEnd::Leave, true, None).0, two);
-        assert_eq!(steps(JournalEnd::Commit, true, None).0, committed);
-        assert_eq!(steps(JournalEnd::Finish(END), true, None).0, finished);
+        assert_eq!(steps(FinalWrite::Leave, true, None).0, two);
+        assert_eq!(steps(FinalWrite::Commit, true, None).0, committed);
+        assert_eq!(steps(FinalWrite::Finish(END), true, None).0, finished);
         let unsynced: Vec<_> = finished.into_iter().filter(|&step| step != Step::Sync).collect();
-        assert_eq!(steps(JournalEnd::Finish(END), false, None).0, unsynced);
+        assert_eq!(steps(FinalWrite::Finish(END), false, None).0, unsynced);
     }
 
     #[test]
     fn nothing_is_written_after_an_error() {
-        let (all, _) = steps(JournalEnd::Finish(END), true, None);
+        let (all, _) = steps(FinalWrite::Finish(END), true, None);
         for failing in 0..all.len() {
-            let (steps, results) = steps(JournalEnd::Finish(END), true, Some(failing));
+            let (steps, results) = steps(FinalWrite::Finish(END), true, Some(failing));
             assert_eq!(steps, all[..=failing]);
             assert_eq!(results, [failing >= 3, failing >= 6, false]);
         }

@@ -142,7 +142,7 @@ fn open_locked(spec: &CopySpec, inode: &Inode, source: &OpenSource, lock_wait: &
     source.refuse_same(inode)?;
     refuse_claimed(inode)?;
     source.refuse_live(spec.live_source)?;
-    if let WriteCheck::No(error) = writable {
+    if let Writability::ReadOnly(error) = writable {
         return Err(error);
     }
     match inode.kind() {
@@ -190,7 +190,7 @@ fn create_destination(
     let writable = may_access(directory, directory, AccessFlags::W_OK | AccessFlags::X_OK)?;
     source.refuse_under(&path, directory)?;
     source.refuse_live(spec.live_source)?;
-    if let WriteCheck::No(error) = writable {
+    if let Writability::ReadOnly(error) = writable {
         return Err(error);
     }
     // No more readable than the source: the content is the same.
@@ -241,12 +241,13 @@ fn refuse_dangling(path: &Path) -> Result<()> {
     Err(error.advise("name the file itself, or remove the link"))
 }
 
-/// Result of a check of the rights to write: a missing right is reported only if no other rule refuses first.
-enum WriteCheck {
+/// Whether a destination is read-only, which is reported only if no other rule refuses first. A missing right is an error
+/// at once.
+enum Writability {
     /// The destination may be written.
-    Yes,
-    /// It may not, with this error.
-    No(Error),
+    Writable,
+    /// Its file system is read-only, or it is immutable: the error to report.
+    ReadOnly(Error),
 }
 
 /// Refuses a place for a file of our own that cannot be written. `what` it is for and the `advice` go into the message.
@@ -281,16 +282,19 @@ pub fn refuse_kernel_directory(directory: &Path, path: &Path, side: Side) -> Res
     Err(error.advise("name a device that exists (lsblk lists them), or a file somewhere else"))
 }
 
-/// Missing rights are an error at once, read-only is one for later.
-fn may_write(inode: &Inode, rights: AccessFlags) -> Result<WriteCheck> {
+/// Checks the rights to write, and whether the destination is read-only.
+///
+/// # Errors
+/// `EPermission` and others of the system. That it is read-only is a result.
+fn may_write(inode: &Inode, rights: AccessFlags) -> Result<Writability> {
     may_access(inode.reach(), inode.path(), rights)
 }
 
 /// As above for a name `name` that is found at `path`.
-fn may_access(path: &Path, name: &Path, rights: AccessFlags) -> Result<WriteCheck> {
-    let Err(errno) = faccessat(AT_FDCWD, path, rights, AtFlags::AT_EACCESS) else { return Ok(WriteCheck::Yes) };
+fn may_access(path: &Path, name: &Path, rights: AccessFlags) -> Result<Writability> {
+    let Err(errno) = faccessat(AT_FDCWD, path, rights, AtFlags::AT_EACCESS) else { return Ok(Writability::Writable) };
     let error = refused_writing(name, &errno.into());
-    if error.code == Code::ReadOnly { Ok(WriteCheck::No(error)) } else { Err(error) }
+    if error.code == Code::ReadOnly { Ok(Writability::ReadOnly(error)) } else { Err(error) }
 }
 
 fn refused_writing(path: &Path, e: &std::io::Error) -> Error {
