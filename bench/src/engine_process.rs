@@ -8,7 +8,7 @@ use blockhaul_engine::engine::{Engine, EngineConfig, RingBackend};
 use blockhaul_engine::job::{JobHandle, StopReason};
 use blockhaul_engine::progress::{Report, Status};
 use blockhaul_engine::spec::{
-    BlockSize, CheckpointLocation, Continuation, CopySpec, DigestKind, Direct, Overwrite, PathChoice, Reflink, Verify,
+    BlockSize, CheckpointLocation, CopySpec, DigestKind, Direct, Overwrite, PathChoice, Reflink, ResumePolicy, Verify,
 };
 use blockhaul_engine::volume::{Locator, usual_block, usual_depth};
 use hdrhistogram::Histogram;
@@ -160,7 +160,7 @@ impl EngineRequest {
             limit_bytes_per_second: self.limit_bytes_per_second,
             // As `blockhaul copy` does by default: a copy that can be resumed.
             checkpoint: CheckpointLocation::File(Path::new(state).join("journal")),
-            continuation: Continuation::Refuse,
+            resume_policy: ResumePolicy::Refuse,
             ..CopySpec::new(volume(source)?, volume(destination)?)
         })
     }

@@ -85,12 +85,12 @@ pub enum Verify {
 
 /// Whether the end of the job waits for stable storage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Sync {
+pub enum Durability {
     /// Success means durable.
     #[default]
-    Yes,
+    Required,
     /// The report says durable 0.
-    No,
+    None,
 }
 
 /// Treatment of a destination that holds data.
@@ -115,7 +115,7 @@ pub enum LiveSource {
 
 /// Treatment of an unfinished journal for the destination.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Continuation {
+pub enum ResumePolicy {
     /// `EExists`, naming the journal.
     #[default]
     Refuse,
@@ -201,7 +201,7 @@ pub struct CopySpec {
     /// How often.
     pub checkpoint_every: CheckpointEvery,
     /// What to do with an unfinished journal.
-    pub continuation: Continuation,
+    pub resume_policy: ResumePolicy,
     /// Keep the finished journal here; `None` removes it on success. An older receipt is replaced, no other file is.
     pub receipt: Option<PathBuf>,
     /// Read back and compare.
@@ -209,7 +209,7 @@ pub struct CopySpec {
     /// Digest while copying.
     pub digest: DigestKind,
     /// Flush before success.
-    pub sync: Sync,
+    pub durability: Durability,
     /// Write over data.
     pub overwrite: Overwrite,
     /// How long to wait for another copy's lock on the destination. Default 10 s.
@@ -240,11 +240,11 @@ impl CopySpec {
             path: PathChoice::Auto,
             checkpoint: CheckpointLocation::None,
             checkpoint_every: CheckpointEvery::default(),
-            continuation: Continuation::default(),
+            resume_policy: ResumePolicy::default(),
             receipt: None,
             verify: Verify::No,
             digest: DigestKind::Xxh3,
-            sync: Sync::Yes,
+            durability: Durability::Required,
             overwrite: Overwrite::No,
             lock_wait: LOCK_WAIT,
             live_source: LiveSource::Refuse,
@@ -260,7 +260,8 @@ impl CopySpec {
     /// # Errors
     /// `EBadRequest`, naming what does not go together.
     pub fn check(&self) -> Result<()> {
-        if self.sync == Sync::No && (self.continuation == Continuation::Resume || self.receipt.is_some()) {
+        if self.durability == Durability::None && (self.resume_policy == ResumePolicy::Resume || self.receipt.is_some())
+        {
             let what =
                 "a copy that is not flushed can neither be resumed nor leave a receipt: what is recorded is durable";
             return Err(Error::bad_request(what));

@@ -26,7 +26,7 @@ pub struct Supervision {
     /// Admission, requested once, after all checks and before the first change to the destination.
     pub admission: Option<Arc<dyn Admission>>,
     /// Bytes of the destination that an earlier run has made durable whose journal is not at hand: they are counted as
-    /// resumed and not copied again. Trimmed inwards to whole leaves. Only with `Continuation::Resume` and
+    /// resumed and not copied again. Trimmed inwards to whole leaves. Only with `ResumePolicy::Resume` and
     /// `Overwrite::Yes`, else `EBadRequest`, and of no destination that is missing, created or too short
     /// (`ECheckpointMismatch`). A journal that exists has to match as always; what it says is added. The digest is null
     /// then, as not all data passed through this engine, and verifying compares with the source.

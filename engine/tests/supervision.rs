@@ -7,7 +7,7 @@ use blockhaul_engine::extent::{ByteRange, RangeSet};
 use blockhaul_engine::job::{JobHandle, StopReason};
 use blockhaul_engine::progress::{Report, Status};
 use blockhaul_engine::spec::{
-    BlockSize, CheckpointEvery, CheckpointLocation, Continuation, CopySpec, Direct, Overwrite, Verify,
+    BlockSize, CheckpointEvery, CheckpointLocation, CopySpec, Direct, Overwrite, ResumePolicy, Verify,
 };
 use blockhaul_engine::supervision::{Admission, AdmissionRequest, OpenedDestination, Supervision};
 use blockhaul_engine::write_gate::WriteGate;
@@ -86,7 +86,7 @@ impl TestBed {
     fn taken_over(&self) -> CopySpec {
         CopySpec {
             checkpoint: CheckpointLocation::File(self.path("journal of another host")),
-            continuation: Continuation::Resume,
+            resume_policy: ResumePolicy::Resume,
             overwrite: Overwrite::Yes,
             ..self.spec()
         }
@@ -179,7 +179,7 @@ fn a_copy_cancelled_behind_a_closed_gate_ends_with_its_reason_and_can_be_resumed
     );
     let durable = job.durable_ranges();
     assert!(durable.bytes() == report.bytes.durable && durable.bytes() >= MIB, "{report:?}");
-    let report = bed.engine.submit(CopySpec { continuation: Continuation::Resume, ..bed.spec() }).wait();
+    let report = bed.engine.submit(CopySpec { resume_policy: ResumePolicy::Resume, ..bed.spec() }).wait();
     bed.assert_copied(&report);
     assert_eq!((report.bytes.resumed, report.digest.is_some()), (durable.bytes(), true));
 }
@@ -255,7 +255,7 @@ fn admission_is_requested_once_and_before_the_first_change() {
     fs::remove_file(bed.path("destination")).unwrap();
     bed.half_copied();
     let (judge, supervision) = Judge::with(Ok(()));
-    let report = bed.submit(CopySpec { continuation: Continuation::Resume, ..bed.spec() }, supervision).wait();
+    let report = bed.submit(CopySpec { resume_policy: ResumePolicy::Resume, ..bed.spec() }, supervision).wait();
     bed.assert_copied(&report);
     let asked = judge.asked();
     assert!(matches!(asked[..], [(Some(_), false, true, SIZE)]), "{asked:?}");
@@ -320,7 +320,7 @@ fn descriptors_without_a_volume_or_a_path_are_refused() {
 fn a_copy_by_descriptors_is_resumed_by_its_journal() {
     let bed = TestBed::new();
     let durable = bed.half_copied();
-    let spec = CopySpec { continuation: Continuation::Resume, ..bed.spec() };
+    let spec = CopySpec { resume_policy: ResumePolicy::Resume, ..bed.spec() };
     let report = bed.submit(spec, opened(&bed, false)).wait();
     bed.assert_copied(&report);
     assert_eq!(report.bytes.resumed, durable.bytes());
@@ -371,7 +371,7 @@ fn claims_are_trimmed_to_leaves_and_added_to_the_journals_ranges() {
     destination.write_all_at(&bytes()[start as usize..end as usize], start).unwrap();
     destination.sync_all().unwrap();
     let claims = RangeSet::from_iter([ByteRange::new(start + 1, end - 1)]);
-    let spec = CopySpec { continuation: Continuation::Resume, overwrite: Overwrite::Yes, ..bed.spec() };
+    let spec = CopySpec { resume_policy: ResumePolicy::Resume, overwrite: Overwrite::Yes, ..bed.spec() };
     let report = bed.submit(spec, claiming(&claims)).wait();
     bed.assert_copied(&report);
     assert_eq!(report.bytes.resumed, durable.bytes() + (end - start) - 2 * (64 << 10));

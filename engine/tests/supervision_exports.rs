@@ -10,7 +10,7 @@ use blockhaul_engine::extent::{ByteRange, RangeSet};
 use blockhaul_engine::job::{JobHandle, StopReason};
 use blockhaul_engine::nbd::NbdUri;
 use blockhaul_engine::progress::{Progress, Status};
-use blockhaul_engine::spec::{BlockSize, CheckpointLocation, Continuation, CopySpec, NetworkTerms, Overwrite, Verify};
+use blockhaul_engine::spec::{BlockSize, CheckpointLocation, CopySpec, NetworkTerms, Overwrite, ResumePolicy, Verify};
 use blockhaul_engine::supervision::Supervision;
 use blockhaul_engine::volume::Locator;
 use blockhaul_engine::write_gate::WriteGate;
@@ -275,7 +275,7 @@ fn a_copy_to_an_export_is_continued_from_claims_without_its_journal() {
     let copy = CopySpec {
         limit_bytes_per_second: None,
         checkpoint: CheckpointLocation::File(journal("second")),
-        continuation: Continuation::Resume,
+        resume_policy: ResumePolicy::Resume,
         overwrite: Overwrite::Yes,
         verify: Verify::Yes,
         ..copy

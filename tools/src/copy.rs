@@ -16,8 +16,8 @@ use blockhaul_engine::job::CheckReport;
 use blockhaul_engine::journal::{JournalReader, default_checkpoint_path};
 use blockhaul_engine::progress::{Report, Status};
 use blockhaul_engine::spec::{
-    BlockSize, CheckpointEvery, CheckpointLocation, Continuation, CopySpec, LiveSource, NetworkTerms, Overwrite,
-    PathChoice, Sync, Verify,
+    BlockSize, CheckpointEvery, CheckpointLocation, CopySpec, Durability, LiveSource, NetworkTerms, Overwrite,
+    PathChoice, ResumePolicy, Verify,
 };
 use blockhaul_engine::volume::{Locator, ReadOptions, VolumeName, open_source, usual_block, usual_depth};
 use std::ffi::OsString;
@@ -79,9 +79,9 @@ fn engine_config_for(request: &CopyRequest) -> EngineConfig {
     let CopyRequest { spec, config, .. } = request;
     let volumes = [&spec.source, &spec.destination];
     let usual = || usual_block(&volumes, spec.changed_since.is_some());
-    let earlier = || match (&spec.checkpoint, spec.continuation) {
+    let earlier = || match (&spec.checkpoint, spec.resume_policy) {
         // The job reports errors of the journal.
-        (CheckpointLocation::File(file), Continuation::Resume) => {
+        (CheckpointLocation::File(file), ResumePolicy::Resume) => {
             let journal = JournalReader::open(file).ok()?;
             BlockSize::new(journal.header().leaf_bytes.into()).ok()
         }
@@ -151,15 +151,15 @@ fn resolve(raw: RawCopy, variable: impl Fn(&str) -> Option<OsString>) -> Result<
         path,
         checkpoint,
         checkpoint_every: checkpoint_interval(&checkpoint_every),
-        continuation: match (resume, restart) {
-            (true, _) => Continuation::Resume,
-            (false, true) => Continuation::Restart,
-            (false, false) => Continuation::Refuse,
+        resume_policy: match (resume, restart) {
+            (true, _) => ResumePolicy::Resume,
+            (false, true) => ResumePolicy::Restart,
+            (false, false) => ResumePolicy::Refuse,
         },
         receipt,
         verify: if verify { Verify::Yes } else { Verify::No },
         digest,
-        sync: if no_sync { Sync::No } else { Sync::Yes },
+        durability: if no_sync { Durability::None } else { Durability::Required },
         overwrite: if overwrite { Overwrite::Yes } else { Overwrite::No },
         lock_wait: lock_wait.unwrap_or(defaults.lock_wait),
         live_source: if allow_live_source { LiveSource::Allow } else { LiveSource::Refuse },
@@ -241,7 +241,7 @@ fn show_report(request: &CopyRequest, report: &Report, arguments: &[OsString]) {
     }
     let touched = report.status == Status::Succeeded || changed_destination(report);
     if report.status != Status::Succeeded && touched {
-        let (what, command) = retry_advice(report, request.spec.sync, arguments);
+        let (what, command) = retry_advice(report, request.spec.durability, arguments);
         output::print_stderr_command(
             format_args!("the destination {} is incomplete; {what}:", request.spec.destination),
             command,
@@ -261,12 +261,12 @@ fn changed_destination(report: &Report) -> bool {
 }
 
 /// Returns what can be done, and the command that does it.
-fn retry_advice(report: &Report, sync: Sync, arguments: &[OsString]) -> (&'static str, String) {
+fn retry_advice(report: &Report, durability: Durability, arguments: &[OsString]) -> (&'static str, String) {
     let useless = matches!(
         report.error.as_ref().map(|error| error.code),
         Some(Code::SourceChanged | Code::VerifyMismatch | Code::CheckpointCorrupt | Code::CheckpointMismatch)
     );
-    let (what, mode) = match (&report.journal, useless || sync == Sync::No) {
+    let (what, mode) = match (&report.journal, useless || durability == Durability::None) {
         (Some(_), false) => ("resume with", RetryMode::Resume),
         (Some(_), true) => ("the copy cannot be resumed; start over with", RetryMode::Restart),
         (None, _) => ("there is no checkpoint; start over with", RetryMode::Overwrite),
@@ -341,7 +341,7 @@ mod tests {
             path: PathChoice::Threads,
             checkpoint: CheckpointLocation::File("c".into()),
             checkpoint_every: CheckpointEvery { bytes: 64 << 20, time: Duration::from_secs(5) },
-            continuation: Continuation::Restart,
+            resume_policy: ResumePolicy::Restart,
             receipt: Some("r".into()),
             verify: Verify::Yes,
             digest: blockhaul_engine::spec::DigestKind::None,
@@ -360,7 +360,7 @@ mod tests {
 
     #[test]
     fn invalid_values_are_bad_requests() {
-        assert_eq!(resolved(&["--no-sync"]).unwrap().spec.sync, Sync::No);
+        assert_eq!(resolved(&["--no-sync"]).unwrap().spec.durability, Durability::None);
         for flags in [
             &["--protect=0ms"][..],
             &["--block-size=3000"],
@@ -399,10 +399,13 @@ mod tests {
             journal: Some("j".to_owned()),
             ..output::refusal_report(Error::new(code, Side::Source, Operation::Read, "x"))
         };
-        assert_eq!(retry_advice(&failed(Code::Io), Sync::Yes, &arguments).1, "blockhaul copy --resume a b");
-        assert_eq!(retry_advice(&failed(Code::SourceChanged), Sync::Yes, &arguments).1, "blockhaul copy --restart a b");
-        assert_eq!(retry_advice(&failed(Code::Io), Sync::No, &arguments).1, "blockhaul copy --restart a b");
+        assert_eq!(retry_advice(&failed(Code::Io), Durability::Required, &arguments).1, "blockhaul copy --resume a b");
+        assert_eq!(
+            retry_advice(&failed(Code::SourceChanged), Durability::Required, &arguments).1,
+            "blockhaul copy --restart a b"
+        );
+        assert_eq!(retry_advice(&failed(Code::Io), Durability::None, &arguments).1, "blockhaul copy --restart a b");
         let lost = Report { journal: None, ..failed(Code::Io) };
-        assert_eq!(retry_advice(&lost, Sync::Yes, &arguments).1, "blockhaul copy --overwrite a b");
+        assert_eq!(retry_advice(&lost, Durability::Required, &arguments).1, "blockhaul copy --overwrite a b");
     }
 }

@@ -25,7 +25,7 @@ use blockhaul_engine::job::{JobHandle, StopReason};
 use blockhaul_engine::progress::{Report, Status};
 use blockhaul_engine::shown::Shown;
 use blockhaul_engine::spec::{
-    self as engine, CheckpointLocation, Continuation, CopySpec, Overwrite, Verify, VerifySpec,
+    self as engine, CheckpointLocation, CopySpec, Overwrite, ResumePolicy, Verify, VerifySpec,
 };
 use blockhaul_engine::supervision::{Admission, AdmissionRequest, OpenedVolumes, Supervision};
 use blockhaul_engine::volume::Locator;
@@ -483,7 +483,7 @@ fn spec(job: &CopyJob, source: Locator, destination: Locator, admitted: bool) ->
         reflink: job.reflink,
         digest: job.digest,
         verify: if job.verify { Verify::Yes } else { Verify::No },
-        continuation: Continuation::Resume,
+        resume_policy: ResumePolicy::Resume,
         overwrite: if job.overwrite || admitted { Overwrite::Yes } else { Overwrite::No },
         ..CopySpec::new(source, destination)
     }

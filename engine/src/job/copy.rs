@@ -19,7 +19,7 @@ use crate::pass::durable_sample::DurableSample;
 use crate::progress::{Difference, Report};
 use crate::ring::clock;
 use crate::shown::Shown;
-use crate::spec::{CheckpointLocation, CopySpec, DigestKind, Sparse, Sync, Verify};
+use crate::spec::{CheckpointLocation, CopySpec, DigestKind, Durability, Sparse, Verify};
 use crate::supervision::Supervision;
 use crate::volume::{Volume, refuse_streams, source_identity};
 use std::sync::Arc;
@@ -94,7 +94,7 @@ impl Copy<'_, '_> {
         control.set_source_identity(source_identity(&*source, self.spec.changed_since.as_deref()).to_text());
         let recorder = self.move_blocks(prepared)?;
         let checked = destination.check_in_place().and_then(|()| {
-            if self.spec.sync == Sync::Yes && created {
+            if self.spec.durability == Durability::Required && created {
                 destination.sync_parent()?;
             }
             let root = recorder.reader()?.root()?;
@@ -197,7 +197,7 @@ impl Copy<'_, '_> {
     /// Where ranges are recorded: the job's journal, unless nothing is flushed. Then the journal says no more than that
     /// there is an unfinished copy, and the written ranges are kept aside for the digest.
     fn recorded_in(&mut self, journal: JournalFile, durable: &RangeSet) -> Result<JournalFile> {
-        if self.spec.sync == Sync::Yes || self.spec.checkpoint == CheckpointLocation::None {
+        if self.spec.durability == Durability::Required || self.spec.checkpoint == CheckpointLocation::None {
             return Ok(journal);
         }
         let mut aside = self.resources.journals.create(JournalLocation::Scratch, journal.reader()?.header())?;
@@ -217,7 +217,7 @@ impl Copy<'_, '_> {
         destination: &Arc<dyn Volume>,
         leaf: u32,
     ) -> Result<Option<[u8; 32]>> {
-        if self.spec.sync == Sync::No {
+        if self.spec.durability == Durability::None {
             // What was not flushed before is flushed now.
             self.supervision.wait_for_gate(&|| self.control.cancelled().is_some())?;
         }

@@ -7,7 +7,7 @@ use super::content_check::ContentCheck;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::journal::{JournalReader, JournalState};
 use crate::shown::Shown;
-use crate::spec::{CheckpointLocation, Continuation, CopySpec, Direct, PathChoice};
+use crate::spec::{CheckpointLocation, CopySpec, Direct, PathChoice, ResumePolicy};
 use crate::volume::{
     GivenVolumes, IdentityMatch, OpenVolume, ReadOptions, open_verified_end, refuse_other, source_identity,
 };
@@ -32,7 +32,7 @@ pub(super) fn find<'a>(
     given: &GivenVolumes,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Option<FinishedCopy<'a>>> {
-    let (CheckpointLocation::File(path), Continuation::Resume) = (&spec.checkpoint, spec.continuation) else {
+    let (CheckpointLocation::File(path), ResumePolicy::Resume) = (&spec.checkpoint, spec.resume_policy) else {
         return Ok(None);
     };
     let Ok(journal) = JournalReader::open(path) else { return Ok(None) };

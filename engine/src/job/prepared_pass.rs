@@ -13,7 +13,7 @@ use crate::pass::control::JobControl;
 use crate::pass::state::{PassParams, PassState};
 use crate::plan::Planner;
 use crate::ring::{Instant, ZeroMode};
-use crate::spec::{CheckpointEvery, CheckpointLocation, CopySpec, DigestKind, Sparse, Sync};
+use crate::spec::{CheckpointEvery, CheckpointLocation, CopySpec, DigestKind, Durability, Sparse};
 use crate::volume::route::{Cache, IoMode, Offload, Route, SubmitMode};
 use crate::volume::{KnownZero, Volume, VolumeKind};
 use std::sync::Arc;
@@ -66,7 +66,7 @@ impl PreparedPass {
     ) -> Self {
         let CopyInputs { source, destination, route, leaf_bytes, digest, durable, known_zero, tail } = start;
         let (size, done) = (source.size_bytes(), durable.bytes());
-        count_resumed(control, size, &durable, spec.sync);
+        count_resumed(control, size, &durable, spec.durability);
         let recording = recording(spec, destination.generation().is_some());
         let known_zero = known_zero == KnownZero::Everything;
         let params = PassParams {
@@ -154,19 +154,19 @@ impl PreparedPass {
     }
 }
 
-fn count_resumed(control: &JobControl, size: u64, durable: &RangeSet, sync: Sync) {
+fn count_resumed(control: &JobControl, size: u64, durable: &RangeSet, durability: Durability) {
     let (counters, done) = (&control.counters, durable.bytes());
     counters.planned.store(size, Relaxed);
     counters.resumed.store(done, Relaxed);
     control.count_without_io(done);
-    if sync == Sync::Yes {
+    if durability == Durability::Required {
         counters.durable.store(done, Relaxed);
         control.make_durable(durable.iter());
     }
 }
 
 fn recording(spec: &CopySpec, may_lose: bool) -> RecordingPolicy {
-    let sync = spec.sync == Sync::Yes;
+    let sync = spec.durability == Durability::Required;
     let is_checkpoint = sync && spec.checkpoint != CheckpointLocation::None;
     let every = if is_checkpoint { spec.checkpoint_every } else { CheckpointEvery::default() };
     // Recorded ranges are never copied again. So they must be stable, even without a checkpoint or a sync.

@@ -7,7 +7,7 @@ use crate::journal::{Content, JournalFile, Run};
 use crate::limits::{SAMPLE_READ_BYTES, TICK};
 use crate::nbd::connection_revoker::ConnectionRevoker;
 use crate::pass::durable_sample::DurableSample;
-use crate::spec::{Continuation, CopySpec, Overwrite};
+use crate::spec::{CopySpec, Overwrite, ResumePolicy};
 use crate::supervision::{Admission, AdmissionRequest, DurableLeaf, Supervision, VolumeEvidence};
 use crate::volume::{GivenVolumes, Identity, OpenedCopy, UnprovenIdentity, VolumeKind, refuse_changed_source};
 use std::fmt::{self, Display};
@@ -53,7 +53,7 @@ impl ResolvedSupervision {
     /// # Errors
     /// `EBadRequest`.
     pub(crate) fn refuse_unwanted(&self, spec: &CopySpec) -> Result<()> {
-        let goes_on = spec.continuation == Continuation::Resume && spec.overwrite == Overwrite::Yes;
+        let goes_on = spec.resume_policy == ResumePolicy::Resume && spec.overwrite == Overwrite::Yes;
         if goes_on || !self.has_claims() {
             return Ok(());
         }

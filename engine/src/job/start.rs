@@ -16,7 +16,7 @@ use crate::journal::{
 };
 use crate::limits::{BLOCK_BYTES_DIRECT, BLOCK_BYTES_SMALL};
 use crate::shown::Shown;
-use crate::spec::{BlockSize, CheckpointLocation, Continuation, CopySpec, Overwrite};
+use crate::spec::{BlockSize, CheckpointLocation, CopySpec, Overwrite, ResumePolicy};
 use crate::volume::{
     Identity, KnownZero, LockWait, OpenMode, OpenVolume, OpenedCopy, Route, UnprovenIdentity, Volume, VolumeKind,
     bypass_caches, choose_block, is_destination, may_keep, probe, refuse_block, refuse_contradiction, refuse_file_of,
@@ -142,7 +142,7 @@ fn earlier_journal(spec: &CopySpec) -> Result<Option<JournalReader>> {
         None => Ok(None),
         Some(Err(error)) if error.code == Code::NotFound => Ok(None),
         // An empty file may be a reserved journal; only resuming needs content.
-        Some(Err(_)) if spec.continuation != Continuation::Resume && is_empty_file(spec) => Ok(None),
+        Some(Err(_)) if spec.resume_policy != ResumePolicy::Resume && is_empty_file(spec) => Ok(None),
         Some(reader) => reader.map(Some),
     }
 }
@@ -155,12 +155,12 @@ fn open(
     cancelled: &dyn Fn() -> bool,
 ) -> Result<OpenedCopy> {
     let rights = || refuse_unwritable_journal(spec);
-    let missing = || match (spec.continuation, earlier_journal(spec)) {
-        (Continuation::Refuse | Continuation::Restart, _) | (Continuation::Resume, Ok(None)) => {
+    let missing = || match (spec.resume_policy, earlier_journal(spec)) {
+        (ResumePolicy::Refuse | ResumePolicy::Restart, _) | (ResumePolicy::Resume, Ok(None)) => {
             refuse_missing(spec).and_then(|()| supervision.refuse_missing(spec))
         }
-        (Continuation::Resume, Err(error)) => Err(error),
-        (Continuation::Resume, Ok(Some(journal))) => {
+        (ResumePolicy::Resume, Err(error)) => Err(error),
+        (ResumePolicy::Resume, Ok(Some(journal))) => {
             let (was, is) = (&journal.header().destination.name, &spec.destination);
             let message = format!("the checkpoint is about {was}, but {is} does not exist");
             let error = Error::new(Code::CheckpointMismatch, Side::Destination, Operation::Journal, message);
@@ -217,22 +217,22 @@ fn decide<J>(
     cancelled: &dyn Fn() -> bool,
 ) -> Result<StartPoint<J>> {
     let earlier = earlier_journal(spec);
-    match (spec.continuation, checkpoint(spec)) {
-        (Continuation::Resume, Some(path)) if !matches!(earlier, Ok(None)) => {
+    match (spec.resume_policy, checkpoint(spec)) {
+        (ResumePolicy::Resume, Some(path)) if !matches!(earlier, Ok(None)) => {
             let (journal, reader) = reopen(path)?;
             let (source, destination) = (source_of(spec, opened), opened.destination.volume().identity());
             let unproven = refuse_other(reader.header(), reader.durable(), &source, destination)?;
             refuse_block(reader.header().leaf_bytes, opened.volumes())?;
             Ok(StartPoint::Resumed(journal, Box::new(reader), unproven))
         }
-        (Continuation::Restart, _) => {
+        (ResumePolicy::Restart, _) => {
             match leftover(&earlier, opened, cancelled) {
                 Some(unfinished) => refuse_unfinished_copy(spec, unfinished, opened.source.volume())?,
                 None => refuse_data(spec, opened, false)?,
             }
             Ok(StartPoint::Fresh)
         }
-        (Continuation::Refuse | Continuation::Resume, path) => {
+        (ResumePolicy::Refuse | ResumePolicy::Resume, path) => {
             refuse_data(spec, opened, matches!(earlier, Ok(Some(_))))?;
             match (earlier?, path) {
                 (Some(journal), Some(path)) => Err(exists(path, &journal)),
@@ -381,10 +381,10 @@ impl FirstChanges<'_> {
 
 /// Returns the location of the journal of a fresh start.
 pub(super) fn journal_place(spec: &CopySpec) -> JournalLocation<'_> {
-    match (checkpoint(spec), spec.continuation) {
+    match (checkpoint(spec), spec.resume_policy) {
         (None, _) => JournalLocation::Scratch,
-        (Some(path), Continuation::Restart) => JournalLocation::Replace(path),
-        (Some(path), Continuation::Refuse | Continuation::Resume) => JournalLocation::File(path),
+        (Some(path), ResumePolicy::Restart) => JournalLocation::Replace(path),
+        (Some(path), ResumePolicy::Refuse | ResumePolicy::Resume) => JournalLocation::File(path),
     }
 }
 

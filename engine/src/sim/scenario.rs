@@ -9,7 +9,7 @@ use super::server::SimServer;
 use super::sim_gate::SimGate;
 use super::world::TaskWorld;
 use crate::extent::{ByteRange, Extent, ExtentKind};
-use crate::spec::{CheckpointEvery, CheckpointLocation, CopySpec, DigestKind, Sparse, Sync, Verify};
+use crate::spec::{CheckpointEvery, CheckpointLocation, CopySpec, DigestKind, Durability, Sparse, Verify};
 use crate::units::{KIB, MIB};
 use crate::volume::VolumeKind;
 use fastrand::Rng;
@@ -122,10 +122,10 @@ impl Plan {
         let mut spec = CopySpec::new(path("source").into(), path("destination").into());
         spec.sparse = *pick(rng, &[Sparse::Never, Sparse::Read, Sparse::Auto, Sparse::Auto]);
         spec.digest = if rng.u8(0..4) == 0 { DigestKind::None } else { DigestKind::Xxh3 };
-        spec.sync = if rng.u8(0..8) == 0 { Sync::No } else { Sync::Yes };
+        spec.durability = if rng.u8(0..8) == 0 { Durability::None } else { Durability::Required };
         spec.verify = if rng.u8(0..3) == 0 { Verify::Yes } else { Verify::No };
         // A copy without flushes records nothing to resume from.
-        let is_lost = rng.u8(0..6) == 0 || spec.sync == Sync::No;
+        let is_lost = rng.u8(0..6) == 0 || spec.durability == Durability::None;
         spec.checkpoint = if is_lost { CheckpointLocation::None } else { CheckpointLocation::File(path("journal")) };
         spec.checkpoint_every = CheckpointEvery {
             bytes: rng.u64(1..=16) * u64::from(leaf),
@@ -154,7 +154,7 @@ fn site(rng: &mut Rng, plan: &Plan, fault_level: FaultLevel) -> TaskWorld {
         faults: faults(rng, fault_level, plan.size),
         audit: OperationAudit::default(),
         journal: SimJournalFile::default(),
-        flushes: plan.spec.sync == Sync::Yes,
+        flushes: plan.spec.durability == Durability::Required,
         checkpoints: plan.spec.checkpoint != CheckpointLocation::None,
         sim_gate: None,
         has_claims: false,

@@ -25,7 +25,7 @@ use crate::pass::control::JobControl;
 use crate::pass::state::PassState;
 use crate::progress::{Progress, Status};
 use crate::ring::{FileId, Instant};
-use crate::spec::{CheckpointLocation, DigestKind, Sparse, Sync, Verify};
+use crate::spec::{CheckpointLocation, DigestKind, Durability, Sparse, Verify};
 use crate::volume::route::{Cache, IoMode, Offload, Route, SubmitMode};
 use crate::volume::{KnownZero, Volume, VolumeKind, refuse_other};
 use std::sync::Arc;
@@ -588,7 +588,8 @@ impl SimJob {
     /// Kills and restarts the server of the destination.
     pub(crate) fn restart_server(&mut self) {
         // Without a flush at the end, a server may lose writes after the success.
-        let is_over = self.plan.spec.sync == Sync::No && self.control.progress().written == self.plan.size;
+        let is_over =
+            self.plan.spec.durability == Durability::None && self.control.progress().written == self.plan.size;
         if self.is_running() && !is_over {
             self.world.restart(FileId(self.index as i32 * 2 + 1));
         }

@@ -195,15 +195,15 @@ fn a_copy_resumes_with_the_same_export_only() {
     let other = Server::nbdkit(&["memory", "1M"]).unwrap();
     let (directory, local, _) = pair();
     let checkpoint = CheckpointLocation::File(directory.path().join("journal"));
-    let continuation = Continuation::Resume;
-    let resume = CopySpec { checkpoint, continuation, ..between(local.as_path().into(), server.export("")) };
+    let resume_policy = ResumePolicy::Resume;
+    let resume = CopySpec { checkpoint, resume_policy, ..between(local.as_path().into(), server.export("")) };
     drop(start(&resume).expect("without a journal it is a fresh start"));
     let again = start(&resume).unwrap();
     assert!(again.earlier.is_some_and(|earlier| earlier.header().destination.kind == VolumeKind::Export));
     drop((again.source, again.destination, again.journal));
     let elsewhere = CopySpec { destination: other.export(""), ..resume.clone() };
     refused_with(&elsewhere, Code::CheckpointMismatch, &["another destination", "--restart"]);
-    let restarted = CopySpec { continuation: Continuation::Restart, ..resume };
+    let restarted = CopySpec { resume_policy: ResumePolicy::Restart, ..resume };
     assert!(start(&restarted).unwrap().earlier.is_none());
 }
 
@@ -249,8 +249,8 @@ fn the_destination_of_an_unfinished_copy_is_no_older_copy() {
     let checkpoint = CheckpointLocation::File(directory.path().join("journal"));
     let full = CopySpec { checkpoint, ..between(server.export(""), destination.as_path().into()) };
     let changes = CopySpec { changed_since: Some("monday".to_owned()), ..full.clone() };
-    let resumed = |spec: &CopySpec| CopySpec { continuation: Continuation::Resume, ..spec.clone() };
-    let restarted = |spec: &CopySpec| CopySpec { continuation: Continuation::Restart, ..spec.clone() };
+    let resumed = |spec: &CopySpec| CopySpec { resume_policy: ResumePolicy::Resume, ..spec.clone() };
+    let restarted = |spec: &CopySpec| CopySpec { resume_policy: ResumePolicy::Restart, ..spec.clone() };
     drop(start(&full).unwrap());
     refused(&changes, Code::Exists, &["unfinished", "--resume"]);
     refused(&resumed(&changes), Code::SourceChanged, &["the checkpoint is about", "--restart"]);
@@ -286,7 +286,7 @@ fn a_copy_does_not_resume_with_an_export_of_another_file() {
         (local.as_path().into(), server.export(""), Code::CheckpointMismatch),
     ] {
         let copy = CopySpec { checkpoint: checkpoint.clone(), block_size, ..between(source, destination) };
-        let again = CopySpec { continuation: Continuation::Restart, overwrite: Overwrite::Yes, ..copy.clone() };
+        let again = CopySpec { resume_policy: ResumePolicy::Restart, overwrite: Overwrite::Yes, ..copy.clone() };
         let mut first = start(&again).unwrap();
         let content = Content::Leaves(vec![crate::pipeline::examine::leaf_digest(&[0xa5; 65536])]);
         let (sender, receiver) = mpsc::channel();
@@ -298,7 +298,7 @@ fn a_copy_does_not_resume_with_an_export_of_another_file() {
             File::options().write(true).open(path).unwrap().write_all_at(&[0xa5; 65536], 0).unwrap();
         }
         drop((first.source, first.destination));
-        let resume = CopySpec { continuation: Continuation::Resume, ..copy };
+        let resume = CopySpec { resume_policy: ResumePolicy::Resume, ..copy };
         drop(start(&resume).expect("nothing has changed"));
         let other = image.path().join("other");
         make_file(&other, MIB, &[(4096, 65536)]);

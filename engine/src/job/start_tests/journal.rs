@@ -23,10 +23,10 @@ fn an_unfinished_journal_needs_a_decision() {
     refused(&first, Code::Exists, &["not empty", name, "--resume", "--restart"]);
     let overwriting = CopySpec { overwrite: Overwrite::Yes, ..first.clone() };
     refused(&overwriting, Code::Exists, &["unfinished", name, "--resume", "--restart"]);
-    let restarted = start(&CopySpec { continuation: Continuation::Restart, ..first.clone() }).unwrap();
+    let restarted = start(&CopySpec { resume_policy: ResumePolicy::Restart, ..first.clone() }).unwrap();
     assert_eq!(restarted.known_zero, KnownZero::Everything);
     drop(restarted);
-    let resumed = start(&CopySpec { continuation: Continuation::Resume, ..first.clone() }).unwrap();
+    let resumed = start(&CopySpec { resume_policy: ResumePolicy::Resume, ..first.clone() }).unwrap();
     assert!(resumed.earlier.is_some() && !resumed.created);
     assert_eq!(resumed.known_zero, KnownZero::Nothing);
 }
@@ -36,7 +36,7 @@ fn a_restart_without_a_journal_of_its_own_needs_an_empty_destination() {
     let (directory, source, destination) = pair();
     make_file(&destination, 10, &[(0, 10)]);
     let checkpoint = CheckpointLocation::File(directory.path().join("journal"));
-    let spec = CopySpec { checkpoint, continuation: Continuation::Restart, ..spec(&source, &destination) };
+    let spec = CopySpec { checkpoint, resume_policy: ResumePolicy::Restart, ..spec(&source, &destination) };
     refused(&spec, Code::Exists, &["--overwrite"]);
 }
 
@@ -44,7 +44,7 @@ fn a_restart_without_a_journal_of_its_own_needs_an_empty_destination() {
 fn a_copy_resumes_with_the_same_volumes_only() {
     let (directory, source, destination) = pair();
     let checkpoint = CheckpointLocation::File(directory.path().join("journal"));
-    let resume = CopySpec { checkpoint, continuation: Continuation::Resume, ..spec(&source, &destination) };
+    let resume = CopySpec { checkpoint, resume_policy: ResumePolicy::Resume, ..spec(&source, &destination) };
     let mut first = start(&resume).expect("without a journal it is a fresh start");
     let leaf = u64::from(first.leaf_bytes);
     append(&mut first, ByteRange::new(0, leaf));
@@ -72,7 +72,7 @@ fn a_copy_resumes_with_the_same_volumes_only() {
 fn a_destination_cut_below_its_durable_bytes_is_a_mismatch() {
     let (directory, source, destination) = pair();
     let checkpoint = CheckpointLocation::File(directory.path().join("journal"));
-    let resume = CopySpec { checkpoint, continuation: Continuation::Resume, ..spec(&source, &destination) };
+    let resume = CopySpec { checkpoint, resume_policy: ResumePolicy::Resume, ..spec(&source, &destination) };
     let mut first = start(&resume).unwrap();
     append(&mut first, ByteRange::new(0, MIB));
     first.journal.close().unwrap();
@@ -141,7 +141,7 @@ fn a_resumed_copy_counts_its_written_bytes_as_free_space() {
     make_file(&source, 3 * MIB, &[(0, 3 << 20)]);
     let destination = mounted.path().join("destination");
     let checkpoint = CheckpointLocation::File(directory.path().join("journal"));
-    let resume = CopySpec { checkpoint, continuation: Continuation::Resume, ..spec(&source, &destination) };
+    let resume = CopySpec { checkpoint, resume_policy: ResumePolicy::Resume, ..spec(&source, &destination) };
     let first = start(&resume).unwrap();
     first.destination.allocate(ByteRange::new(0, 3 * MIB)).unwrap();
     first.journal.close().unwrap();
