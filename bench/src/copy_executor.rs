@@ -7,7 +7,7 @@ use crate::interrupt::Interrupt;
 use crate::launch::{LaunchOutcome, Launcher, ProcessSample, Sampler};
 use crate::meter::{KernelWorkers, written_bytes};
 use crate::results::ThroughputPoint;
-use crate::target::{Invocation, OutputFormat, Target, Verification, Work};
+use crate::target::{Invocation, OutputFormat, Target, Verification, TrialWork};
 use crate::volume::VerifyOutcome;
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
@@ -96,8 +96,8 @@ impl Executor for CopyExecutor {
 /// Returns the commands of a target and the format of their output.
 pub(crate) fn commands(target: &Target) -> Result<(&[Invocation], OutputFormat), Failure> {
     match &target.work {
-        Work::Commands { commands, format } => Ok((commands, *format)),
-        Work::Missing(why) => Err(Failure::Failed(why.clone())),
+        TrialWork::Commands { commands, format } => Ok((commands, *format)),
+        TrialWork::Missing(why) => Err(Failure::Failed(why.clone())),
     }
 }
 

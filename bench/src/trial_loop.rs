@@ -9,7 +9,7 @@ use crate::histogram;
 use crate::interrupt::Stopped;
 use crate::results::{Kind, Metric, Outcome, Summary, TargetResult, Trial};
 use crate::scale::GIB;
-use crate::target::{Target, Work};
+use crate::target::{Target, TrialWork};
 use crate::warning;
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
@@ -140,8 +140,8 @@ struct TargetRecord {
 impl TargetRecord {
     fn new(target: &Target) -> Self {
         let outcome = match &target.work {
-            Work::Missing(why) => Outcome::Missing(why.clone()),
-            Work::Commands { .. } => Outcome::Ran,
+            TrialWork::Missing(why) => Outcome::Missing(why.clone()),
+            TrialWork::Commands { .. } => Outcome::Ran,
         };
         let mut warnings = target.warnings.clone();
         if let Outcome::Missing(why) = &outcome {
@@ -226,7 +226,7 @@ mod tests {
     use crate::target::{Invocation, OutputFormat};
 
     fn target(name: &str) -> Target {
-        let work = Work::Commands { commands: vec![Invocation::new([name])], format: OutputFormat::Ignored };
+        let work = TrialWork::Commands { commands: vec![Invocation::new([name])], format: OutputFormat::Ignored };
         Target::new(name, Kind::Rival, work, &[])
     }
 
@@ -349,7 +349,7 @@ mod tests {
     #[test]
     fn a_missing_target_is_never_run() {
         let mut targets = ["a", "b"].map(target);
-        targets[1].work = Work::Missing("install b".to_owned());
+        targets[1].work = TrialWork::Missing("install b".to_owned());
         let mut mock = Mock::new(|_, _, _| None);
         let runs = run_trials(&targets, settings(2), &mut mock, &mut |_, _| ()).map_err(drop).unwrap();
         assert_eq!(mock.performed(), ["a", "a"]);

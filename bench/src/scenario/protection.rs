@@ -8,7 +8,7 @@ use crate::foreground::{self, ForegroundLatency};
 use crate::results::{Metric, WindowPoint};
 use crate::scale::{GIB, MIB};
 use crate::target::{Caching, baselines, blockhaul, qemu_img};
-use crate::target::{Invocation, OutputFormat, Target, Work};
+use crate::target::{Invocation, OutputFormat, Target, TrialWork};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,7 +41,7 @@ fn prepare(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
     let flag = format!("{protect_us}us");
     let mut idle = baselines::null(&workload).with_name("nobody-copies");
     let sleep = Invocation::new(["sleep".to_owned(), alone.as_secs_f64().to_string()]);
-    idle.work = Work::Commands { commands: vec![sleep], format: OutputFormat::Ignored };
+    idle.work = TrialWork::Commands { commands: vec![sleep], format: OutputFormat::Ignored };
     let targets = vec![
         idle,
         blockhaul::engine(&workload, |_| ()),

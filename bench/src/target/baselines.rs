@@ -3,7 +3,7 @@
 use super::Workload;
 use crate::program::BARE_LOOP;
 use crate::results::Kind;
-use crate::target::{Invocation, OutputFormat, Target, Work};
+use crate::target::{Invocation, OutputFormat, Target, TrialWork};
 
 /// Builds a target in which fio reads the source and writes a reserved file at the same time, with a flush at the end:
 /// the rate of the device without copying any byte from one to the other.
@@ -41,6 +41,6 @@ pub(crate) fn bare_loop(workload: &Workload<'_>) -> Target {
 
 /// Builds a target that does nothing: the cost of starting, waiting for and sampling a program.
 pub(crate) fn null(workload: &Workload<'_>) -> Target {
-    let work = Work::Commands { commands: vec![Invocation::new(["true"])], format: OutputFormat::Ignored };
+    let work = TrialWork::Commands { commands: vec![Invocation::new(["true"])], format: OutputFormat::Ignored };
     Target::new("null", Kind::Null, work, workload.pairs).unverified()
 }

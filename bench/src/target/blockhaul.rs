@@ -4,7 +4,7 @@ use super::{Caching, Workload};
 use crate::engine_process::{COMMAND, EngineRequest};
 use crate::program::own_path;
 use crate::results::Kind;
-use crate::target::{Invocation, OutputFormat, Target, Work};
+use crate::target::{Invocation, OutputFormat, Target, TrialWork};
 
 /// Builds a target for the engine as a library; `change` sets what differs from the defaults.
 pub(crate) fn engine(workload: &Workload<'_>, change: impl FnOnce(&mut EngineRequest)) -> Target {
@@ -21,9 +21,9 @@ pub(crate) fn engine(workload: &Workload<'_>, change: impl FnOnce(&mut EngineReq
     let work = match serde_json::to_string(&request) {
         Ok(request) => {
             let command = Invocation::new([own_path(), COMMAND.to_owned(), request]);
-            Work::Commands { commands: vec![command], format: OutputFormat::EngineReport }
+            TrialWork::Commands { commands: vec![command], format: OutputFormat::EngineReport }
         }
-        Err(error) => Work::Missing(format!("the request cannot be written: {error}")),
+        Err(error) => TrialWork::Missing(format!("the request cannot be written: {error}")),
     };
     Target::new("engine", Kind::Engine, work, workload.pairs)
 }

@@ -32,7 +32,7 @@ pub(crate) fn copy_and_compare(workload: &Workload<'_>) -> Target {
         line(program, pair, workload).then([compare.as_deref().unwrap_or("cmp"), &source, &destination])
     });
     match missing {
-        Some(why) => Target { work: crate::target::Work::Missing(why), ..target },
+        Some(why) => Target { work: crate::target::TrialWork::Missing(why), ..target },
         None => target,
     }
 }

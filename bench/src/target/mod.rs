@@ -26,7 +26,7 @@ pub(crate) struct Target {
     pub name: String,
     pub kind: Kind,
     pub step: Option<Step>,
-    pub work: Work,
+    pub work: TrialWork,
     /// What it copies; several pairs are copied at the same time.
     pub pairs: Vec<VolumePair>,
     /// Whether the destination is compared with the source after each trial.
@@ -46,7 +46,7 @@ pub(crate) enum Verification {
 
 /// What a trial starts.
 #[derive(Clone, Debug)]
-pub(crate) enum Work {
+pub(crate) enum TrialWork {
     /// These commands, at the same time.
     Commands { commands: Vec<Invocation>, format: OutputFormat },
     /// Nothing: a program or facility is missing; says which and how to get it.
@@ -98,14 +98,14 @@ impl Invocation {
 
 impl Target {
     /// Returns a target that is verified, without warnings and outside of any series.
-    pub(crate) fn new(name: &str, kind: Kind, work: Work, pairs: &[VolumePair]) -> Self {
+    pub(crate) fn new(name: &str, kind: Kind, work: TrialWork, pairs: &[VolumePair]) -> Self {
         let (name, pairs) = (name.to_owned(), pairs.to_vec());
         Self { name, kind, step: None, work, pairs, verification: Verification::ByteForByte, warnings: Vec::new() }
     }
 
     /// Sets how its output is read.
     pub(crate) fn with_output(mut self, output: OutputFormat) -> Self {
-        if let Work::Commands { format, .. } = &mut self.work {
+        if let TrialWork::Commands { format, .. } = &mut self.work {
             *format = output;
         }
         self
@@ -114,8 +114,8 @@ impl Target {
     /// Returns the command line of the first copy, with placeholders for the paths of this run.
     pub(crate) fn command(&self) -> String {
         match &self.work {
-            Work::Missing(_) => String::new(),
-            Work::Commands { commands, .. } => {
+            TrialWork::Missing(_) => String::new(),
+            TrialWork::Commands { commands, .. } => {
                 let line = commands.first().map(Invocation::command_line).unwrap_or_default();
                 let line = self.pairs.first().map_or(line.clone(), |pair| pair.with_placeholders(&line));
                 if commands.len() > 1 { format!("{} at once: {line}", commands.len()) } else { line }

@@ -21,14 +21,14 @@ pub(crate) fn convert_reserved(workload: &Workload<'_>) -> Target {
 /// Builds a target with idle I/O priority, the usual way to protect other users of a disk.
 pub(crate) fn convert_idle(workload: &Workload<'_>) -> Target {
     let mut target = convert(workload).with_name("ionice-qemu-img");
-    if let crate::target::Work::Commands { commands, .. } = &mut target.work {
+    if let crate::target::TrialWork::Commands { commands, .. } = &mut target.work {
         match workload.programs.path("ionice") {
             Ok(ionice) => {
                 for step in commands.iter_mut().flat_map(|command| &mut command.steps) {
                     step.splice(0..0, [ionice.clone(), "-c".to_owned(), "3".to_owned()]);
                 }
             }
-            Err(why) => target.work = crate::target::Work::Missing(why),
+            Err(why) => target.work = crate::target::TrialWork::Missing(why),
         }
     }
     target

@@ -1,6 +1,6 @@
 //! Describes the copies that a target has to make, and builds targets from command lines.
 
-use super::{Invocation, OutputFormat, Target, Work};
+use super::{Invocation, OutputFormat, Target, TrialWork};
 use crate::program::Programs;
 use crate::results::Kind;
 use crate::volume::VolumePair;
@@ -35,9 +35,9 @@ impl Workload<'_> {
         let work = match self.programs.path(program) {
             Ok(path) => {
                 let commands = self.pairs.iter().map(|pair| line(&path, pair)).collect();
-                Work::Commands { commands, format: OutputFormat::Ignored }
+                TrialWork::Commands { commands, format: OutputFormat::Ignored }
             }
-            Err(why) => Work::Missing(why),
+            Err(why) => TrialWork::Missing(why),
         };
         Target::new(name, kind, work, self.pairs)
     }

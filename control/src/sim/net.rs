@@ -66,7 +66,7 @@ struct Inner {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Net(Arc<Mutex<Inner>>);
 
-type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+type CallFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl Net {
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -113,7 +113,7 @@ impl Net {
         &self,
         from: &str,
         to: &str,
-        work: impl Fn(ProcessEndpoint) -> Work<T> + Send,
+        work: impl Fn(ProcessEndpoint) -> CallFuture<T> + Send,
     ) -> Result<T, CallError> {
         let no_answer = |why: &str| CallError::NoAnswer(format!("{to}: {why}"));
         let answered = timeout(CALL_MAX, async {
@@ -143,7 +143,7 @@ impl Net {
 }
 
 /// Carries out a call in the called process, after a delay.
-fn carry_out<T: Send + 'static>(endpoint: &ProcessEndpoint, work: Work<T>, after: Duration) -> oneshot::Receiver<T> {
+fn carry_out<T: Send + 'static>(endpoint: &ProcessEndpoint, work: CallFuture<T>, after: Duration) -> oneshot::Receiver<T> {
     let (answer, answered) = oneshot::channel();
     endpoint.process.enter(|| {
         spawn(async move {
@@ -167,7 +167,7 @@ impl RunnerClient for SimCalls {
     async fn assign(&self, to: &Peer, assignment: Assignment) -> Result<AssignResponse, CallError> {
         let work = |endpoint: ProcessEndpoint| {
             let assignment = assignment.clone();
-            Box::pin(async move { endpoint.runner.assign(assignment).await }) as Work<_>
+            Box::pin(async move { endpoint.runner.assign(assignment).await }) as CallFuture<_>
         };
         self.at_process(to, work).await
     }
@@ -175,7 +175,7 @@ impl RunnerClient for SimCalls {
     async fn query(&self, to: &Peer, assignment: Assignment) -> Result<AssignmentStatus, CallError> {
         let work = |endpoint: ProcessEndpoint| {
             let assignment = assignment.clone();
-            Box::pin(async move { endpoint.runner.query(assignment).await }) as Work<_>
+            Box::pin(async move { endpoint.runner.query(assignment).await }) as CallFuture<_>
         };
         self.at_process(to, work).await
     }
@@ -183,7 +183,7 @@ impl RunnerClient for SimCalls {
     async fn notify(&self, to: &Peer, leader: Epoch, task: &TaskId) -> Result<(), CallError> {
         let work = |endpoint: ProcessEndpoint| {
             let task = task.clone();
-            Box::pin(async move { endpoint.runner.notify(leader, &task).await }) as Work<_>
+            Box::pin(async move { endpoint.runner.notify(leader, &task).await }) as CallFuture<_>
         };
         self.at_process(to, work).await
     }
@@ -191,14 +191,14 @@ impl RunnerClient for SimCalls {
     async fn resolve(&self, to: &Peer, leader: Epoch, spec: &TaskSpec) -> Result<Vec<String>, CallError> {
         let work = |endpoint: ProcessEndpoint| {
             let spec = spec.clone();
-            Box::pin(async move { endpoint.runner.resolve(leader, &spec).await }) as Work<_>
+            Box::pin(async move { endpoint.runner.resolve(leader, &spec).await }) as CallFuture<_>
         };
         self.at_process(to, work).await
     }
 
     async fn interrupt(&self, to: &Peer, leader: Epoch) -> Result<(), CallError> {
         let work =
-            |endpoint: ProcessEndpoint| Box::pin(async move { endpoint.runner.interrupt(leader).await }) as Work<_>;
+            |endpoint: ProcessEndpoint| Box::pin(async move { endpoint.runner.interrupt(leader).await }) as CallFuture<_>;
         self.at_process(to, work).await
     }
 }
@@ -208,12 +208,12 @@ impl SimCalls {
     async fn at_process<T: Send + 'static>(
         &self,
         to: &Peer,
-        work: impl Fn(ProcessEndpoint) -> Work<Result<T, CallError>> + Send + Sync,
+        work: impl Fn(ProcessEndpoint) -> CallFuture<Result<T, CallError>> + Send + Sync,
     ) -> Result<T, CallError> {
         let addressee = Addressee::new(&CenterId::default(), to);
         let guarded = |endpoint: ProcessEndpoint| match endpoint.identity.check(&addressee) {
             Ok(()) => work(endpoint),
-            Err(error) => Box::pin(std::future::ready(Err(error))) as Work<_>,
+            Err(error) => Box::pin(std::future::ready(Err(error))) as CallFuture<_>,
         };
         self.net.call(&self.node, &to.address, guarded).await?
     }
@@ -233,7 +233,7 @@ impl SimCalls {
                     }
                     None => Err(CallError::NoAnswer(String::from("the node does not lead"))),
                 }
-            }) as Work<_>
+            }) as CallFuture<_>
         };
         self.at_process(&leader, at_endpoint).await
     }

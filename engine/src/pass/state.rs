@@ -37,7 +37,7 @@ pub(crate) enum DetectedZeros {
 
 /// Kind of work on a segment.
 #[derive(Debug)]
-pub(crate) enum Work {
+pub(crate) enum SegmentWork {
     /// Read `read`, write its data.
     Copy { read: ByteRange, found: DetectedZeros },
     /// Zero the segment by request.
@@ -57,7 +57,7 @@ pub(crate) enum Work {
 pub(crate) struct Segment {
     /// Range of the segment, on the leaf grid.
     pub range: ByteRange,
-    pub work: Work,
+    pub work: SegmentWork,
 }
 
 /// Content of a leaf, known when it was written.

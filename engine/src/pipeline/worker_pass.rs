@@ -10,7 +10,7 @@ use crate::channel::NbdConnections;
 use crate::extent::{ByteRange, RangeSet};
 use crate::limits::ZEROS_PER_JOB;
 use crate::pass::latency::Latency;
-use crate::pass::state::{DetectedZeros, LeafContent, PassState, Segment, Work, WrittenRange, ZeroMethod};
+use crate::pass::state::{DetectedZeros, LeafContent, PassState, Segment, SegmentWork, WrittenRange, ZeroMethod};
 use crate::ring::{Instant, ZeroMode};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
@@ -66,7 +66,7 @@ pub(crate) enum BlockKind {
 struct OpenSegment {
     id: u64,
     range: ByteRange,
-    work: Work,
+    work: SegmentWork,
     /// Whether its bytes were counted as issued before: zeros that could not be requested.
     admitted: bool,
     /// The next leaf starts here.
@@ -372,7 +372,7 @@ impl WorkerPass {
                 self.next_segment += 1;
                 self.open.push(OpenSegment {
                     admitted: true,
-                    ..OpenSegment::new(id, Segment { range, work: Work::WriteZeros }, &self.state)
+                    ..OpenSegment::new(id, Segment { range, work: SegmentWork::WriteZeros }, &self.state)
                 });
                 self.retire();
                 None
@@ -471,7 +471,7 @@ impl OpenSegment {
             zeros: RangeSet::new(),
             zero_leaves: RangeSet::new(),
         };
-        if matches!(open.work, Work::Zero) {
+        if matches!(open.work, SegmentWork::Zero) {
             let request = zero_request(range, state);
             open.cursor = request.end();
             open.zeros.insert(request);
@@ -485,11 +485,11 @@ impl OpenSegment {
         let index = usize::try_from((leaf.start() - self.range.start()) / u64::from(state.params.block_bytes))
             .expect("a segment has few leaves");
         let (read, kind) = match &self.work {
-            Work::Copy { read, found } => (within(*read), BlockKind::Copy(*found)),
-            Work::Zero | Work::WriteZeros => (within(ByteRange::new(0, 0)), BlockKind::WriteZeros),
-            Work::CompareSource => (leaf, BlockKind::CompareSource),
-            Work::CompareDigests(leaves) => (leaf, BlockKind::Compare(LeafContent::Digest(leaves[index]))),
-            Work::CompareZeros => (leaf, BlockKind::Compare(LeafContent::Zeros)),
+            SegmentWork::Copy { read, found } => (within(*read), BlockKind::Copy(*found)),
+            SegmentWork::Zero | SegmentWork::WriteZeros => (within(ByteRange::new(0, 0)), BlockKind::WriteZeros),
+            SegmentWork::CompareSource => (leaf, BlockKind::CompareSource),
+            SegmentWork::CompareDigests(leaves) => (leaf, BlockKind::Compare(LeafContent::Digest(leaves[index]))),
+            SegmentWork::CompareZeros => (leaf, BlockKind::Compare(LeafContent::Zeros)),
         };
         self.cursor = leaf.end();
         self.outstanding += 1;
@@ -538,8 +538,8 @@ mod tests {
         let control = Arc::new(JobControl::new(None));
         let state = PassState::new(control, channel(Side::Source), channel(Side::Destination), params);
         let data = ByteRange::new(0, LEAF);
-        let copy = Segment { range: data, work: Work::Copy { read: data, found: DetectedZeros::Skip } };
-        state.offer([copy, Segment { range: ByteRange::new(LEAF, 2 * LEAF), work: Work::Zero }]);
+        let copy = Segment { range: data, work: SegmentWork::Copy { read: data, found: DetectedZeros::Skip } };
+        state.offer([copy, Segment { range: ByteRange::new(LEAF, 2 * LEAF), work: SegmentWork::Zero }]);
         WorkerPass::new(0, Arc::new(state), 0, 1)
     }
 

@@ -20,7 +20,7 @@ struct Fixture {
 }
 
 /// One attempt at a copy.
-struct Work {
+struct TestAttempt {
     copy: CopyTask,
     execution: Execution,
 }
@@ -40,7 +40,7 @@ impl Fixture {
         self.root.path().join(name)
     }
 
-    fn work(&self, destination: &str) -> (Work, oneshot::Receiver<WritePermitRequest>) {
+    fn work(&self, destination: &str) -> (TestAttempt, oneshot::Receiver<WritePermitRequest>) {
         let TaskSpec::Copy(copy) = copy_of(FenceMethod::Local) else { unreachable!("it is a copy") };
         let name = |name: &str| self.path(name).to_str().unwrap().to_owned();
         let copy = CopyTask { source: name("in/a"), destination: name(destination), ..copy };
@@ -57,7 +57,7 @@ impl Fixture {
             gate,
             admission,
         };
-        (Work { copy, execution }, permit_request)
+        (TestAttempt { copy, execution }, permit_request)
     }
 
     /// Runs a copy, and interrupts it half-way. Returns its outcome.
@@ -74,14 +74,14 @@ impl Fixture {
         running.ended().await
     }
 
-    fn start(&self, work: Work) -> Arc<dyn ExecutionHandle> {
+    fn start(&self, work: TestAttempt) -> Arc<dyn ExecutionHandle> {
         self.executor.copy(work.copy.job().unwrap(), work.execution)
     }
 
     /// Carries out work, and grants its write permit. Returns the durable ranges of the request, and the outcome.
     async fn carry_out(
         &self,
-        work: Work,
+        work: TestAttempt,
         permit_request: oneshot::Receiver<WritePermitRequest>,
     ) -> (DurableMap, Outcome) {
         let running = self.start(work);
@@ -192,7 +192,7 @@ async fn continued(epoch: &str, length: u64) -> (DurableMap, Outcome) {
     let file = std::fs::File::open(fixture.path("in/b")).unwrap();
     file.set_xattr("user.blockhaul.epoch", epoch.as_bytes()).unwrap();
     let (work, permit_request) = fixture.work("in/b");
-    let work = Work {
+    let work = TestAttempt {
         execution: Execution {
             admitted: true,
             earlier: vec![Epoch(3), Epoch(7)],
@@ -252,7 +252,7 @@ async fn volumes_that_were_replaced_between_two_attempts_are_detected() {
         let length = usize::try_from(file.metadata().unwrap().len()).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, &vec![0xee; length], 0).unwrap();
         let (work, _question) = fixture.work("in/b");
-        let work = Work {
+        let work = TestAttempt {
             execution: Execution { admitted: true, earlier: vec![Epoch(10)], durable, ..work.execution },
             copy: work.copy,
         };
@@ -291,7 +291,7 @@ async fn an_interrupted_copy_keeps_its_journal_until_it_is_deleted() {
     assert_eq!(fixture.executor.kept(), [(id("t"), 5)]);
 
     let (work, permit_request) = fixture.work("in/b");
-    let work = Work {
+    let work = TestAttempt {
         execution: Execution {
             epoch: Epoch(12),
             admitted: true,
@@ -318,9 +318,9 @@ async fn a_journal_is_ignored_when_another_writer_has_written_the_destination() 
     let file = std::fs::File::open(fixture.path("in/b")).unwrap();
     file.set_xattr("user.blockhaul.epoch", b"11").unwrap();
 
-    let again = |work: Work| {
+    let again = |work: TestAttempt| {
         let execution = Execution { epoch: Epoch(12), admitted: true, earlier: vec![Epoch(10)], ..work.execution };
-        Work { execution, ..work }
+        TestAttempt { execution, ..work }
     };
     let (work, _question) = fixture.work("in/b");
     let outcome = fixture.start(again(work)).ended().await;
@@ -368,7 +368,7 @@ async fn volumes_are_compared_behind_the_policy_once_the_runner_has_permitted_it
         ("out", Some(Code::Permission)),
         ("in/missing", Some(Code::NotFound)),
     ] {
-        let (Work { execution, .. }, permit_request) = fixture.work("in/b");
+        let (TestAttempt { execution, .. }, permit_request) = fixture.work("in/b");
         let reference = Reference::Volume(volume("in/a"));
         let running = fixture.executor.compare(CompareJob { reference, volume: volume(name), limit: None }, execution);
         let permitted =
@@ -400,7 +400,7 @@ async fn a_refused_or_cancelled_comparison_reads_nothing() {
     std::fs::write(fixture.path("in/same"), content()).unwrap();
     let volume = |name: &str| TaskVolume::parse(fixture.path(name).to_str().unwrap(), Some(&node())).unwrap();
     for is_cancelled in [false, true] {
-        let (Work { execution, .. }, permit_request) = fixture.work("in/b");
+        let (TestAttempt { execution, .. }, permit_request) = fixture.work("in/b");
         let job =
             CompareJob { reference: Reference::Volume(volume("in/a")), volume: volume("in/same"), limit: Some(1) };
         let running = fixture.executor.compare(job, execution);

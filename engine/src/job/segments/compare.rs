@@ -8,7 +8,7 @@ use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, ExtentKind, RangeSet};
 use crate::journal::{Content, JournalReader, Run};
 use crate::limits::{EXTENTS_PER_SCAN, SEGMENT_BYTES_MAX};
-use crate::pass::state::{LeafContent, Segment, Work, WrittenRange};
+use crate::pass::state::{LeafContent, Segment, SegmentWork, WrittenRange};
 use crate::plan::{Piece, Planner};
 use crate::spec::Sparse;
 use crate::volume::Volume;
@@ -94,7 +94,7 @@ impl CompareSegments {
         let Run { range, content } = run;
         match content {
             Content::Zeros => self.zeros = Some((Planner::over(range, self.leaf), ZerosBy::Record)),
-            Content::Leaves(leaves) => found.segments.push(Segment { range, work: Work::CompareDigests(leaves) }),
+            Content::Leaves(leaves) => found.segments.push(Segment { range, work: SegmentWork::CompareDigests(leaves) }),
             Content::Undigested => self.reference = Some(Planner::over(range, self.leaf)),
         }
         Ok(true)
@@ -152,7 +152,7 @@ impl SegmentSource for CompareSegments {
             if let Some((planner, by)) = &mut self.zeros {
                 match next_piece(planner, &*self.target, self.sparse, found)? {
                     NextPiece::Data { range } => {
-                        let work = if *by == ZerosBy::Map { Work::CompareSource } else { Work::CompareZeros };
+                        let work = if *by == ZerosBy::Map { SegmentWork::CompareSource } else { SegmentWork::CompareZeros };
                         found.segments.push(Segment { range, work });
                     }
                     NextPiece::Zeros { range } => {
@@ -169,7 +169,7 @@ impl SegmentSource for CompareSegments {
             if let Some(mut planner) = self.reference.take() {
                 let sought = next_piece(&mut planner, &**self.reference_volume()?, self.sparse, found)?;
                 match sought {
-                    NextPiece::Data { range } => found.segments.push(Segment { range, work: Work::CompareSource }),
+                    NextPiece::Data { range } => found.segments.push(Segment { range, work: SegmentWork::CompareSource }),
                     NextPiece::Zeros { range } => self.zeros = Some((Planner::over(range, self.leaf), ZerosBy::Map)),
                     NextPiece::Pending => found.waits = true,
                     NextPiece::End => continue,

@@ -6,7 +6,7 @@ use super::{Refill, SKIPPED_PER_REFILL, SegmentSource, finish_copy, read_zeros_t
 use crate::error::Result;
 use crate::extent::{ByteRange, ExtentKind, RangeSet};
 use crate::limits::{EXTENTS_PER_SCAN, SEGMENT_BYTES_MAX};
-use crate::pass::state::{LeafContent, Segment, Work, WrittenRange};
+use crate::pass::state::{LeafContent, Segment, SegmentWork, WrittenRange};
 use crate::plan::{Piece, Planner};
 use crate::spec::Sparse;
 use crate::volume::Volume;
@@ -108,7 +108,7 @@ impl CopySegments {
         match piece {
             Piece::Data { range, read } => {
                 let found_zeros = self.reservation.reach(read.end())?;
-                found.segments.push(Segment { range, work: Work::Copy { read, found: found_zeros } });
+                found.segments.push(Segment { range, work: SegmentWork::Copy { read, found: found_zeros } });
             }
             Piece::Zeros { range } => {
                 self.reservation.reach(range.end())?;
@@ -132,7 +132,7 @@ impl CopySegments {
         let all = self.requests?;
         let range = all.split(SEGMENT_BYTES_MAX).next()?;
         self.requests = (range.end() < all.end()).then(|| ByteRange::new(range.end(), all.end()));
-        Some(Segment { range, work: Work::Zero })
+        Some(Segment { range, work: SegmentWork::Zero })
     }
 }
 
