@@ -7,7 +7,7 @@ use crate::interrupt::Interrupt;
 use crate::launch::{LaunchOutcome, Launcher, ProcessSample, Sampler};
 use crate::meter::{KernelWorkers, written_bytes};
 use crate::results::ThroughputPoint;
-use crate::target::{Invocation, OutputFormat, Target, Verification, TrialWork};
+use crate::target::{Invocation, OutputFormat, Target, TrialWork, Verification};
 use crate::volume::VerifyOutcome;
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;

@@ -21,7 +21,7 @@ struct Slot {
 
 /// Effect of a multi on one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Change {
+pub(crate) struct ZnodeChange {
     pub(crate) path: String,
     pub(crate) kind: ChangeKind,
 }
@@ -90,7 +90,7 @@ impl Tree {
         ops: Vec<Op>,
         session: SessionId,
         zxid: Zxid,
-    ) -> Result<(Vec<Done>, Vec<Change>), (usize, Refusal)> {
+    ) -> Result<(Vec<Done>, Vec<ZnodeChange>), (usize, Refusal)> {
         let (mut done, mut changes, mut undo) = (Vec::new(), Vec::new(), Vec::new());
         for (index, op) in ops.into_iter().enumerate() {
             match self.apply_one(op, session, zxid, &mut undo) {
@@ -115,7 +115,7 @@ impl Tree {
         session: SessionId,
         zxid: Zxid,
         undo: &mut Vec<Undo>,
-    ) -> Result<(Done, Option<Change>), Refusal> {
+    ) -> Result<(Done, Option<ZnodeChange>), Refusal> {
         match op {
             Op::Check { path, version } => self.at(&path, version).map(|_| (Done::Plain, None)),
             Op::Create { path, data, mode } => {
@@ -124,14 +124,14 @@ impl Tree {
                 let stat = Stat { version: 0, created: zxid, modified: zxid, owner };
                 self.put(&path, Some(Znode { data, stat }));
                 undo.push(Undo(path.clone(), None));
-                Ok((Done::Plain, Some(Change { path, kind: ChangeKind::Created })))
+                Ok((Done::Plain, Some(ZnodeChange { path, kind: ChangeKind::Created })))
             }
             Op::Set { path, data, version } => {
                 let old = self.at(&path, version)?.stat;
                 let stat = Stat { version: old.version.wrapping_add(1), modified: zxid, ..old };
                 undo.push(Undo(path.clone(), self.get(&path).cloned()));
                 self.put(&path, Some(Znode { data, stat }));
-                Ok((Done::Set(stat), Some(Change { path, kind: ChangeKind::Set })))
+                Ok((Done::Set(stat), Some(ZnodeChange { path, kind: ChangeKind::Set })))
             }
             Op::Delete { path, version } => {
                 self.at(&path, version)?;
@@ -140,7 +140,7 @@ impl Tree {
                 }
                 undo.push(Undo(path.clone(), self.get(&path).cloned()));
                 self.remove(&path);
-                Ok((Done::Plain, Some(Change { path, kind: ChangeKind::Deleted })))
+                Ok((Done::Plain, Some(ZnodeChange { path, kind: ChangeKind::Deleted })))
             }
         }
     }
@@ -193,8 +193,8 @@ impl Watches {
     }
 
     /// Removes and returns the watches that a change fires; the caller sends on them.
-    pub(crate) fn take_fired(&mut self, change: &Change) -> Vec<oneshot::Sender<()>> {
-        let Change { path, kind } = change;
+    pub(crate) fn take_fired(&mut self, change: &ZnodeChange) -> Vec<oneshot::Sender<()>> {
+        let ZnodeChange { path, kind } = change;
         let mut waiting = self.nodes.remove(path).unwrap_or_default();
         if *kind == ChangeKind::Deleted {
             waiting.extend(self.children.remove(path).unwrap_or_default());

@@ -8,7 +8,7 @@ use super::decision::Decision;
 use super::event::{Call, CallResult, Event, WriteOrigin};
 use super::now::Now;
 use super::rollback_detection::RecordVersion;
-use super::write::{Change, Writer, Written};
+use super::write::{RecordUpdate, Writer, Written};
 use crate::model::state_machine::{self, TaskEvent};
 use crate::model::{Epoch, Holder, NodeId, TaskId, TaskRecord};
 use crate::peers::{Assignment, Peer, RunnerClient};
@@ -93,9 +93,9 @@ impl Dispatcher {
         self.cluster.clear_due(id);
         let Some(entry) = self.cluster.tasks.get_mut(id) else { return };
         entry.runtime.is_busy = true;
-        let change = Change { before: entry.record.clone(), known: RecordVersion::of(entry), after };
+        let update = RecordUpdate { before: entry.record.clone(), known: RecordVersion::of(entry), after };
         let id = id.clone();
-        self.start_write(id, origin, move |writer| writer.change(change));
+        self.start_write(id, origin, move |writer| writer.update(update));
     }
 
     /// Starts a write of a task's node.

@@ -2,7 +2,7 @@
 //! may hold.
 
 use super::status::{RunnerSummary, Status};
-use crate::model::{DrainMode, NodeId, Progress, Submission, TaskChange, TaskId, TaskRecord, TaskState};
+use crate::model::{DrainMode, NodeId, Progress, Submission, TaskCommand, TaskId, TaskRecord, TaskState};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -36,8 +36,8 @@ pub(crate) struct Page {
 /// Requested change of one task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Mutation {
-    /// A client's change.
-    TaskChange(TaskChange),
+    /// A client's command.
+    Command(TaskCommand),
     /// An operator confirms that the node is off.
     Confirm(NodeId),
     /// The record of an ended task is deleted.
@@ -120,8 +120,8 @@ impl DispatcherHandle {
     /// # Errors
     /// `EUnsupported`: it is no copy, and can only be given up. `EBusy`: it has ended or is being cancelled.
     /// `EBadRequest`: a limit of 0. `ENotFound`, `EUnreachable`.
-    pub(crate) async fn change(&self, task: &TaskId, change: TaskChange) -> Result<Arc<TaskRecord>> {
-        self.ask(|reply| Request::Mutate(task.clone(), Mutation::TaskChange(change), reply)).await
+    pub(crate) async fn command(&self, task: &TaskId, command: TaskCommand) -> Result<Arc<TaskRecord>> {
+        self.ask(|reply| Request::Mutate(task.clone(), Mutation::Command(command), reply)).await
     }
 
     /// Deletes the record of an ended task; returns its last content.

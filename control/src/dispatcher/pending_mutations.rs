@@ -7,7 +7,7 @@ use super::now::Now;
 use super::write::Denial;
 use crate::coord::{CoordError, Refusal};
 use crate::model::state_machine::{self, FenceProof, IllegalTransition, TaskEvent};
-use crate::model::{NodeId, TaskChange, TaskId, TaskRecord, TaskState};
+use crate::model::{NodeId, TaskCommand, TaskId, TaskRecord, TaskState};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -185,14 +185,14 @@ fn apply_mutation(record: &TaskRecord, mutation: &Mutation, now_ms: u64) -> Resu
     let step =
         |event| state_machine::apply(record, event, now_ms).map_err(|illegal| transition_error(record, &illegal));
     match mutation {
-        Mutation::TaskChange(TaskChange::Cancel) if record.state.is_terminal() => Ok(record.clone()),
-        Mutation::TaskChange(TaskChange::Cancel) => step(TaskEvent::CancelRequested),
-        Mutation::TaskChange(TaskChange::Pause) => step(TaskEvent::PauseRequested),
-        Mutation::TaskChange(TaskChange::Resume) => step(TaskEvent::ResumeRequested),
-        Mutation::TaskChange(TaskChange::Limit(Some(0))) => {
+        Mutation::Command(TaskCommand::Cancel) if record.state.is_terminal() => Ok(record.clone()),
+        Mutation::Command(TaskCommand::Cancel) => step(TaskEvent::CancelRequested),
+        Mutation::Command(TaskCommand::Pause) => step(TaskEvent::PauseRequested),
+        Mutation::Command(TaskCommand::Resume) => step(TaskEvent::ResumeRequested),
+        Mutation::Command(TaskCommand::Limit(Some(0))) => {
             Err(Error::bad_request("a limit of 0 would never end: pause the task instead"))
         }
-        Mutation::TaskChange(TaskChange::Limit(limit)) => step(TaskEvent::LimitRequested(*limit)),
+        Mutation::Command(TaskCommand::Limit(limit)) => step(TaskEvent::LimitRequested(*limit)),
         Mutation::Remove => Ok(record.clone()),
         Mutation::Confirm(node) => {
             apply_confirmation(record, node, now_ms).map_err(|illegal| transition_error(record, &illegal))

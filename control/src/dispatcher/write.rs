@@ -22,7 +22,7 @@ const CLAIM_TRIES: usize = 4;
 
 /// Record that replaces another.
 #[derive(Debug)]
-pub(crate) struct Change {
+pub(crate) struct RecordUpdate {
     /// Record as it is in the store, as far as is known.
     pub(crate) before: Arc<TaskRecord>,
     /// Node of that record, as far as is known.
@@ -86,52 +86,52 @@ pub(crate) struct Writer {
 
 impl Writer {
     /// Replaces a record, and changes its claims according to the transition.
-    pub(crate) async fn change(self, change: Change) -> Written {
-        let mut is_first_grant = change.before.claims.is_empty();
+    pub(crate) async fn update(self, update: RecordUpdate) -> Written {
+        let mut is_first_grant = update.before.claims.is_empty();
         for tries in 0..CLAIM_TRIES {
             if tries > 0
                 && let Err(error) = self.session.sync().await
             {
                 return Written::Failed(error);
             }
-            let ops = match self.operations(&change, is_first_grant).await {
+            let ops = match self.operations(&update, is_first_grant).await {
                 Ok(Ok(ops)) => ops,
                 Ok(Err(claim)) => return Written::Claimed(claim),
                 Err(error) => return Written::Failed(error),
             };
-            match self.commit_until_known(&change, &ops).await {
+            match self.commit_until_known(&update, &ops).await {
                 Written::Failed(CoordError::Refused { index, why }) if !why.is_condition() => {
                     return Written::Denied(Denial::of(&ops, index, why));
                 }
                 Written::Failed(CoordError::Refused { index, .. }) if index > 0 => is_first_grant = false,
-                Written::Failed(CoordError::Refused { .. }) => return self.changed(&change).await,
+                Written::Failed(CoordError::Refused { .. }) => return self.changed(&update).await,
                 written => return written,
             }
         }
         // Another process keeps changing the claims: the task is decided again.
-        self.changed(&change).await
+        self.changed(&update).await
     }
 
     /// Sends a write until its outcome is known.
-    async fn commit_until_known(&self, change: &Change, ops: &[Op]) -> Written {
+    async fn commit_until_known(&self, update: &RecordUpdate, ops: &[Op]) -> Written {
         loop {
             match self.leader_term.commit(ops.to_vec()).await {
-                Ok(done) => return finished(change, &done),
+                Ok(done) => return finished(update, &done),
                 Err(CommitError::LostLeadership) => return Written::LostLeadership,
                 Err(CommitError::Store(CoordError::Unknown(_))) => {}
                 Err(CommitError::Store(error)) => return Written::Failed(error),
             }
-            let node = match self.read_committed(&change.after.id).await {
+            let node = match self.read_committed(&update.after.id).await {
                 Ok(node) => node,
                 Err(error) => return Written::Failed(error),
             };
             match node {
-                Some(node) if has_op(&node, &change.after.op) => {
-                    return finished(change, &[Done::Set(node.stat)]);
+                Some(node) if has_op(&node, &update.after.op) => {
+                    return finished(update, &[Done::Set(node.stat)]);
                 }
-                node if change.known.is_contradicted_by_node(node.as_ref()) => return Written::HistoryLost,
+                node if update.known.is_contradicted_by_node(node.as_ref()) => return Written::HistoryLost,
                 // Not done yet, or lost: it is sent again. If both arrive, the later one is refused.
-                Some(node) if node.stat.version == change.known.version => {}
+                Some(node) if node.stat.version == update.known.version => {}
                 node => return Written::Changed(node),
             }
         }
@@ -154,17 +154,17 @@ impl Writer {
         }
     }
 
-    async fn changed(&self, change: &Change) -> Written {
-        match self.read_committed(&change.after.id).await {
-            Ok(Some(node)) if has_op(&node, &change.after.op) => finished(change, &[Done::Set(node.stat)]),
-            Ok(node) => changed_outcome(&change.known, node),
+    async fn changed(&self, update: &RecordUpdate) -> Written {
+        match self.read_committed(&update.after.id).await {
+            Ok(Some(node)) if has_op(&node, &update.after.op) => finished(update, &[Done::Set(node.stat)]),
+            Ok(node) => changed_outcome(&update.known, node),
             Err(error) => Written::Failed(error),
         }
     }
 
     /// Returns the operations of a change, the record's own first; or the claim that another task has.
-    async fn operations(&self, change: &Change, is_first: bool) -> Result<Result<Vec<Op>, String>, CoordError> {
-        let Change { before, known: RecordVersion { version, .. }, after } = change;
+    async fn operations(&self, update: &RecordUpdate, is_first: bool) -> Result<Result<Vec<Op>, String>, CoordError> {
+        let RecordUpdate { before, known: RecordVersion { version, .. }, after } = update;
         let mut ops = vec![Op::Set { path: paths::task(&after.id), data: after.encode(), version: *version }];
         let claims = if after.claims.is_empty() { &before.claims } else { &after.claims };
         let kind = claim_change(before, after);
@@ -300,13 +300,13 @@ fn created(record: TaskRecord, version: i32, created: Option<Zxid>) -> Written {
     Written::Done { record: Box::new(record), version, created, grant: None }
 }
 
-fn finished(change: &Change, done: &[Done]) -> Written {
+fn finished(update: &RecordUpdate, done: &[Done]) -> Written {
     let stat = done.first().and_then(|done| match done {
         Done::Set(stat) => Some(*stat),
         Done::Plain => None,
     });
-    let version = stat.map_or(change.known.version + 1, |stat| stat.version);
-    let is_granted = claim_change(&change.before, &change.after) == ClaimChange::Set && change.after.holder.is_some();
+    let version = stat.map_or(update.known.version + 1, |stat| stat.version);
+    let is_granted = claim_change(&update.before, &update.after) == ClaimChange::Set && update.after.holder.is_some();
     let grant = stat.filter(|_| is_granted).map(|stat| stat.modified.into());
-    Written::Done { record: Box::new(change.after.clone()), version, created: stat.map(|stat| stat.created), grant }
+    Written::Done { record: Box::new(update.after.clone()), version, created: stat.map(|stat| stat.created), grant }
 }

@@ -28,7 +28,7 @@ pub use kind::{CopyTask, NoopTask, Summary, TaskSpec, VerifyTask};
 pub use names::{Epoch, Incarnation, NodeId, OpId, TaskId};
 pub use node::{Drain, Leader, Meta, Registration, Renewal};
 pub use node_fault::{FaultOrigin, NodeFault};
-pub use request::{DrainMode, Submission, TaskChange};
+pub use request::{DrainMode, Submission, TaskCommand};
 pub use task::{Attempt, DesiredState, Faults, Progress, TaskRecord, TaskState};
 pub use unknown_fields::UnknownFields;
 pub use volume::{TaskVolume, VOLUME_NAME_BYTES_MAX};

@@ -23,9 +23,9 @@ impl Submission {
     }
 }
 
-/// Change that a client requests of an existing task.
+/// Command of a client to an existing task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TaskChange {
+pub enum TaskCommand {
     /// Cancel it.
     Cancel,
     /// Pause it.

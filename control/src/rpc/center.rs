@@ -7,7 +7,7 @@ use super::local_roles::NodeRoles;
 use super::wire::{self, center_server::Center};
 use crate::cluster::clock_skew::is_off;
 use crate::dispatcher::{self, Query, RunnerSummary};
-use crate::model::{DrainMode, NodeId, Submission, TaskChange, TaskId, TaskRecord};
+use crate::model::{DrainMode, NodeId, Submission, TaskCommand, TaskId, TaskRecord};
 use crate::peers::CenterId;
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use blockhaul_engine::spec::Direct;
@@ -49,10 +49,10 @@ impl CenterService {
         Self { roles, center, here, watches: Arc::new(Semaphore::new(WATCHES_MAX)), stopping }
     }
 
-    async fn change(&self, id: String, change: TaskChange) -> Result<Response<wire::Task>, Status> {
+    async fn command(&self, id: String, command: TaskCommand) -> Result<Response<wire::Task>, Status> {
         let dispatcher = self.roles.dispatcher()?;
         let id = TaskId::new(id).map_err(RpcError::from)?;
-        let task = dispatcher.change(&id, change).await.map_err(RpcError::from)?;
+        let task = dispatcher.command(&id, command).await.map_err(RpcError::from)?;
         reply(&task)
     }
 }
@@ -105,17 +105,17 @@ impl Center for CenterService {
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn cancel(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
-        self.change(request.into_inner().id, TaskChange::Cancel).await
+        self.command(request.into_inner().id, TaskCommand::Cancel).await
     }
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn pause(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
-        self.change(request.into_inner().id, TaskChange::Pause).await
+        self.command(request.into_inner().id, TaskCommand::Pause).await
     }
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn resume(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
-        self.change(request.into_inner().id, TaskChange::Resume).await
+        self.command(request.into_inner().id, TaskCommand::Resume).await
     }
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
@@ -133,7 +133,7 @@ impl Center for CenterService {
             let error = Error::bad_request("a limit of 0 would stop the copy: pause it, or name a rate");
             return Err(RpcError::from(error).into());
         }
-        self.change(id, TaskChange::Limit(limit)).await
+        self.command(id, TaskCommand::Limit(limit)).await
     }
 
     async fn runners(&self, request: Request<wire::RunnersRequest>) -> Answer<wire::RunnersReply> {

@@ -6,7 +6,7 @@ use super::net::{CLIENT, Net, ProcessEndpoint};
 use super::run_result::RunResult;
 use super::scenario::ClientAction;
 use crate::dispatcher::DispatcherHandle;
-use crate::model::{DesiredState, DrainMode, NodeId, Submission, TaskChange, TaskId, TaskSpec};
+use crate::model::{DesiredState, DrainMode, NodeId, Submission, TaskCommand, TaskId, TaskSpec};
 use blockhaul_engine::error::{Code, Result};
 use std::future::Future;
 use std::time::Duration;
@@ -84,13 +84,13 @@ impl Client {
             .ask(|leader| {
                 let id = id.clone();
                 async move {
-                    let change = match action {
-                        ClientAction::Cancel => TaskChange::Cancel,
-                        ClientAction::Pause => TaskChange::Pause,
-                        ClientAction::Resume => TaskChange::Resume,
-                        ClientAction::Limit => TaskChange::Limit(Some(1 << 20)),
+                    let command = match action {
+                        ClientAction::Cancel => TaskCommand::Cancel,
+                        ClientAction::Pause => TaskCommand::Pause,
+                        ClientAction::Resume => TaskCommand::Resume,
+                        ClientAction::Limit => TaskCommand::Limit(Some(1 << 20)),
                     };
-                    leader.change(&id, change).await
+                    leader.command(&id, command).await
                 }
             })
             .await;

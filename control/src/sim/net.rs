@@ -143,7 +143,11 @@ impl Net {
 }
 
 /// Carries out a call in the called process, after a delay.
-fn carry_out<T: Send + 'static>(endpoint: &ProcessEndpoint, work: CallFuture<T>, after: Duration) -> oneshot::Receiver<T> {
+fn carry_out<T: Send + 'static>(
+    endpoint: &ProcessEndpoint,
+    work: CallFuture<T>,
+    after: Duration,
+) -> oneshot::Receiver<T> {
     let (answer, answered) = oneshot::channel();
     endpoint.process.enter(|| {
         spawn(async move {
@@ -197,8 +201,9 @@ impl RunnerClient for SimCalls {
     }
 
     async fn interrupt(&self, to: &Peer, leader: Epoch) -> Result<(), CallError> {
-        let work =
-            |endpoint: ProcessEndpoint| Box::pin(async move { endpoint.runner.interrupt(leader).await }) as CallFuture<_>;
+        let work = |endpoint: ProcessEndpoint| {
+            Box::pin(async move { endpoint.runner.interrupt(leader).await }) as CallFuture<_>
+        };
         self.at_process(to, work).await
     }
 }

@@ -1,6 +1,6 @@
 //! Runs the thread that owns an embedded store: applies requests in memory, makes them durable, and answers them.
 
-use super::super::tree::{Change, ChangeKind, Tree, Watches};
+use super::super::tree::{ChangeKind, Tree, Watches, ZnodeChange};
 use super::super::{CoordError, Done, Ending, Link, Op, SessionId, SessionState, Znode, Zxid, is_path};
 use super::store_file::{Content, OpenStoreFile, StoreFile, StoreFileError};
 use std::collections::{BTreeMap, BTreeSet};
@@ -216,7 +216,7 @@ impl Store {
         let gone = self.tree.ephemerals(|owner| owner == session);
         let changes = gone.into_iter().map(|path| {
             self.tree.put(&path, None);
-            Change { path, kind: ChangeKind::Deleted }
+            ZnodeChange { path, kind: ChangeKind::Deleted }
         });
         let changes = changes.collect();
         self.add_changes(changes, self.next_zxid());
@@ -225,7 +225,7 @@ impl Store {
     }
 
     /// Adds changes in memory to the batch.
-    fn add_changes(&mut self, changes: Vec<Change>, zxid: Zxid) {
+    fn add_changes(&mut self, changes: Vec<ZnodeChange>, zxid: Zxid) {
         if !changes.is_empty() {
             self.zxid = zxid;
         }

@@ -304,7 +304,7 @@ impl Core {
         Ok(done)
     }
 
-    fn commit(&mut self, node: &str, changes: Vec<super::tree::Change>, ops: &[Op]) {
+    fn commit(&mut self, node: &str, changes: Vec<super::tree::ChangedZnode>, ops: &[Op]) {
         self.zxid.0 += 1;
         let zxid = self.zxid;
         if let Some(observer) = self.observer.clone() {

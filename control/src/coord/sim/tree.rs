@@ -9,13 +9,13 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 /// Path of a node, and the node after a write; `None` if it is deleted.
-pub(super) type Change = (Arc<str>, Option<Arc<Znode>>);
+pub(super) type ChangedZnode = (Arc<str>, Option<Arc<Znode>>);
 
 /// A committed write.
 #[derive(Debug)]
 pub(super) struct Transaction {
     pub(super) zxid: Zxid,
-    pub(super) changes: Vec<Change>,
+    pub(super) changes: Vec<ChangedZnode>,
 }
 
 /// Nodes by path.
@@ -49,7 +49,7 @@ impl Tree {
         path == "/" || self.0.contains_key(path)
     }
 
-    pub(super) fn replay(&mut self, changes: &[Change]) {
+    pub(super) fn replay(&mut self, changes: &[ChangedZnode]) {
         for (path, node) in changes {
             match node {
                 Some(node) => self.0.insert(path.clone(), node.clone()),
@@ -70,7 +70,7 @@ impl Tree {
         ops: &[Op],
         session: SessionId,
         zxid: Zxid,
-    ) -> Result<(Vec<Change>, Vec<Done>), CoordError> {
+    ) -> Result<(Vec<ChangedZnode>, Vec<Done>), CoordError> {
         let mut draft = Draft { tree: self, changed: BTreeMap::new(), order: Vec::new(), session, zxid };
         let mut done = Vec::with_capacity(ops.len());
         for (index, op) in ops.iter().enumerate() {

@@ -8,7 +8,7 @@ use crate::coord::sim::FaultRates;
 use crate::dispatcher::{Config, Ending, Query};
 use crate::model::state_machine::{Checkpoint, TaskEvent};
 use crate::model::{
-    DesiredState, DrainMode, FenceMethod, NodeId, Record, Submission, TaskChange, TaskId, TaskSpec, TaskState,
+    DesiredState, DrainMode, FenceMethod, NodeId, Record, Submission, TaskCommand, TaskId, TaskSpec, TaskState,
 };
 use blockhaul_engine::error::Code;
 use std::time::Duration;
@@ -61,24 +61,24 @@ async fn the_same_submission_is_the_same_task_and_another_one_is_refused() {
 async fn clients_change_tasks_where_their_state_permits() {
     let center = TestCenter::new(3, Config::default()).await;
     let leader = &center.leader;
-    assert_eq!(leader.change(&id("none"), TaskChange::Cancel).await.unwrap_err().code, Code::NotFound);
+    assert_eq!(leader.command(&id("none"), TaskCommand::Cancel).await.unwrap_err().code, Code::NotFound);
     leader.submit(submission("noop", noop(1))).await.unwrap();
-    assert_eq!(leader.change(&id("noop"), TaskChange::Pause).await.unwrap_err().code, Code::Unsupported);
+    assert_eq!(leader.command(&id("noop"), TaskCommand::Pause).await.unwrap_err().code, Code::Unsupported);
     assert_eq!(leader.get(&id("noop")).await.unwrap().reason, "waiting for a runner: none is registered");
-    assert_eq!(leader.change(&id("noop"), TaskChange::Cancel).await.unwrap().state, TaskState::Cancelled);
-    assert_eq!(leader.change(&id("noop"), TaskChange::Cancel).await.unwrap().state, TaskState::Cancelled);
+    assert_eq!(leader.command(&id("noop"), TaskCommand::Cancel).await.unwrap().state, TaskState::Cancelled);
+    assert_eq!(leader.command(&id("noop"), TaskCommand::Cancel).await.unwrap().state, TaskState::Cancelled);
     leader.submit(submission("copy", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
-    assert_eq!(leader.change(&id("copy"), TaskChange::Pause).await.unwrap().state, TaskState::Paused);
-    assert_eq!(leader.change(&id("copy"), TaskChange::Limit(Some(0))).await.unwrap_err().code, Code::BadRequest);
-    leader.change(&id("copy"), TaskChange::Limit(Some(7))).await.unwrap();
+    assert_eq!(leader.command(&id("copy"), TaskCommand::Pause).await.unwrap().state, TaskState::Paused);
+    assert_eq!(leader.command(&id("copy"), TaskCommand::Limit(Some(0))).await.unwrap_err().code, Code::BadRequest);
+    leader.command(&id("copy"), TaskCommand::Limit(Some(7))).await.unwrap();
     let again = leader.submit(submission("copy", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
     assert!(matches!(&again.spec, TaskSpec::Copy(copy) if copy.limit == Some(7)));
     let runner = center.runner("n1", "a", 1, Behaviour::Accepting).await;
-    assert_eq!(leader.change(&id("copy"), TaskChange::Resume).await.unwrap().desired_state, DesiredState::Run);
+    assert_eq!(leader.command(&id("copy"), TaskCommand::Resume).await.unwrap().desired_state, DesiredState::Run);
     center.begin(&runner, "copy").await;
     sleep(Duration::from_millis(50)).await;
     center.runners.take_calls();
-    assert_eq!(leader.change(&id("copy"), TaskChange::Pause).await.unwrap().state, TaskState::Running);
+    assert_eq!(leader.command(&id("copy"), TaskCommand::Pause).await.unwrap().state, TaskState::Running);
     sleep(Duration::from_millis(50)).await;
     assert_eq!(center.runners.take_calls(), ["n1 notify copy"]);
     let checkpoint = Checkpoint::default();
@@ -88,14 +88,14 @@ async fn clients_change_tasks_where_their_state_permits() {
             .await
     );
     assert_eq!(center.stored("copy").state, TaskState::Paused);
-    leader.change(&id("copy"), TaskChange::Resume).await.unwrap();
+    leader.command(&id("copy"), TaskCommand::Resume).await.unwrap();
     center.begin(&runner, "copy").await;
-    assert_eq!(leader.change(&id("copy"), TaskChange::Cancel).await.unwrap().state, TaskState::Cancelling);
+    assert_eq!(leader.command(&id("copy"), TaskCommand::Cancel).await.unwrap().state, TaskState::Cancelling);
     assert!(center.step(&runner, "copy", TaskEvent::GivenBack { code: Code::Cancelled, checkpoint }).await);
     let done = center.stored("copy");
     assert_eq!((done.state, done.failures, done.attempts.len()), (TaskState::Cancelled, 0, 2));
     assert_eq!(center.claims(), []);
-    assert_eq!(leader.change(&id("copy"), TaskChange::Resume).await.unwrap_err().code, Code::Busy);
+    assert_eq!(leader.command(&id("copy"), TaskCommand::Resume).await.unwrap_err().code, Code::Busy);
 }
 
 /// Method: the answer to the write is lost, and after a hint the record is read before the outcome is resolved.
@@ -105,7 +105,7 @@ async fn a_read_that_overtakes_the_answer_to_a_write_leaves_the_task_due() {
         let center = TestCenter::new(seed, Config::default()).await;
         let task = submission("x", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")));
         center.leader.submit(task).await.unwrap();
-        center.leader.change(&id("x"), TaskChange::Pause).await.unwrap();
+        center.leader.command(&id("x"), TaskCommand::Pause).await.unwrap();
         center.runner("n1", "a", 2, Behaviour::Accepting).await;
         center.ensemble.set_fault_rates(FaultRates { latency_ms: (50, 50), lost_reply: 1.0, ..FaultRates::default() });
         let hint = async {
@@ -113,7 +113,7 @@ async fn a_read_that_overtakes_the_answer_to_a_write_leaves_the_task_due() {
             center.leader.changed(vec![id("x")]).await.unwrap();
         };
         let paused = id("x");
-        let (resumed, ()) = tokio::join!(center.leader.change(&paused, TaskChange::Resume), hint);
+        let (resumed, ()) = tokio::join!(center.leader.command(&paused, TaskCommand::Resume), hint);
         assert_eq!(resumed.unwrap().state, TaskState::Pending);
         center.ensemble.set_fault_rates(FaultRates::default());
         center.until("x", TaskState::Assigned).await;
@@ -126,7 +126,7 @@ async fn a_list_comes_in_pages() {
     for index in 0..7 {
         center.leader.submit(submission(&format!("t{index}"), noop(1))).await.unwrap();
     }
-    center.leader.change(&id("t3"), TaskChange::Cancel).await.unwrap();
+    center.leader.command(&id("t3"), TaskCommand::Cancel).await.unwrap();
     let names =
         |page: &crate::dispatcher::handle::Page| page.tasks.iter().map(|task| task.id.to_string()).collect::<Vec<_>>();
     let query = Query { state: Some(TaskState::Pending), after: None, limit: 4 };
@@ -286,7 +286,7 @@ async fn ended_tasks_are_purged_and_their_ids_are_free_again() {
     let config = Config { retention: Duration::from_secs(60), ..Config::default() };
     let center = TestCenter::new(10, config).await;
     center.leader.submit(submission("x", noop(1))).await.unwrap();
-    center.leader.change(&id("x"), TaskChange::Cancel).await.unwrap();
+    center.leader.command(&id("x"), TaskCommand::Cancel).await.unwrap();
     sleep(Duration::from_secs(59)).await;
     assert_eq!(center.leader.submit(submission("x", noop(2))).await.unwrap_err().code, Code::Exists);
     sleep(Duration::from_secs(2)).await;
@@ -349,7 +349,7 @@ async fn a_refused_write_is_shown_in_the_reason_of_its_task() {
     center.ensemble.forbid(Some("/tasks/"));
     let refused = center.leader.submit(submission("y", noop(1))).await.unwrap_err();
     assert!(refused.code == Code::Permission && refused.message.contains("NoAuth"), "{refused}");
-    let refused = center.leader.change(&id("x"), TaskChange::Cancel).await.unwrap_err();
+    let refused = center.leader.command(&id("x"), TaskCommand::Cancel).await.unwrap_err();
     assert!(refused.code == Code::Permission && !refused.retryable, "{refused}");
     center.ensemble.forbid(None);
     let done = center.until("x", TaskState::Succeeded).await;
@@ -362,7 +362,7 @@ async fn ended_tasks_are_purged_to_make_room_for_new_ones() {
     for index in 0..12 {
         let name = format!("t{index}");
         center.leader.submit(submission(&name, noop(1))).await.unwrap();
-        center.leader.change(&id(&name), TaskChange::Cancel).await.unwrap();
+        center.leader.command(&id(&name), TaskCommand::Cancel).await.unwrap();
     }
     for name in ["a", "b", "c", "d"] {
         center.leader.submit(submission(name, noop(1))).await.unwrap();
@@ -388,7 +388,7 @@ async fn a_task_that_has_ended_is_removed_when_asked() {
     assert!(refused.code == Code::Busy && refused.message.contains("cancel it first"), "{refused}");
     center.lose(&runner).await;
     center.until("x", TaskState::Lost).await;
-    center.leader.change(&id("x"), TaskChange::Cancel).await.unwrap();
+    center.leader.command(&id("x"), TaskCommand::Cancel).await.unwrap();
     center.until("x", TaskState::Cancelled).await;
     let refused = remove("x").await.unwrap_err();
     assert!(refused.code == Code::Busy && refused.retryable, "its runner may still write: {refused}");
@@ -427,7 +427,7 @@ async fn a_clock_that_leaps_or_is_ahead_of_others_purges_nothing() {
     let retention = Duration::from_secs(60);
     let center = TestCenter::new(17, Config { retention, clock_skew: Some(measured), ..Config::default() }).await;
     center.leader.submit(submission("x", noop(1))).await.unwrap();
-    center.leader.change(&id("x"), TaskChange::Cancel).await.unwrap();
+    center.leader.command(&id("x"), TaskCommand::Cancel).await.unwrap();
     let is_there = || center.ensemble.committed(&paths::task(&id("x"))).is_some();
     sleep(Duration::from_secs(100)).await;
     assert!(is_there(), "no node has answered yet");
@@ -439,7 +439,7 @@ async fn a_clock_that_leaps_or_is_ahead_of_others_purges_nothing() {
         sleep(Duration::from_secs(1)).await;
     }
     center.leader.submit(submission("x", noop(1))).await.unwrap();
-    center.leader.change(&id("x"), TaskChange::Cancel).await.unwrap();
+    center.leader.command(&id("x"), TaskCommand::Cancel).await.unwrap();
     center.clock.jump(8 * 86_400_000);
     sleep(Duration::from_secs(50)).await;
     assert!(is_there(), "the clock has leapt");

@@ -9,7 +9,7 @@ use crate::dispatcher::write::Written;
 use crate::dispatcher::{Config, Ending};
 use crate::model::state_machine::{Checkpoint, TaskEvent, next};
 use crate::model::{
-    CopyTask, Epoch, Failure, FenceMethod, Holder, Incarnation, NodeId, Progress, Record, Registration, TaskChange,
+    CopyTask, Epoch, Failure, FenceMethod, Holder, Incarnation, NodeId, Progress, Record, Registration, TaskCommand,
     TaskId, TaskRecord, TaskSpec, TaskState,
 };
 use blockhaul_engine::error::{Code, Error, Operation, Side};
@@ -65,7 +65,7 @@ async fn an_ended_task_keeps_its_claim_until_a_lost_attempt_has_drained() {
     let lost = Instant::now();
     center.lose(&first).await;
     center.until("x", TaskState::Lost).await;
-    center.leader.change(&id("x"), TaskChange::Cancel).await.unwrap();
+    center.leader.command(&id("x"), TaskCommand::Cancel).await.unwrap();
     center.until("x", TaskState::Cancelled).await;
     center.runner("n2", "a", 1, Behaviour::Accepting).await;
     center.leader.submit(submission("y", TaskSpec::Copy(copy("nbd://h/c", "nbd://h/b")))).await.unwrap();
@@ -108,7 +108,7 @@ async fn a_lost_local_copy_that_was_cancelled_ends_without_its_node() {
     sleep(Duration::from_secs(1)).await;
     center.lose(&runner).await;
     center.until("x", TaskState::Lost).await;
-    assert_eq!(center.leader.change(&id("x"), TaskChange::Cancel).await.unwrap().state, TaskState::Lost);
+    assert_eq!(center.leader.command(&id("x"), TaskCommand::Cancel).await.unwrap().state, TaskState::Lost);
     center.until("x", TaskState::Cancelled).await;
     assert_eq!(center.claims(), []);
 }

@@ -7,7 +7,7 @@ use crate::coord::session_keeper::SessionKeeper;
 use crate::dispatcher::{DispatcherHandle, DispatcherRequest as Request, Mutation, Page, Query, RunnerSummary, Status};
 use crate::execution::{CompareJob, CopyJob, Execution, ExecutionHandle, Executor};
 use crate::model::{
-    CopyTask, Drain, Epoch, Incarnation, Leader, NodeId, NoopTask, OpId, Progress, Submission, TaskChange, TaskId,
+    CopyTask, Drain, Epoch, Incarnation, Leader, NodeId, NoopTask, OpId, Progress, Submission, TaskCommand, TaskId,
     TaskRecord, TaskSpec, TaskState, TaskVolume,
 };
 use crate::peers::{CallError, CenterId, LeaderClient, LocalIdentity, Peer};
@@ -115,12 +115,12 @@ impl MockDispatcher {
     fn mutate(&self, task: &TaskId, mutation: &Mutation) -> Result<Arc<TaskRecord>> {
         let last = self.get(task)?;
         match mutation {
-            Mutation::TaskChange(TaskChange::Cancel) => self.edit(task, |task| task.state = TaskState::Cancelled),
+            Mutation::Command(TaskCommand::Cancel) => self.edit(task, |task| task.state = TaskState::Cancelled),
             Mutation::Remove => {
                 self.tasks.lock().unwrap().remove(task);
                 return Ok(last);
             }
-            Mutation::TaskChange(_) | Mutation::Confirm(_) => {
+            Mutation::Command(_) | Mutation::Confirm(_) => {
                 return Err(error(Code::Unsupported, "only copies can do that"));
             }
         }

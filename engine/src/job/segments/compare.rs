@@ -94,7 +94,9 @@ impl CompareSegments {
         let Run { range, content } = run;
         match content {
             Content::Zeros => self.zeros = Some((Planner::over(range, self.leaf), ZerosBy::Record)),
-            Content::Leaves(leaves) => found.segments.push(Segment { range, work: SegmentWork::CompareDigests(leaves) }),
+            Content::Leaves(leaves) => {
+                found.segments.push(Segment { range, work: SegmentWork::CompareDigests(leaves) })
+            }
             Content::Undigested => self.reference = Some(Planner::over(range, self.leaf)),
         }
         Ok(true)
@@ -152,7 +154,8 @@ impl SegmentSource for CompareSegments {
             if let Some((planner, by)) = &mut self.zeros {
                 match next_piece(planner, &*self.target, self.sparse, found)? {
                     NextPiece::Data { range } => {
-                        let work = if *by == ZerosBy::Map { SegmentWork::CompareSource } else { SegmentWork::CompareZeros };
+                        let work =
+                            if *by == ZerosBy::Map { SegmentWork::CompareSource } else { SegmentWork::CompareZeros };
                         found.segments.push(Segment { range, work });
                     }
                     NextPiece::Zeros { range } => {
@@ -169,7 +172,9 @@ impl SegmentSource for CompareSegments {
             if let Some(mut planner) = self.reference.take() {
                 let sought = next_piece(&mut planner, &**self.reference_volume()?, self.sparse, found)?;
                 match sought {
-                    NextPiece::Data { range } => found.segments.push(Segment { range, work: SegmentWork::CompareSource }),
+                    NextPiece::Data { range } => {
+                        found.segments.push(Segment { range, work: SegmentWork::CompareSource })
+                    }
                     NextPiece::Zeros { range } => self.zeros = Some((Planner::over(range, self.leaf), ZerosBy::Map)),
                     NextPiece::Pending => found.waits = true,
                     NextPiece::End => continue,
