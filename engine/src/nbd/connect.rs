@@ -4,8 +4,8 @@
 //! thread of its own, because the system's resolver can neither be bounded nor cancelled; the thread ends when the
 //! resolver gives up.
 
-use super::deadline::Deadline;
 use super::uri::Address;
+use super::wait_bound::WaitBound;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::PollFlags;
@@ -34,7 +34,7 @@ const KEEPALIVE_COUNT: u32 = 3;
 pub(super) fn connect(
     address: &Address,
     user_timeout: Option<Duration>,
-    deadline: Deadline<'_>,
+    deadline: WaitBound<'_>,
 ) -> io::Result<OwnedFd> {
     match address {
         Address::Unix(path) => unix(path, deadline),
@@ -52,7 +52,7 @@ pub(super) fn connect(
     }
 }
 
-fn unix(path: &Path, deadline: Deadline<'_>) -> io::Result<OwnedFd> {
+fn unix(path: &Path, deadline: WaitBound<'_>) -> io::Result<OwnedFd> {
     let address = UnixAddr::new(path)?;
     loop {
         let socket = unconnected(AddressFamily::Unix)?;
@@ -66,7 +66,7 @@ fn unix(path: &Path, deadline: Deadline<'_>) -> io::Result<OwnedFd> {
     }
 }
 
-fn tcp(address: SocketAddr, user_timeout: Option<Duration>, deadline: Deadline<'_>) -> io::Result<OwnedFd> {
+fn tcp(address: SocketAddr, user_timeout: Option<Duration>, deadline: WaitBound<'_>) -> io::Result<OwnedFd> {
     let address = SockaddrStorage::from(address);
     let family = address.family().ok_or(Errno::EAFNOSUPPORT)?;
     let socket = unconnected(family)?;
@@ -100,7 +100,7 @@ fn blocking(socket: OwnedFd) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn resolve(host: &str, port: u16, deadline: Deadline<'_>) -> io::Result<Vec<SocketAddr>> {
+fn resolve(host: &str, port: u16, deadline: WaitBound<'_>) -> io::Result<Vec<SocketAddr>> {
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, port)]);
     }

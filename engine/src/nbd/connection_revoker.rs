@@ -83,8 +83,8 @@ fn reset(socket: &OwnedFd) {
 #[cfg(test)]
 mod tests {
     use super::super::connect::connect;
-    use super::super::deadline::Deadline;
     use super::super::uri::Address;
+    use super::super::wait_bound::WaitBound;
     use super::*;
     use nix::sys::socket::getsockopt;
     use std::io::{ErrorKind, Read, Write};
@@ -154,7 +154,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = Address::Tcp { host: "127.0.0.1".to_owned(), port: listener.local_addr().unwrap().port() };
         let timeout = |revoker: &ConnectionRevoker| {
-            let deadline = Deadline::new(Duration::from_secs(60), &|| false);
+            let deadline = WaitBound::new(Duration::from_secs(60), &|| false);
             let socket = connect(&address, revoker.user_timeout(), deadline).unwrap();
             getsockopt(&socket, sockopt::TcpUserTimeout).unwrap()
         };

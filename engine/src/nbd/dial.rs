@@ -6,13 +6,13 @@
 //! All of it happens within one limit. Every way in which it can fail becomes an error that says what to do. Only
 //! `EUnreachable` is worth a retry.
 
-use super::deadline::Deadline;
+use super::bounded_stream::BoundedStream;
 use super::negotiate::{
     self, ERR_POLICY, ERR_SHUTDOWN, ERR_UNKNOWN, ERR_UNSUP, ListedExport, Negotiated, NegotiationError, WantedExport,
 };
-use super::stream::Stream;
 use super::tls::TlsConfig;
 use super::uri::{Address, NbdUri};
+use super::wait_bound::WaitBound;
 use super::{Session, connect, tls_relay};
 use crate::error::{Code, Error, Operation, Result, Side};
 use nix::errno::Errno;
@@ -64,13 +64,13 @@ impl Dialer {
     /// server's policy. `EUnsupported` for servers that are too old, or insist on TLS or have none, against the URI.
     /// `EProtocol` for a peer that breaks the protocol. `ECancelled`.
     pub(crate) fn dial(&self, limit: Duration, cancelled: &dyn Fn() -> bool) -> Result<Session> {
-        self.session(Deadline::new(limit, cancelled)).map_err(|failure| match cancelled() {
+        self.session(WaitBound::new(limit, cancelled)).map_err(|failure| match cancelled() {
             true => self.refuse(Code::Cancelled, format!("cancelled while connecting to {}", self.uri)),
             false => self.explain(failure),
         })
     }
 
-    fn session(&self, deadline: Deadline<'_>) -> Result<Session, DialError> {
+    fn session(&self, deadline: WaitBound<'_>) -> Result<Session, DialError> {
         let mut transport = self.transport(deadline)?;
         let wanted =
             WantedExport { export: &self.uri.export, dirty_bitmap: self.dirty_bitmap.as_deref(), allocation: true };
@@ -81,9 +81,9 @@ impl Dialer {
     }
 
     /// A connection on which options may be sent.
-    fn transport<'a>(&self, deadline: Deadline<'a>) -> Result<Transport<'a>, DialError> {
+    fn transport<'a>(&self, deadline: WaitBound<'a>) -> Result<Transport<'a>, DialError> {
         let socket = connect::connect(&self.uri.address, self.user_timeout, deadline).map_err(DialError::Connect)?;
-        let mut stream = Stream::new(socket, deadline);
+        let mut stream = BoundedStream::new(socket, deadline);
         negotiate::greet(&mut stream)?;
         let Some(tls) = &self.tls else { return Ok(Transport::Plain(stream)) };
         negotiate::start_tls(&mut stream).map_err(|refusal| match refusal {
@@ -201,7 +201,7 @@ impl Dialer {
 /// As dialing, `EPermission` also for servers that do not list; `EUnreachable` after 30 seconds.
 pub fn list_exports(uri: &NbdUri) -> Result<Vec<ListedExport>> {
     let dialer = Dialer::new(uri, Side::Source, None)?;
-    let listed = || Ok(negotiate::list(&mut dialer.transport(Deadline::new(LIST_LIMIT, &|| false))?)?);
+    let listed = || Ok(negotiate::list(&mut dialer.transport(WaitBound::new(LIST_LIMIT, &|| false))?)?);
     listed().map_err(|failure| dialer.explain(failure))
 }
 
@@ -222,8 +222,8 @@ impl From<NegotiationError> for DialError {
 
 /// A connection during negotiation.
 enum Transport<'a> {
-    Plain(Stream<'a>),
-    Tls(Box<StreamOwned<ClientConnection, Stream<'a>>>),
+    Plain(BoundedStream<'a>),
+    Tls(Box<StreamOwned<ClientConnection, BoundedStream<'a>>>),
 }
 
 impl Transport<'_> {

@@ -29,8 +29,8 @@ mod tls_relay;
 mod tls_relay_tests;
 pub(crate) mod replies;
 pub(crate) mod block_status;
-mod deadline;
-mod stream;
+mod wait_bound;
+mod bounded_stream;
 #[cfg(test)]
 pub(crate) mod support;
 pub(crate) mod tls;

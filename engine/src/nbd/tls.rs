@@ -5,7 +5,7 @@
 //! neither), the client's own. Without a directory the system's authorities are trusted. Loaded once, before anything
 //! is connected.
 
-use super::stream::Stream;
+use super::bounded_stream::BoundedStream;
 use super::uri::{Address, NbdUri, TlsOptions};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::shown::Shown;
@@ -75,7 +75,10 @@ impl TlsConfig {
     /// # Errors
     /// Errors of the stream, or of `rustls` in that form. A refusal by the server may show only in the first read
     /// afterwards.
-    pub(super) fn handshake<'a>(&self, stream: Stream<'a>) -> io::Result<StreamOwned<ClientConnection, Stream<'a>>> {
+    pub(super) fn handshake<'a>(
+        &self,
+        stream: BoundedStream<'a>,
+    ) -> io::Result<StreamOwned<ClientConnection, BoundedStream<'a>>> {
         let connection =
             ClientConnection::new(Arc::clone(&self.config), self.name.clone()).map_err(io::Error::other)?;
         let mut stream = StreamOwned::new(connection, stream);

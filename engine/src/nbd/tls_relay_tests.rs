@@ -1,11 +1,11 @@
 //! Tests the relay between a plain end and a scripted peer: full in both directions, and every way to end.
 
-use super::deadline::Deadline;
+use super::bounded_stream::BoundedStream;
 use super::dial_support::{PATIENT, certificates, eventually, is_alone, pattern, pumps, text};
-use super::stream::Stream;
 use super::tls::TlsConfig;
 use super::tls_relay;
 use super::uri::NbdUri;
+use super::wait_bound::WaitBound;
 use crate::error::Side;
 use crate::volume::support::{need, scratch};
 use rustls::pki_types::pem::PemObject;
@@ -32,7 +32,7 @@ fn connected() -> Result<(UnixStream, TlsServer), String> {
     let accepting = accept(&directory, theirs);
     let uri = NbdUri::parse(&format!("nbds+unix:///?socket=/s&tls-certificates={}", text(&directory))).unwrap();
     let tls = TlsConfig::load(&uri, uri.tls.as_ref().unwrap(), Side::Source).unwrap();
-    let handshake = tls.handshake(Stream::new(outer.into(), Deadline::new(PATIENT, &|| false))).unwrap();
+    let handshake = tls.handshake(BoundedStream::new(outer.into(), WaitBound::new(PATIENT, &|| false))).unwrap();
     let (connection, stream) = handshake.into_parts();
     let plain = tls_relay::start(connection, stream.into_socket()).unwrap();
     Ok((plain.into(), accepting.join().unwrap()))

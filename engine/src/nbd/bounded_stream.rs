@@ -2,9 +2,9 @@
 //!
 //! The descriptor itself stays blocking, for its later owner; operations here say that they do not wait, and then wait
 //! for readiness in short pieces. `cancelled` is checked before every operation and at least every
-//! [`LOOK_EVERY`](super::deadline::LOOK_EVERY) while waiting.
+//! [`LOOK_EVERY`](super::wait_bound::LOOK_EVERY) while waiting.
 
-use super::deadline::Deadline;
+use super::wait_bound::WaitBound;
 use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::socket::{MsgFlags, recv, send};
@@ -12,13 +12,13 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// A connected stream socket.
-pub(super) struct Stream<'a> {
+pub(super) struct BoundedStream<'a> {
     socket: OwnedFd,
-    deadline: Deadline<'a>,
+    deadline: WaitBound<'a>,
 }
 
-impl<'a> Stream<'a> {
-    pub(super) fn new(socket: OwnedFd, deadline: Deadline<'a>) -> Self {
+impl<'a> BoundedStream<'a> {
+    pub(super) fn new(socket: OwnedFd, deadline: WaitBound<'a>) -> Self {
         Self { socket, deadline }
     }
 
@@ -39,13 +39,13 @@ impl<'a> Stream<'a> {
     }
 }
 
-impl Read for Stream<'_> {
+impl Read for BoundedStream<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.ready(PollFlags::POLLIN, |fd| recv(fd, buffer, MsgFlags::MSG_DONTWAIT))
     }
 }
 
-impl Write for Stream<'_> {
+impl Write for BoundedStream<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         self.ready(PollFlags::POLLOUT, |fd| send(fd, bytes, flags))

@@ -11,12 +11,12 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Bounds a wait.
 #[derive(Clone, Copy)]
-pub(super) struct Deadline<'a> {
+pub(super) struct WaitBound<'a> {
     deadline: Instant,
     cancelled: &'a dyn Fn() -> bool,
 }
 
-impl<'a> Deadline<'a> {
+impl<'a> WaitBound<'a> {
     pub(super) fn new(limit: Duration, cancelled: &'a dyn Fn() -> bool) -> Self {
         let now = Instant::now();
         // A limit beyond what the clock can say is none: a year.
