@@ -32,8 +32,8 @@ pub(crate) enum Command {
     #[command(name = crate::engine_process::COMMAND, hide = true)]
     EngineProcess { request: String },
     /// Touch and free memory before a trial (internal)
-    #[command(name = crate::warm_up::COMMAND, hide = true)]
-    WarmUp { bytes: usize },
+    #[command(name = crate::pretouch::COMMAND, hide = true)]
+    Pretouch { bytes: usize },
 }
 
 #[derive(Clone, Debug, Args)]

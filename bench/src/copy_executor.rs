@@ -1,13 +1,13 @@
 //! Runs targets that copy volume pairs, and verifies the copies.
 
 use crate::engine_process::EngineReport;
-use crate::executor::{Executor, Failure, Measurement};
 use crate::histogram;
 use crate::interrupt::Interrupt;
 use crate::launch::{LaunchOutcome, Launcher, ProcessSample, Sampler};
 use crate::meter::{KernelWorkers, written_bytes};
 use crate::results::ThroughputPoint;
 use crate::target::{Invocation, OutputFormat, Target, TrialWork, Verification};
+use crate::trial_executor::{Failure, Measurement, TrialExecutor};
 use crate::volume::VerifyOutcome;
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
@@ -50,7 +50,7 @@ impl CopyExecutor {
     }
 }
 
-impl Executor for CopyExecutor {
+impl TrialExecutor for CopyExecutor {
     fn reset(&mut self, target: &Target) -> Result<(), Failure> {
         self.interrupt.check()?;
         target.pairs.iter().try_for_each(|pair| pair.reset().map_err(Failure::Failed))

@@ -4,10 +4,10 @@
 //! its children by id. A thread per invocation waits in `wait4`, so the kernel decides when a program has ended, and
 //! polling adds nothing to its time. The caller's sampler runs meanwhile.
 
-use crate::executor::Failure;
 use crate::interrupt::Interrupt;
 use crate::meter::peak_rss_bytes;
 use crate::target::Invocation;
+use crate::trial_executor::Failure;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;

@@ -18,7 +18,7 @@ mod copy_executor;
 mod warning;
 mod grouped_warnings;
 mod engine_process;
-mod executor;
+mod trial_executor;
 mod format;
 mod foreground;
 mod histogram;
@@ -40,7 +40,7 @@ mod stats;
 mod table;
 mod target;
 mod volume;
-mod warm_up;
+mod pretouch;
 
 use args::{Cli, Command, RawRun};
 use clap::Parser;
@@ -58,8 +58,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command {
         Some(Command::EngineProcess { request }) => code(engine_process::main(&request)),
-        Some(Command::WarmUp { bytes }) => {
-            warm_up::touch(bytes);
+        Some(Command::Pretouch { bytes }) => {
+            pretouch::touch(bytes);
             ExitCode::SUCCESS
         }
         Some(Command::Compare { old, new }) => compare_runs(&old, &new),

@@ -3,19 +3,19 @@
 //! Results are written after every scenario, so that measured numbers survive whatever ends the run. An interrupted run
 //! keeps its numbers and is marked incomplete. Everything it made on this machine is removed as at any other end.
 
-use crate::executor::Failure;
 use crate::goals;
 use crate::histogram;
 use crate::host;
 use crate::interrupt::{Interrupt, Stopped};
 use crate::meter::busy_and_stolen_seconds;
+use crate::pretouch::PretouchExecutor;
 use crate::program::Programs;
 use crate::results::{Build, Kind, Outcome, Results, Run, SCHEMA, ScenarioResult, TargetResult};
 use crate::scale::Scale;
 use crate::scenario::{self, PreparedScenario, SEED};
 use crate::target::Target;
+use crate::trial_executor::Failure;
 use crate::trial_loop::{TargetRun, TrialSettings, run_trials};
-use crate::warm_up::WarmUpExecutor;
 use crate::warning::{self, WarningKind};
 use crate::workdir::{RunDir, mount};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -154,11 +154,11 @@ impl<'a> Session<'a> {
             data_bytes: prepared.data_bytes,
             run_started: self.started,
         };
-        let mut executor = WarmUpExecutor {
+        let mut executor = PretouchExecutor {
             executor: &mut *prepared.executor,
             folder: run_dir.path().join("warm-up"),
             interrupt,
-            bytes: self.options.scale.warm_up_bytes(prepared.cached_bytes),
+            bytes: self.options.scale.pretouch_bytes(prepared.cached_bytes),
             failed: None,
         };
         let mut on_trial = |target: &Target, trial: u32| {

@@ -32,7 +32,7 @@ impl Scale {
     }
 
     /// Returns the memory to touch before a trial that may put `cached_bytes` into the page cache.
-    pub(crate) fn warm_up_bytes(self, cached_bytes: u64) -> u64 {
+    pub(crate) fn pretouch_bytes(self, cached_bytes: u64) -> u64 {
         self.of(256 * MIB + cached_bytes, 32 * MIB, 0)
     }
 }

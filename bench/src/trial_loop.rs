@@ -4,12 +4,12 @@
 //! reset, run and verified. A target that fails or writes wrong bytes runs no further trials and gets no summary: a
 //! target cannot win by skipping the work.
 
-use crate::executor::{Executor, Failure, Measurement};
 use crate::histogram;
 use crate::interrupt::Stopped;
 use crate::results::{Kind, Metric, Outcome, Summary, TargetResult, Trial};
 use crate::scale::GIB;
 use crate::target::{Target, TrialWork};
+use crate::trial_executor::{Failure, Measurement, TrialExecutor};
 use crate::warning;
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
@@ -48,7 +48,7 @@ pub(crate) fn order(targets: usize, trials: u32) -> impl Iterator<Item = (usize,
 pub(crate) fn run_trials(
     targets: &[Target],
     settings: TrialSettings,
-    executor: &mut dyn Executor,
+    executor: &mut dyn TrialExecutor,
     on_trial: &mut dyn FnMut(&Target, u32),
 ) -> Result<Vec<TargetRun>, (Vec<TargetRun>, Stopped)> {
     let mut records: Vec<TargetRecord> = targets.iter().map(TargetRecord::new).collect();
@@ -73,7 +73,7 @@ pub(crate) fn run_trials(
     Ok(finish(targets, records))
 }
 
-fn run_trial(target: &Target, executor: &mut dyn Executor) -> Result<Measurement, Failure> {
+fn run_trial(target: &Target, executor: &mut dyn TrialExecutor) -> Result<Measurement, Failure> {
     executor.reset(target)?;
     let measured = executor.run(target)?;
     executor.verify(target)?;
@@ -81,7 +81,11 @@ fn run_trial(target: &Target, executor: &mut dyn Executor) -> Result<Measurement
 }
 
 /// Counts system calls in an additional trial of each target that does not report them, after all timed trials.
-fn count_calls(targets: &[Target], records: &mut [TargetRecord], executor: &mut dyn Executor) -> Result<(), Stopped> {
+fn count_calls(
+    targets: &[Target],
+    records: &mut [TargetRecord],
+    executor: &mut dyn TrialExecutor,
+) -> Result<(), Stopped> {
     for (target, record) in targets.iter().zip(records) {
         let known = record.trials.iter().any(|(trial, _)| trial.system_calls.is_some());
         if record.outcome != Outcome::Ran || known || !matches!(target.kind, Kind::Rival | Kind::Command) {
@@ -253,7 +257,7 @@ mod tests {
         }
     }
 
-    impl<F: Fn(&str, &str, usize) -> Option<Failure>> Executor for Mock<F> {
+    impl<F: Fn(&str, &str, usize) -> Option<Failure>> TrialExecutor for Mock<F> {
         fn reset(&mut self, target: &Target) -> Result<(), Failure> {
             self.answer("reset", target).map(drop)
         }

@@ -3,7 +3,6 @@
 use super::{PreparedScenario, Scenario, SetupContext};
 use crate::copy_executor::{CopyExecutor, apply_engine_report, commands, process_usage};
 use crate::engine_process::{EngineReport, EngineRequest};
-use crate::executor::{Executor, Failure, Measurement};
 use crate::histogram;
 use crate::launch::{ProcessSample, Sampler};
 use crate::meter::written_bytes;
@@ -11,6 +10,7 @@ use crate::results::Metric;
 use crate::scale::{GIB, MIB, Scale};
 use crate::target::{Caching, blockhaul, ddrescue};
 use crate::target::{Invocation, OutputFormat, Target};
+use crate::trial_executor::{Failure, Measurement, TrialExecutor};
 use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
 
@@ -71,7 +71,7 @@ struct CancelExecutor {
     bytes: u64,
 }
 
-impl Executor for CancelExecutor {
+impl TrialExecutor for CancelExecutor {
     fn reset(&mut self, target: &Target) -> Result<(), Failure> {
         self.copy.reset(target)
     }

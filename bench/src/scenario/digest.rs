@@ -1,10 +1,10 @@
 //! Measures the cost of digests and of verification.
 
 use super::{PreparedScenario, Scenario, SetupContext};
-use crate::executor::Failure;
 use crate::results::Metric;
 use crate::scale::{GIB, MIB};
 use crate::target::{Caching, baselines, blockhaul, dd, nbdcopy, qemu_img};
+use crate::trial_executor::Failure;
 
 pub(super) const DIGEST: Scenario = Scenario {
     name: "digest",

@@ -1,10 +1,10 @@
 //! Copies a file of random data to a new file: past the page cache, through it, and in memory.
 
 use super::{PreparedScenario, Scenario, SetupContext};
-use crate::executor::Failure;
 use crate::results::Metric;
 use crate::scale::{GIB, MIB};
 use crate::target::{Caching, baselines, blockhaul, cp, dd, ddrescue, nbdcopy, qemu_img};
+use crate::trial_executor::Failure;
 use crate::volume::Volume;
 
 pub(super) const DENSE_DIRECT: Scenario = Scenario {

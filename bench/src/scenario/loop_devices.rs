@@ -1,10 +1,10 @@
 //! Copies a block device to a block device.
 
 use super::{PreparedScenario, Scenario, SetupContext};
-use crate::executor::Failure;
 use crate::results::Metric;
 use crate::scale::{GIB, MIB};
 use crate::target::{Caching, blockhaul, dd, ddrescue, nbdcopy, qemu_img};
+use crate::trial_executor::Failure;
 use crate::volume::Volume;
 
 pub(super) const LOOP_DEVICES: Scenario = Scenario {

@@ -17,12 +17,12 @@ mod sparse;
 
 use crate::content;
 use crate::copy_executor::CopyExecutor;
-use crate::executor::{Executor, Failure};
 use crate::program::Programs;
 use crate::results::{Axis, Metric, Warning};
 use crate::scale::Scale;
 use crate::target::Target;
 use crate::target::{Caching, Workload};
+use crate::trial_executor::{Failure, TrialExecutor};
 use crate::volume::{Volume, VolumePair};
 use crate::workdir::{RunDir, ScenarioDir};
 use std::collections::BTreeMap;
@@ -97,7 +97,7 @@ pub(crate) struct SetupContext<'a> {
 
 /// A scenario ready to run. The directory is the last field, so that it is dropped last.
 pub(crate) struct PreparedScenario {
-    pub executor: Box<dyn Executor>,
+    pub executor: Box<dyn TrialExecutor>,
     pub targets: Vec<Target>,
     pub volume_bytes: u64,
     pub data_bytes: u64,
@@ -172,7 +172,7 @@ impl SetupContext<'_> {
     fn prepare_with(
         &self,
         dir: ScenarioDir,
-        executor: Box<dyn Executor>,
+        executor: Box<dyn TrialExecutor>,
         volume_bytes: u64,
         targets: Vec<Target>,
     ) -> PreparedScenario {

@@ -1,11 +1,11 @@
 //! Copies exports of real servers: over unix sockets, over TCP, mostly empty ones, and with added delay.
 
 use super::{PreparedScenario, Scenario, SetupContext};
-use crate::executor::Failure;
 use crate::results::Metric;
 use crate::scale::{GIB, MIB};
 use crate::target::Target;
 use crate::target::{Caching, Workload, blockhaul, nbdcopy, qemu_img};
+use crate::trial_executor::Failure;
 use crate::volume::Volume;
 use crate::warning::WarningKind;
 use crate::workdir::ScenarioDir;

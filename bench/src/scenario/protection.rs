@@ -3,12 +3,12 @@
 use super::{PreparedScenario, Scenario, SetupContext};
 use crate::copy_executor::{CopyExecutor, commands};
 use crate::engine_process::EngineReport;
-use crate::executor::{Executor, Failure, Measurement};
 use crate::foreground::{self, ForegroundLatency};
 use crate::results::{Metric, WindowPoint};
 use crate::scale::{GIB, MIB};
 use crate::target::{Caching, baselines, blockhaul, qemu_img};
 use crate::target::{Invocation, OutputFormat, Target, TrialWork};
+use crate::trial_executor::{Failure, Measurement, TrialExecutor};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -63,7 +63,7 @@ struct ProtectionExecutor {
     seed: u64,
 }
 
-impl Executor for ProtectionExecutor {
+impl TrialExecutor for ProtectionExecutor {
     fn reset(&mut self, target: &Target) -> Result<(), Failure> {
         self.copy.reset(target)
     }

@@ -1,10 +1,10 @@
 //! Copies a file by sharing its extents.
 
 use super::{PreparedScenario, Scenario, SetupContext};
-use crate::executor::Failure;
 use crate::results::Metric;
 use crate::scale::{GIB, MIB};
 use crate::target::{Caching, blockhaul, cp};
+use crate::trial_executor::Failure;
 use crate::volume::Volume;
 
 pub(super) const REFLINK: Scenario = Scenario {

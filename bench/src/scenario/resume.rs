@@ -3,13 +3,13 @@
 use super::cancel::{limit, limit_flags, words};
 use super::{PreparedScenario, Scenario, SetupContext};
 use crate::copy_executor::{CopyExecutor, commands, process_usage, report_number};
-use crate::executor::{Executor, Failure, Measurement};
 use crate::launch::{ProcessSample, Sampler};
 use crate::meter::{KernelWorkers, written_bytes};
 use crate::results::Metric;
 use crate::scale::{GIB, MIB};
 use crate::target::{Caching, blockhaul, ddrescue, qemu_img};
 use crate::target::{Invocation, OutputFormat, Target};
+use crate::trial_executor::{Failure, Measurement, TrialExecutor};
 use nix::sys::signal::Signal;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -55,7 +55,7 @@ struct ResumeExecutor {
     bytes: u64,
 }
 
-impl Executor for ResumeExecutor {
+impl TrialExecutor for ResumeExecutor {
     fn reset(&mut self, target: &Target) -> Result<(), Failure> {
         self.copy.reset(target)
     }

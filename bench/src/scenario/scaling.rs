@@ -1,10 +1,10 @@
 //! Copies with more cores, and with more jobs at once.
 
 use super::{PreparedScenario, Scenario, SetupContext};
-use crate::executor::Failure;
 use crate::results::Metric;
 use crate::scale::{GIB, MIB, Scale};
 use crate::target::{Caching, blockhaul, dd, nbdcopy, qemu_img};
+use crate::trial_executor::Failure;
 use crate::volume::{Volume, VolumePair};
 
 pub(super) const CORES: Scenario = Scenario {

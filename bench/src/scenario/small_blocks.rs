@@ -1,10 +1,10 @@
 //! Measures the cost of a block: copies with ever smaller requests, where calls and bookkeeping weigh most.
 
 use super::{PreparedScenario, Scenario, SetupContext};
-use crate::executor::Failure;
 use crate::results::Metric;
 use crate::scale::MIB;
 use crate::target::{Caching, Workload, baselines, blockhaul, dd, ddrescue, nbdcopy};
+use crate::trial_executor::Failure;
 
 pub(super) const SMALL_BLOCKS: Scenario = Scenario {
     name: "small-blocks",

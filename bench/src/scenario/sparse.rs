@@ -1,10 +1,10 @@
 //! Copies files that are mostly holes.
 
 use super::{PreparedScenario, Scenario, SetupContext};
-use crate::executor::Failure;
 use crate::results::Metric;
 use crate::scale::{GIB, MIB};
 use crate::target::{Caching, blockhaul, cp, nbdcopy, qemu_img};
+use crate::trial_executor::Failure;
 use crate::volume::Volume;
 
 pub(super) const SPARSE: Scenario = Scenario {

@@ -4,7 +4,7 @@
 //! the last close, even if this process is killed.
 
 use super::{ScenarioDir, is_root};
-use crate::executor::Failure;
+use crate::trial_executor::Failure;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 

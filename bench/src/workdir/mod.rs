@@ -13,9 +13,9 @@ pub(crate) mod loop_device;
 pub(crate) mod mount;
 pub(crate) mod server;
 
-use crate::executor::Failure;
 use crate::interrupt::Interrupt;
 use crate::launch::Launcher;
+use crate::trial_executor::Failure;
 use crate::volume::{Volume, VolumePair};
 use loop_device::LoopDevice;
 use mount::Mount;

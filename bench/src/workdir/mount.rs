@@ -1,7 +1,7 @@
 //! Mounts file systems that only this process and its children see.
 
 use super::is_root;
-use crate::executor::Failure;
+use crate::trial_executor::Failure;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use std::fs;

@@ -1,7 +1,7 @@
 //! Runs an NBD server for one scenario.
 
 use super::ScenarioDir;
-use crate::executor::Failure;
+use crate::trial_executor::Failure;
 use std::fs::{self, File};
 use std::io;
 use std::net::TcpListener;

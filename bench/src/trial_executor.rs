@@ -12,7 +12,7 @@ use std::fmt;
 use std::io;
 
 /// Carries out the steps of a trial, in the order of the methods.
-pub(crate) trait Executor {
+pub(crate) trait TrialExecutor {
     /// Restores the state before each trial: destination absent or blank, caches cold. Not timed.
     ///
     /// # Errors

@@ -3,11 +3,11 @@
 //! A virtual machine pays host time when it touches memory for the first time, and gives the memory back some time
 //! after it was freed.
 
-use crate::executor::{Executor, Failure, Measurement};
 use crate::interrupt::Interrupt;
 use crate::launch::Launcher;
 use crate::program::own_path;
 use crate::target::{Invocation, Target};
+use crate::trial_executor::{Failure, Measurement, TrialExecutor};
 use std::hint::black_box;
 use std::path::PathBuf;
 
@@ -18,8 +18,8 @@ pub(crate) const COMMAND: &str = "warm-up";
 const PAGE_BYTES: usize = 4096;
 
 /// An executor that touches memory before each trial.
-pub(crate) struct WarmUpExecutor<'a> {
-    pub executor: &'a mut dyn Executor,
+pub(crate) struct PretouchExecutor<'a> {
+    pub executor: &'a mut dyn TrialExecutor,
     /// Directory for the output of the process.
     pub folder: PathBuf,
     pub interrupt: &'a Interrupt,
@@ -29,11 +29,11 @@ pub(crate) struct WarmUpExecutor<'a> {
     pub failed: Option<String>,
 }
 
-impl Executor for WarmUpExecutor<'_> {
+impl TrialExecutor for PretouchExecutor<'_> {
     fn reset(&mut self, target: &Target) -> Result<(), Failure> {
         self.executor.reset(target)?;
         let launcher = Launcher { folder: &self.folder, interrupt: self.interrupt };
-        match warm_up(&launcher, self.bytes) {
+        match pretouch(&launcher, self.bytes) {
             Err(Failure::Stopped) => Err(Failure::Stopped),
             Err(failure) => {
                 self.failed = Some(failure.to_string());
@@ -56,7 +56,7 @@ impl Executor for WarmUpExecutor<'_> {
     }
 }
 
-fn warm_up(launcher: &Launcher<'_>, bytes: u64) -> Result<(), Failure> {
+fn pretouch(launcher: &Launcher<'_>, bytes: u64) -> Result<(), Failure> {
     let bytes = bytes.min(available_bytes() / 2);
     if bytes == 0 {
         return Ok(());
