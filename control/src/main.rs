@@ -43,9 +43,9 @@ enum Event {
 }
 
 /// Reports that the node has ended, even if its thread panics.
-struct Ending(Sender<Event>, Option<Result<()>>);
+struct NodeEndReporter(Sender<Event>, Option<Result<()>>);
 
-impl Drop for Ending {
+impl Drop for NodeEndReporter {
     fn drop(&mut self) {
         let silent = || Err(Error::internal(Operation::Stop, "the node has ended without a result"));
         // The owner may have given up waiting.
@@ -114,12 +114,12 @@ fn start(events: Sender<Event>, seen: &Receiver<Event>) -> std::result::Result<(
     let handle = node.clone();
     let (resolved, config) = channel();
     runtime.spawn(async move {
-        let mut ending = Ending(events, None);
+        let mut reporter = NodeEndReporter(events, None);
         // Names are looked up here, which may take longer than a signal may wait.
         let looked_up = tokio::task::spawn_blocking(move || raw.resolve(|name| std::env::var_os(name))).await;
         let config = looked_up.unwrap_or_else(|error| Err(Error::internal(Operation::Parse, error.to_string())));
         let _ = resolved.send(config.is_ok());
-        ending.1 = Some(match config {
+        reporter.1 = Some(match config {
             Ok(config) => Node::with_handle(config, handle).run_to_end().await,
             Err(error) => Err(error),
         });

@@ -1,12 +1,13 @@
-//! Tests the coordination service with real servers and files: all implementations keep the contract, and ZooKeeper's
-//! also keeps its promises when servers die, are paused or are cut off.
+//! Tests the coordination service with real servers and files: all implementations keep the contract, and
+//! ZooKeeper's also keeps its promises when servers die, are paused or are cut off.
 #![forbid(unsafe_code)]
 
 use blockhaul_control::coord::credentials::Credentials;
 use blockhaul_control::coord::embedded::Embedded;
 use blockhaul_control::coord::zookeeper::{Settings, ZooKeeper};
 use blockhaul_control::coord::{
-    CoordClient, CoordError, CreateMode, Done, Ending, Link, Op, Refusal, Session, SessionState, Watch, contract,
+    ConnectionState, CoordClient, CoordError, CreateMode, Done, Op, Refusal, Session, SessionEnd, SessionState, Watch,
+    contract,
 };
 use blockhaul_testkit::tcp_proxy::{Mode, TcpProxy};
 use blockhaul_testkit::zookeeper::{self, Ensemble, Role};
@@ -127,7 +128,7 @@ async fn a_reconnect_is_counted_and_nothing_is_queued_for_it() {
 
     ensemble.kill(0);
     let lost = until(&*session, |state| !state.is_connected()).await;
-    assert_eq!(lost, SessionState { link: Link::Disconnected, reconnects: 0 });
+    assert_eq!(lost, SessionState { connection: ConnectionState::Disconnected, reconnects: 0 });
     assert_eq!(session.multi(create("/queued", CreateMode::Persistent)).await, Err(CoordError::NotConnected));
     assert_eq!(session.get("/mine").await, Err(CoordError::NotConnected));
     assert_eq!(session.sync().await, Err(CoordError::NotConnected));
@@ -171,12 +172,12 @@ async fn an_expiry_is_noticed_without_a_server() {
 
     wire.set(Mode::Stall);
     let lost = until(&*session, |state| !state.is_connected()).await;
-    assert_eq!(lost.link, Link::Disconnected);
+    assert_eq!(lost.connection, ConnectionState::Disconnected);
     fires(gone).await;
     let over = until(&*session, SessionState::is_over).await;
-    assert_eq!(over.link, Link::Over(Ending::Expired));
+    assert_eq!(over.connection, ConnectionState::Over(SessionEnd::Expired));
     fires(watch).await;
-    let expired = CoordError::Ended(Ending::Expired);
+    let expired = CoordError::Ended(SessionEnd::Expired);
     assert_eq!(session.multi(create("/late", CreateMode::Persistent)).await, Err(expired.clone()));
     assert_eq!(session.get("/mine").await, Err(expired));
     wire.set(Mode::Cut);
@@ -188,7 +189,7 @@ async fn an_expiry_is_noticed_without_a_server() {
     assert_eq!(mine.stat.owner, Some(next.id()), "the old one is gone");
     assert_eq!(next.get("/late").await, Ok(None));
     session.close().await;
-    assert_eq!(session.states().borrow().link, Link::Over(Ending::Expired), "the first end stays");
+    assert_eq!(session.states().borrow().connection, ConnectionState::Over(SessionEnd::Expired), "the first end stays");
 }
 
 /// The service says that it has given the session up while the client slept.
@@ -204,7 +205,7 @@ async fn an_expiry_is_learnt_from_the_server() {
     fires(gone).await;
     wire.set(Mode::Cut);
     wire.set(Mode::Pass);
-    assert_eq!(until(&*session, SessionState::is_over).await.link, Link::Over(Ending::Expired));
+    assert_eq!(until(&*session, SessionState::is_over).await.connection, ConnectionState::Over(SessionEnd::Expired));
 }
 
 /// The write happened, and the writer must find out by reading.
@@ -261,7 +262,7 @@ async fn oversized_writes_leave_the_connection_alone() {
         assert!(matches!(error, CoordError::TooLarge { bytes, .. } if bytes == size), "{error}");
     }
     session.multi(create("/node", CreateMode::Persistent)).await.expect("connected");
-    assert_eq!(*session.states().borrow(), SessionState { link: Link::Connected, reconnects: 0 });
+    assert_eq!(*session.states().borrow(), SessionState { connection: ConnectionState::Connected, reconnects: 0 });
 }
 
 /// Only who has the same credentials can read or change what the center has made.
@@ -296,7 +297,7 @@ async fn strangers_are_not_permitted() {
     std::fs::write(&file, "nosuch:scheme").expect("the folder can be written");
     let unknown = Settings { credentials: Some(Credentials::read(&file).expect("well formed")), ..patient() };
     let refused = center(&address, unknown).open().await.expect_err("the server knows no such scheme");
-    assert_eq!(refused, CoordError::Ended(Ending::AuthFailed));
+    assert_eq!(refused, CoordError::Ended(SessionEnd::AuthFailed));
 }
 
 /// Neither opening nor closing hangs on servers that are not there.
@@ -308,8 +309,8 @@ async fn without_a_server_sessions_neither_open_nor_keep_from_closing() {
     ensemble.kill(0);
     until(&*session, |state| !state.is_connected()).await;
     session.close().await;
-    assert_eq!(session.states().borrow().link, Link::Over(Ending::Closed));
-    assert_eq!(session.get("/").await, Err(CoordError::Ended(Ending::Closed)));
+    assert_eq!(session.states().borrow().connection, ConnectionState::Over(SessionEnd::Closed));
+    assert_eq!(session.get("/").await, Err(CoordError::Ended(SessionEnd::Closed)));
     let error = center(&address, brief()).open().await.expect_err("nobody serves");
     assert_eq!(error, CoordError::NotConnected);
 }

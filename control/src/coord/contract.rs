@@ -5,7 +5,7 @@
 //! that injects faults must have them turned off.
 
 use super::{
-    CoordClient, CoordError, CreateMode, Done, Ending, MULTI_BYTES_MAX, NODE_BYTES_MAX, Op, Refusal, Session,
+    CoordClient, CoordError, CreateMode, Done, MULTI_BYTES_MAX, NODE_BYTES_MAX, Op, Refusal, Session, SessionEnd,
     SessionState, Stat, Watch, Znode,
 };
 use std::sync::Arc;
@@ -278,8 +278,8 @@ async fn a_closed_session_does_nothing(center: &dyn CoordClient) {
     fires(watch).await;
     let over = tokio::time::timeout(PATIENCE, states.wait_for(SessionState::is_over)).await;
     let over = *over.expect("the end is published").expect("the end is published before the sender is dropped");
-    assert_eq!(over.link, super::Link::Over(Ending::Closed));
-    let ended = CoordError::Ended(Ending::Closed);
+    assert_eq!(over.connection, super::ConnectionState::Over(SessionEnd::Closed));
+    let ended = CoordError::Ended(SessionEnd::Closed);
     assert_eq!(session.get(&at("node")).await, Err(ended.clone()));
     assert_eq!(session.children(&at("")).await, Err(ended.clone()));
     assert_eq!(session.get_and_watch(&at("node")).await.map(|(node, _)| node), Err(ended.clone()));

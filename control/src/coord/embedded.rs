@@ -9,7 +9,7 @@
 //! locked against a second process. Transaction numbers count the writes since the file was created.
 //!
 //! When the disk fails, requests under way end as [`CoordError::Unknown`], every session becomes
-//! [`Link::Disconnected`], and opening the file is retried until it succeeds. The content of the file then counts.
+//! [`ConnectionState::Disconnected`], and opening the file is retried until it succeeds. The content of the file then counts.
 
 mod store_file;
 mod store;
@@ -20,8 +20,8 @@ use self::store::{ReadKind, Request, Store};
 use self::store_file::StoreFile;
 pub use self::store_file::StoreFileError;
 use super::{
-    CoordClient, CoordError, Done, Link, Op, Refusal, Session, SessionId, SessionState, Watch, Znode, check_ops,
-    is_path,
+    ConnectionState, CoordClient, CoordError, Done, Op, Refusal, Session, SessionId, SessionState, Watch, Znode,
+    check_ops, is_path,
 };
 use crate::stop_bounds::CLOSE_MAX;
 use async_trait::async_trait;
@@ -88,7 +88,7 @@ impl Drop for StoreThread {
 #[async_trait]
 impl CoordClient for Embedded {
     async fn open(&self) -> Result<Arc<dyn Session>, CoordError> {
-        let (report, states) = watch::channel(SessionState { link: Link::Connected, reconnects: 0 });
+        let (report, states) = watch::channel(SessionState { connection: ConnectionState::Connected, reconnects: 0 });
         let opened = self.0.ask(|answer| Request::Open { report, answer }).await;
         let id = opened.unwrap_or(Err(CoordError::NotConnected))?;
         Ok(Arc::new(EmbeddedSession { id, states, store: self.0.clone() }))
@@ -114,9 +114,9 @@ impl EmbeddedSession {
 
     /// Returns the error of a read that the store could not do: then it drops the channel of the answer.
     fn without_answer(&self) -> CoordError {
-        match self.states.borrow().link {
-            Link::Over(ending) => CoordError::Ended(ending),
-            Link::Connected | Link::Disconnected => CoordError::NotConnected,
+        match self.states.borrow().connection {
+            ConnectionState::Over(ending) => CoordError::Ended(ending),
+            ConnectionState::Connected | ConnectionState::Disconnected => CoordError::NotConnected,
         }
     }
 }

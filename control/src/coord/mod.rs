@@ -49,7 +49,7 @@ pub trait CoordClient: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// [`CoordError::NotConnected`] if no server answers in time; try again. [`CoordError::Ended`] with
-    /// [`Ending::AuthFailed`]. [`CoordError::Refused`] with [`Refusal::NoAuth`] if the center's folder may not be made.
+    /// [`SessionEnd::AuthFailed`]. [`CoordError::Refused`] with [`Refusal::NoAuth`] if the center's folder may not be made.
     async fn open(&self) -> Result<Arc<dyn Session>, CoordError>;
 
     /// Describes the configured servers and their answers, to explain why there is no session. Bounded.
@@ -106,7 +106,7 @@ pub struct SessionId(pub i64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionState {
     /// Connection of the session.
-    pub link: Link,
+    pub connection: ConnectionState,
     /// Number of reconnects: when it grows, readers read everything again.
     pub reconnects: u64,
 }
@@ -115,30 +115,30 @@ impl SessionState {
     /// Tells whether the session has ended and a new one is needed.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        matches!(self.link, Link::Over(_))
+        matches!(self.connection, ConnectionState::Over(_))
     }
 
     /// Tells whether requests can be made.
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        self.link == Link::Connected
+        self.connection == ConnectionState::Connected
     }
 }
 
 /// Connection of a session to the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Link {
+pub enum ConnectionState {
     /// Requests are sent.
     Connected,
     /// No server answers; the service may or may not have expired the session.
     Disconnected,
     /// The session is over.
-    Over(Ending),
+    Over(SessionEnd),
 }
 
 /// Reason for the end of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum SessionEnd {
     /// The service has expired the session, or must have done so by now.
     Expired,
     /// This process has closed it.
@@ -241,7 +241,7 @@ pub enum CoordError {
     },
     /// The session is over; open a new one.
     #[error("the session is over: {0:?}")]
-    Ended(Ending),
+    Ended(SessionEnd),
     /// Only of [`CoordClient::open`]: the service was reached, but its content is of no use to this node.
     #[error("{0}")]
     Unusable(String),

@@ -3,7 +3,7 @@
 //!
 //! Roles watch the published session. Only the keeper opens and closes sessions.
 
-use crate::coord::{CoordClient, CoordError, Ending, Refusal, Session, SessionState};
+use crate::coord::{CoordClient, CoordError, Refusal, Session, SessionEnd, SessionState};
 use blockhaul_engine::backoff::ExponentialBackoff;
 use std::sync::Arc;
 use std::time::Duration;
@@ -97,7 +97,7 @@ impl SessionKeeper {
         }
         let tried = self.center.diagnose().await;
         match error {
-            CoordError::Ended(Ending::AuthFailed) => {
+            CoordError::Ended(SessionEnd::AuthFailed) => {
                 tracing::error!("credentials refused by the coordination service: check --zookeeper-auth");
             }
             CoordError::Refused { why: Refusal::NoAuth, .. } => tracing::error!(

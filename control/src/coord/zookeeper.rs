@@ -22,11 +22,11 @@ mod diagnosis;
 mod reply;
 mod version;
 
-use self::reply::{link, node, sorted};
+use self::reply::{connection, node, sorted};
 use super::credentials::Credentials;
 use super::{
-    CoordClient, CoordError, CreateMode, Done, Ending, Link, Op, Refusal, SESSION_TIMEOUT_MAX, SESSION_TIMEOUT_MIN,
-    Session, SessionId, SessionState, Watch, Znode, check_ops, is_path,
+    ConnectionState, CoordClient, CoordError, CreateMode, Done, Op, Refusal, SESSION_TIMEOUT_MAX, SESSION_TIMEOUT_MIN,
+    Session, SessionEnd, SessionId, SessionState, Watch, Znode, check_ops, is_path,
 };
 use crate::host_port::HostPort;
 use crate::stop_bounds::CLOSE_MAX;
@@ -150,7 +150,7 @@ impl CoordClient for ZooKeeper {
         let client = self.connect().await.map_err(|error| {
             tracing::debug!(servers = self.servers, %error, "no session");
             match error {
-                zk::Error::AuthFailed => CoordError::Ended(Ending::AuthFailed),
+                zk::Error::AuthFailed => CoordError::Ended(SessionEnd::AuthFailed),
                 zk::Error::NoAuth => CoordError::Refused { index: 0, why: Refusal::NoAuth },
                 _ => CoordError::NotConnected,
             }
@@ -185,9 +185,9 @@ impl ZooKeeperSession {
     fn new(client: zk::Client, access: zk::Acls<'static>) -> Self {
         // Created before the state is read, so that no change is missed.
         let changes = client.state_watcher();
-        let now = link(client.state());
-        let report = Arc::new(watch::Sender::new(SessionState { link: now, reconnects: 0 }));
-        if !matches!(now, Link::Over(_)) {
+        let now = connection(client.state());
+        let report = Arc::new(watch::Sender::new(SessionState { connection: now, reconnects: 0 }));
+        if !matches!(now, ConnectionState::Over(_)) {
             tokio::spawn(publish_states(changes, report.clone()));
         }
         let (id, timeout) = (SessionId(client.session_id().0), client.session_timeout());
@@ -197,11 +197,11 @@ impl ZooKeeperSession {
     /// Returns the client, if requests can be made now.
     fn client(&self) -> Result<zk::Client, CoordError> {
         let client = self.client.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let client = client.ok_or(CoordError::Ended(Ending::Closed))?;
-        match link(client.state()) {
-            Link::Connected => Ok(client),
-            Link::Disconnected => Err(CoordError::NotConnected),
-            Link::Over(ending) => Err(CoordError::Ended(ending)),
+        let client = client.ok_or(CoordError::Ended(SessionEnd::Closed))?;
+        match connection(client.state()) {
+            ConnectionState::Connected => Ok(client),
+            ConnectionState::Disconnected => Err(CoordError::NotConnected),
+            ConnectionState::Over(ending) => Err(CoordError::Ended(ending)),
         }
     }
 
@@ -214,7 +214,7 @@ impl ZooKeeperSession {
         match unless_lost(client, request, || zk::Error::ConnectionLoss).await {
             Ok(answer) => Ok(Some(answer)),
             Err(zk::Error::NoNode) => Ok(None),
-            Err(error) => Err(reply::reading_error(&error, link(client.state()))),
+            Err(error) => Err(reply::reading_error(&error, connection(client.state()))),
         }
     }
 }
@@ -240,18 +240,18 @@ fn repeat_servers(servers: &str) -> String {
 /// Reports the client's states until it is over.
 async fn publish_states(mut changes: zk::StateWatcher, report: Arc<watch::Sender<SessionState>>) {
     while !report.borrow().is_over() {
-        let now = link(changes.changed().await);
+        let now = connection(changes.changed().await);
         publish(&report, now);
     }
 }
 
 /// Publishes a change of the connection, unless the session is over.
-fn publish(report: &watch::Sender<SessionState>, now: Link) {
+fn publish(report: &watch::Sender<SessionState>, now: ConnectionState) {
     report.send_if_modified(|state| {
         let is_news = !state.is_over();
         if is_news {
-            state.link = now;
-            state.reconnects += u64::from(now == Link::Connected);
+            state.connection = now;
+            state.reconnects += u64::from(now == ConnectionState::Connected);
         }
         is_news
     });
@@ -267,7 +267,7 @@ async fn unless_lost<T, E>(
     let mut changes = client.state_watcher();
     let mut request = pin!(request);
     let is_lost = async {
-        while link(changes.peek_state()) == Link::Connected {
+        while connection(changes.peek_state()) == ConnectionState::Connected {
             changes.changed().await;
         }
     };
@@ -352,7 +352,7 @@ impl Session for ZooKeeperSession {
             let closed = async { while !changes.changed().await.is_terminated() {} };
             let _ = tokio::time::timeout(CLOSE_MAX, closed).await;
         }
-        publish(&self.report, Link::Over(Ending::Closed));
+        publish(&self.report, ConnectionState::Over(SessionEnd::Closed));
     }
 }
 

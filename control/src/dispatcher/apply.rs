@@ -7,7 +7,7 @@ use super::now::Now;
 use super::rollback_detection::RecordVersion;
 use super::tasks::{AssignReply, WriteFailure};
 use super::write::Written;
-use super::{Dispatcher, Ending};
+use super::{Dispatcher, TermEnd};
 use crate::coord::paths;
 use crate::coord::{CoordError, Znode, Zxid};
 use crate::model::{Epoch, Holder, NodeId, Record, TaskId, TaskRecord, TaskState};
@@ -102,7 +102,7 @@ impl Dispatcher {
     /// Ends the dispatcher because the store has another history than this leader has seen. The next term reads
     /// everything.
     pub(crate) fn on_history_lost(&mut self, id: &TaskId) {
-        if self.ending.replace(Ending::HistoryLost) == Some(Ending::HistoryLost) {
+        if self.ending.replace(TermEnd::HistoryLost) == Some(TermEnd::HistoryLost) {
             return;
         }
         tracing::warn!(
@@ -214,14 +214,14 @@ impl Dispatcher {
             Written::Failed(error) => {
                 self.note_write_failure(id, error.to_string(), now.boot);
                 if let CoordError::Ended(_) = error {
-                    self.ending = Some(Ending::SessionOver);
+                    self.ending = Some(TermEnd::SessionOver);
                 }
                 self.cluster.unreserve(id, now.boot);
                 let is_hopeless = matches!(error, CoordError::TooLarge { .. });
                 self.cluster.delay_writes(id, now.boot + if is_hopeless { DENIED_RETRY } else { WRITE_RETRY });
                 self.on_failed(id, origin, &error);
             }
-            Written::LostLeadership => self.ending = Some(Ending::LostLeadership),
+            Written::LostLeadership => self.ending = Some(TermEnd::LostLeadership),
             Written::HistoryLost => self.on_history_lost(id),
         }
     }

@@ -120,7 +120,7 @@ impl Default for Config {
 
 /// Reason for the end of a dispatcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ending {
+pub(crate) enum TermEnd {
     /// The caller asked for it.
     Stopped,
     /// This node no longer leads.
@@ -159,7 +159,7 @@ pub(crate) struct Dispatcher {
     turned_at: Duration,
     /// Least lead of the wall clock over the boot-time clock in this term, in milliseconds: leaves out leaps forward.
     wall_lead_ms: u64,
-    ending: Option<Ending>,
+    ending: Option<TermEnd>,
 }
 
 impl Dispatcher {
@@ -207,7 +207,7 @@ impl Dispatcher {
     /// Leads until the term or the session is over, the store's history is lost, or `shutdown` is ready. Drops the
     /// writes and calls that are under way then: the next leader reads their outcome. Requests wait until everything
     /// has been read.
-    pub(crate) async fn run(mut self, shutdown: impl Future<Output = ()>) -> Ending {
+    pub(crate) async fn run(mut self, shutdown: impl Future<Output = ()>) -> TermEnd {
         let mut shutdown = std::pin::pin!(shutdown);
         let mut states = self.writer.session.states();
         let mut reconnects = states.borrow().reconnects;
@@ -219,7 +219,7 @@ impl Dispatcher {
             }
             let state = *states.borrow_and_update();
             if state.is_over() {
-                return Ending::SessionOver;
+                return TermEnd::SessionOver;
             }
             if state.reconnects != reconnects {
                 reconnects = state.reconnects;
@@ -229,9 +229,9 @@ impl Dispatcher {
             let (pause, is_settled) = (self.pause(), self.reads.is_settled());
             tokio::select! {
                 biased;
-                () = &mut shutdown => return Ending::Stopped,
-                () = self.writer.leader_term.ended() => return Ending::LostLeadership,
-                changed = states.changed() => if changed.is_err() { return Ending::SessionOver },
+                () = &mut shutdown => return TermEnd::Stopped,
+                () = self.writer.leader_term.ended() => return TermEnd::LostLeadership,
+                changed = states.changed() => if changed.is_err() { return TermEnd::SessionOver },
                 () = self.reads.fleet_changed() => {}
                 Some(event) = self.jobs.join_next() => self.apply_all(event),
                 Some(request) = self.requests.recv(), if is_settled => self.serve(request),

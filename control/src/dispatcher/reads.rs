@@ -235,7 +235,7 @@ impl Dispatcher {
 
     fn read_failed(&mut self, error: &CoordError, again: impl FnOnce(&mut Reads)) {
         if let CoordError::Ended(_) = error {
-            self.ending = Some(super::Ending::SessionOver);
+            self.ending = Some(super::TermEnd::SessionOver);
         }
         tracing::debug!(%error, "read failed");
         again(&mut self.reads);

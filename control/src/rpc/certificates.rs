@@ -145,7 +145,7 @@ pub(super) enum ValidityStatus {
     /// It is valid.
     Valid,
     /// It ends within two weeks.
-    Ending,
+    ExpiresSoon,
     /// It has ended.
     Expired,
 }
@@ -182,7 +182,7 @@ impl Validity {
         } else if now >= self.ends() {
             ValidityStatus::Expired
         } else if now + ENDING >= self.ends() {
-            ValidityStatus::Ending
+            ValidityStatus::ExpiresSoon
         } else {
             ValidityStatus::Valid
         }
@@ -198,7 +198,7 @@ impl Validity {
                 Timestamp::seconds(begins.seconds),
                 Timestamp::seconds(unix_ms / 1000)
             ),
-            ValidityStatus::Valid | ValidityStatus::Ending => format!(
+            ValidityStatus::Valid | ValidityStatus::ExpiresSoon => format!(
                 "the certificate of {} is valid until {}: replace it before",
                 ends.certificate,
                 Timestamp::seconds(ends.seconds)
@@ -215,7 +215,7 @@ impl Validity {
     /// `EPermission` outside of it.
     pub(super) fn check(&self, unix_ms: u64) -> Result<()> {
         match self.standing(unix_ms) {
-            ValidityStatus::Valid | ValidityStatus::Ending => Ok(()),
+            ValidityStatus::Valid | ValidityStatus::ExpiresSoon => Ok(()),
             ValidityStatus::Future | ValidityStatus::Expired => {
                 Err(Error::new(Code::Permission, Side::Caller, Operation::Parse, self.describe(unix_ms)))
             }
@@ -287,13 +287,13 @@ ANVshjfToAtiQWPveH6JRiG9M3Podh55IpA=
             (BEGINS - 1, ValidityStatus::Future, Some(1)),
             (BEGINS, ValidityStatus::Valid, Some(30 * DAY)),
             (ENDS - 14 * DAY - 1, ValidityStatus::Valid, Some(14 * DAY + 1)),
-            (ENDS - 14 * DAY, ValidityStatus::Ending, Some(14 * DAY)),
-            (ENDS - 1, ValidityStatus::Ending, Some(1)),
+            (ENDS - 14 * DAY, ValidityStatus::ExpiresSoon, Some(14 * DAY)),
+            (ENDS - 1, ValidityStatus::ExpiresSoon, Some(1)),
             (ENDS, ValidityStatus::Expired, None),
         ] {
             assert_eq!(validity().standing(seconds * 1000), standing, "{seconds}");
             assert_eq!(validity().next(seconds * 1000), left.map(Duration::from_secs), "{seconds}");
-            let is_valid = matches!(standing, ValidityStatus::Valid | ValidityStatus::Ending);
+            let is_valid = matches!(standing, ValidityStatus::Valid | ValidityStatus::ExpiresSoon);
             assert_eq!(validity().check(seconds * 1000).is_ok(), is_valid, "{seconds}");
         }
     }

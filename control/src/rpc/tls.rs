@@ -156,13 +156,13 @@ impl Tls {
         let current = Arc::clone(&self.0.current.borrow());
         let validity = &current.certificates.validity;
         let standing = validity.standing(now);
-        let is_valid = matches!(standing, ValidityStatus::Valid | ValidityStatus::Ending);
+        let is_valid = matches!(standing, ValidityStatus::Valid | ValidityStatus::ExpiresSoon);
         self.0.valid.send_if_modified(|valid| std::mem::replace(valid, is_valid) != is_valid);
         if reminder.is_due(standing, now) {
             let words = validity.describe(now);
             match standing {
                 ValidityStatus::Valid => (),
-                ValidityStatus::Ending => tracing::warn!("{words}"),
+                ValidityStatus::ExpiresSoon => tracing::warn!("{words}"),
                 ValidityStatus::Future | ValidityStatus::Expired => {
                     tracing::error!("no valid certificate: this node is unreachable and does not lead: {words}");
                 }
@@ -342,13 +342,13 @@ mod tests {
         let mut reminder = Reminder::default();
         let mut due = |standing, now| reminder.is_due(standing, now);
         assert!(!due(ValidityStatus::Valid, 0));
-        assert!(due(ValidityStatus::Ending, 10));
-        assert!(!due(ValidityStatus::Ending, DAY_MS));
-        assert!(due(ValidityStatus::Ending, DAY_MS + 10));
+        assert!(due(ValidityStatus::ExpiresSoon, 10));
+        assert!(!due(ValidityStatus::ExpiresSoon, DAY_MS));
+        assert!(due(ValidityStatus::ExpiresSoon, DAY_MS + 10));
         assert!(due(ValidityStatus::Expired, DAY_MS + 11), "another thing to say");
         assert!(!due(ValidityStatus::Expired, DAY_MS + 12));
         assert!(due(ValidityStatus::Expired, 5), "the clock was set back");
         assert!(!due(ValidityStatus::Valid, 6));
-        assert!(due(ValidityStatus::Ending, 7), "the next one ends");
+        assert!(due(ValidityStatus::ExpiresSoon, 7), "the next one ends");
     }
 }

@@ -1,7 +1,7 @@
 //! Runs the thread that owns an embedded store: applies requests in memory, makes them durable, and answers them.
 
 use super::super::tree::{ChangeKind, Tree, Watches, ZnodeChange};
-use super::super::{CoordError, Done, Ending, Link, Op, SessionId, SessionState, Znode, Zxid, is_path};
+use super::super::{ConnectionState, CoordError, Done, Op, SessionEnd, SessionId, SessionState, Znode, Zxid, is_path};
 use super::store_file::{Content, OpenStoreFile, StoreFile, StoreFileError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -128,15 +128,15 @@ impl Store {
         open.write(gone.iter().map(|path| (path.as_str(), None)), next).map_err(|error| self.file.error(error))?;
         (self.open, self.tree, self.zxid, self.durable_zxid) = (Some(open), tree, next, next);
         self.watches = Watches::default();
-        self.publish_link(Link::Connected);
+        self.publish_connection(ConnectionState::Connected);
         Ok(())
     }
 
-    fn publish_link(&self, link: Link) {
+    fn publish_connection(&self, connection: ConnectionState) {
         for report in self.sessions.values() {
             report.send_modify(|state| {
-                state.link = link;
-                state.reconnects += u64::from(link == Link::Connected);
+                state.connection = connection;
+                state.reconnects += u64::from(connection == ConnectionState::Connected);
             });
         }
     }
@@ -198,7 +198,7 @@ impl Store {
 
     fn write(&mut self, session: SessionId, ops: Vec<Op>) -> Result<Vec<Done>, CoordError> {
         if !self.sessions.contains_key(&session) {
-            return Err(CoordError::Ended(Ending::Closed));
+            return Err(CoordError::Ended(SessionEnd::Closed));
         }
         if self.open.is_none() {
             return Err(CoordError::NotConnected);
@@ -221,7 +221,7 @@ impl Store {
         let changes = changes.collect();
         self.add_changes(changes, self.next_zxid());
         self.watches.end(session);
-        report.send_modify(|state| state.link = Link::Over(Ending::Closed));
+        report.send_modify(|state| state.connection = ConnectionState::Over(SessionEnd::Closed));
     }
 
     /// Adds changes in memory to the batch.
@@ -266,7 +266,7 @@ impl Store {
     fn fail(&mut self, answers: Vec<PendingAnswer>, error: &redb::Error) {
         self.log_failure(&self.file.error(error));
         (self.open, self.tree) = (None, Tree::new());
-        self.publish_link(Link::Disconnected);
+        self.publish_connection(ConnectionState::Disconnected);
         for answer in answers {
             if let PendingAnswer::Opened(Ok(session), _) = &answer {
                 self.sessions.remove(session);

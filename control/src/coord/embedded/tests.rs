@@ -202,7 +202,7 @@ async fn a_failing_disk_is_reported_and_survived() {
     let unknown = session.multi(vec![set("/a", 1, 0)]).await;
     assert!(matches!(unknown, Err(CoordError::Unknown(_))), "{unknown:?}");
     let mut states = session.states();
-    assert_eq!(*states.borrow_and_update(), SessionState { link: Link::Disconnected, reconnects: 0 });
+    assert_eq!(*states.borrow_and_update(), SessionState { connection: ConnectionState::Disconnected, reconnects: 0 });
     assert_eq!(session.multi(vec![set("/a", 1, 0)]).await, Err(CoordError::NotConnected));
     assert_eq!(session.get("/a").await, Err(CoordError::NotConnected));
     assert!(matches!(center.open().await, Err(CoordError::NotConnected)));

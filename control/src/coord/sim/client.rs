@@ -1,7 +1,7 @@
 //! Simulates the client's end of a session: its requests, its watches, and the connection as the client sees it.
 
 use super::tree::Transaction;
-use crate::coord::{CoordError, Done, Ending, Link, Op, SessionState, Znode, Zxid};
+use crate::coord::{ConnectionState, CoordError, Done, Op, SessionEnd, SessionState, Znode, Zxid};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -82,7 +82,7 @@ pub(super) struct Client {
     pub(super) last_received: Instant,
     /// Newest transaction that the client has seen.
     pub(super) seen: Zxid,
-    pub(super) link: watch::Sender<SessionState>,
+    pub(super) states: watch::Sender<SessionState>,
     pub(super) pending: BTreeMap<u64, oneshot::Sender<Result<Reply, CoordError>>>,
     pub(super) watches: Vec<PendingWatch>,
     /// Watches that never fire: only the end of the session wakes their waiters.
@@ -104,7 +104,7 @@ impl Client {
             connection: 0,
             last_received: now,
             seen: Zxid(0),
-            link: watch::Sender::new(SessionState { link: Link::Connected, reconnects: 0 }),
+            states: watch::Sender::new(SessionState { connection: ConnectionState::Connected, reconnects: 0 }),
             pending: BTreeMap::new(),
             watches: Vec::new(),
             lost_watches: Vec::new(),
@@ -117,7 +117,7 @@ impl Client {
     }
 
     pub(super) fn state(&self) -> SessionState {
-        *self.link.borrow()
+        *self.states.borrow()
     }
 
     /// Returns the number of requests sent.
@@ -135,9 +135,9 @@ impl Client {
         request: Request,
         latency: Duration,
     ) -> Result<oneshot::Receiver<Result<Reply, CoordError>>, CoordError> {
-        match (self.state().link, &self.up) {
-            (Link::Over(ending), _) => Err(CoordError::Ended(ending)),
-            (Link::Connected, Some(up)) => {
+        match (self.state().connection, &self.up) {
+            (ConnectionState::Over(ending), _) => Err(CoordError::Ended(ending)),
+            (ConnectionState::Connected, Some(up)) => {
                 self.last_arrival = self.last_arrival.max(Instant::now() + latency);
                 self.asked += 1;
                 let (answer, answered) = oneshot::channel();
@@ -177,7 +177,7 @@ impl Client {
     pub(super) fn disconnect(&mut self) {
         if self.is_connected() {
             self.fail_pending("the connection was lost");
-            self.link.send_modify(|state| state.link = Link::Disconnected);
+            self.states.send_modify(|state| state.connection = ConnectionState::Disconnected);
         }
     }
 
@@ -186,18 +186,19 @@ impl Client {
         self.server = server;
         self.last_received = Instant::now();
         self.last_arrival = self.last_received;
-        self.link
-            .send_modify(|state| *state = SessionState { link: Link::Connected, reconnects: state.reconnects + 1 });
+        self.states.send_modify(|state| {
+            *state = SessionState { connection: ConnectionState::Connected, reconnects: state.reconnects + 1 }
+        });
     }
 
     /// Ends the session.
-    pub(super) fn end(&mut self, ending: Ending) {
+    pub(super) fn end(&mut self, ending: SessionEnd) {
         if !self.state().is_over() {
             self.fail_pending("the session ended");
             self.watches.clear();
             self.lost_watches.clear();
             self.undelivered.clear();
-            self.link.send_modify(|state| state.link = Link::Over(ending));
+            self.states.send_modify(|state| state.connection = ConnectionState::Over(ending));
         }
     }
 

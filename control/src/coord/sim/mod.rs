@@ -21,7 +21,7 @@ mod wire;
 pub(crate) use service::Snapshot;
 
 use super::{
-    CoordClient, CoordError, Done, Ending, Op, Refusal, Session, SessionId, SessionState, Watch, Znode, Zxid,
+    CoordClient, CoordError, Done, Op, Refusal, Session, SessionEnd, SessionId, SessionState, Watch, Znode, Zxid,
     check_ops, is_path,
 };
 use async_trait::async_trait;
@@ -290,7 +290,7 @@ impl Session for SimSession {
     }
 
     fn states(&self) -> watch::Receiver<SessionState> {
-        lock(&self.shared).clients[&self.id].link.subscribe()
+        lock(&self.shared).clients[&self.id].states.subscribe()
     }
 
     async fn get(&self, path: &str) -> Result<Option<Znode>, CoordError> {
@@ -327,7 +327,7 @@ impl Session for SimSession {
         let _ = timeout_at(Instant::now() + CLOSE_TIMEOUT, self.ask(Request::Close)).await;
         let mut core = lock(&self.shared);
         if let Some(client) = core.clients.get_mut(&self.id) {
-            client.end(Ending::Closed);
+            client.end(SessionEnd::Closed);
         }
     }
 }

@@ -9,7 +9,7 @@
 use super::client::{Client, Delivery, PendingWatch, Reply, Request, Subject};
 use super::tree::{Transaction, Tree};
 use super::{Commit, FaultRates, Observer, TICK};
-use crate::coord::{CoordError, Done, Ending, Op, SessionId, Zxid};
+use crate::coord::{CoordError, Done, Op, SessionEnd, SessionId, Zxid};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -416,4 +416,4 @@ impl Core {
 }
 
 /// Error of a session that has expired.
-pub(super) const EXPIRED: CoordError = CoordError::Ended(Ending::Expired);
+pub(super) const EXPIRED: CoordError = CoordError::Ended(SessionEnd::Expired);

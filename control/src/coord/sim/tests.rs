@@ -1,7 +1,7 @@
 //! Tests the faults of the simulated service, and their effects on clients.
 
 use super::*;
-use crate::coord::{CreateMode, Link, contract};
+use crate::coord::{ConnectionState, CreateMode, contract};
 
 const T: Duration = Duration::from_secs(10);
 
@@ -20,9 +20,9 @@ async fn pair(seed: u64) -> (Ensemble, Arc<dyn Session>, Arc<dyn Session>) {
     (ensemble, a, b)
 }
 
-async fn link(session: &dyn Session, wanted: impl Fn(Link) -> bool) -> Duration {
+async fn connection(session: &dyn Session, wanted: impl Fn(ConnectionState) -> bool) -> Duration {
     let start = Instant::now();
-    session.states().wait_for(|state| wanted(state.link)).await.unwrap();
+    session.states().wait_for(|state| wanted(state.connection)).await.unwrap();
     start.elapsed()
 }
 
@@ -68,7 +68,10 @@ async fn an_ephemeral_node_goes_between_half_a_tick_before_and_a_tick_after_the_
         }
         seen.push(start.elapsed());
         gone.fired().await;
-        assert!(link(&*a, |link| matches!(link, Link::Over(_))).await > Duration::from_secs(1), "learnt late");
+        assert!(
+            connection(&*a, |connection| matches!(connection, ConnectionState::Over(_))).await > Duration::from_secs(1),
+            "learnt late"
+        );
     }
     let (least, most) = (seen.iter().min().unwrap(), seen.iter().max().unwrap());
     assert!(
@@ -92,7 +95,7 @@ async fn at_an_isolated_server_reads_continue_and_writes_stall() {
     assert_eq!(a.get("/x").await.unwrap().unwrap().stat.version, 0, "stale");
     let write = a.multi(vec![set("/x", 0)]);
     assert!(matches!(write.await, Err(CoordError::Unknown(_))), "dropped with the server");
-    link(&*a, |link| link == Link::Connected).await;
+    connection(&*a, |connection| connection == ConnectionState::Connected).await;
     assert_eq!(a.get("/x").await.unwrap().unwrap().stat.version, 1);
     assert_eq!(a.states().borrow().reconnects, 1);
 }
@@ -103,7 +106,7 @@ async fn an_answer_may_be_lost_after_the_write_and_a_write_may_happen_late() {
     ensemble.set_fault_rates(FaultRates { lost_reply: 1.0, late_write: 1.0, ..FaultRates::default() });
     assert!(matches!(a.multi(vec![create("/x", CreateMode::Persistent)]).await, Err(CoordError::Unknown(_))));
     assert!(ensemble.committed("/x").is_some());
-    link(&*a, |link| link == Link::Connected).await;
+    connection(&*a, |connection| connection == ConnectionState::Connected).await;
     ensemble.cut("a");
     let write = a.multi(vec![set("/x", 0)]);
     assert!(matches!(write.await, Err(CoordError::Unknown(_))));
@@ -150,7 +153,7 @@ async fn an_outage_and_a_stall_end_no_session() {
     assert!(matches!(ensemble.client("c").open().await, Err(CoordError::NotConnected)));
     sleep(Duration::from_secs(8)).await;
     ensemble.start();
-    link(&*a, |link| link == Link::Connected).await;
+    connection(&*a, |connection| connection == ConnectionState::Connected).await;
     assert!(a.get("/e").await.unwrap().is_some());
 }
 
@@ -161,7 +164,7 @@ async fn after_history_went_back_only_new_sessions_are_accepted_and_numbers_repe
     let then = ensemble.snapshot();
     let Done::Set(first) = a.multi(vec![set("/x", 0)]).await.unwrap()[0] else { panic!("a set returns its node") };
     ensemble.regress(&then);
-    assert!(link(&*a, |link| matches!(link, Link::Over(_))).await >= T);
+    assert!(connection(&*a, |connection| matches!(connection, ConnectionState::Over(_))).await >= T);
     let again = ensemble.client("a").open().await.unwrap();
     assert_eq!(again.get("/x").await.unwrap().unwrap().stat.version, 0);
     let Done::Set(second) = again.multi(vec![set("/x", 0)]).await.unwrap()[0] else { panic!("a set returns its node") };
@@ -175,9 +178,9 @@ async fn a_closed_session_leaves_no_nodes_and_an_expired_one_learns_its_end() {
     b.multi(vec![create("/b", CreateMode::Ephemeral)]).await.unwrap();
     a.close().await;
     assert!(ensemble.committed("/a").is_none());
-    assert_eq!(a.get("/a").await, Err(CoordError::Ended(Ending::Closed)));
+    assert_eq!(a.get("/a").await, Err(CoordError::Ended(SessionEnd::Closed)));
     ensemble.expire("b");
     assert!(ensemble.committed("/b").is_none());
     assert!(b.states().borrow().is_connected(), "it does not know yet");
-    assert_eq!(b.multi(vec![create("/c", CreateMode::Persistent)]).await, Err(CoordError::Ended(Ending::Expired)));
+    assert_eq!(b.multi(vec![create("/c", CreateMode::Persistent)]).await, Err(CoordError::Ended(SessionEnd::Expired)));
 }

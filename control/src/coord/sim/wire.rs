@@ -7,7 +7,7 @@
 use super::client::{Delivery, Reply, Request, Sent};
 use super::service::Core;
 use super::{Shared, TICK, lock};
-use crate::coord::{CoordError, Ending, Link, SessionId};
+use crate::coord::{ConnectionState, CoordError, SessionEnd, SessionId};
 use std::sync::Weak;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -219,18 +219,20 @@ pub(super) async fn run_session(shared: Shared, session: SessionId, alive: Weak<
         let wait = {
             let mut core = lock(&shared);
             let Some(client) = core.clients.get(&session) else { return };
-            match client.state().link {
-                Link::Over(_) => return,
-                Link::Connected => {
+            match client.state().connection {
+                ConnectionState::Over(_) => return,
+                ConnectionState::Connected => {
                     ping(&mut core, session);
                     PING
                 }
-                Link::Disconnected => Duration::from_millis(core.rng.u64(20..=300)),
+                ConnectionState::Disconnected => Duration::from_millis(core.rng.u64(20..=300)),
             }
         };
         sleep(wait).await;
-        let is_lost =
-            lock(&shared).clients.get(&session).is_some_and(|client| client.state().link == Link::Disconnected);
+        let is_lost = lock(&shared)
+            .clients
+            .get(&session)
+            .is_some_and(|client| client.state().connection == ConnectionState::Disconnected);
         if is_lost && reconnect(&mut lock(&shared), session) {
             connect(&shared, session);
             let mut core = lock(&shared);
@@ -239,7 +241,7 @@ pub(super) async fn run_session(shared: Shared, session: SessionId, alive: Weak<
     }
     let _ = tokio::time::timeout(super::CLOSE_TIMEOUT, ask(&shared, session, Request::Close)).await;
     if let Some(client) = lock(&shared).clients.get_mut(&session) {
-        client.end(Ending::Closed);
+        client.end(SessionEnd::Closed);
     }
 }
 
@@ -254,7 +256,7 @@ fn ping(core: &mut Core, session: SessionId) {
         return;
     }
     if has_leader && !core.is_alive(session) {
-        return core.clients.get_mut(&session).into_iter().for_each(|client| client.end(Ending::Expired));
+        return core.clients.get_mut(&session).into_iter().for_each(|client| client.end(SessionEnd::Expired));
     }
     if has_leader {
         core.extend_session(session);
@@ -271,12 +273,12 @@ fn reconnect(core: &mut Core, session: SessionId) -> bool {
     let is_alive = core.is_alive(session);
     let Some(client) = core.clients.get_mut(&session) else { return false };
     match server {
-        Some(_) if !is_alive => client.end(Ending::Expired),
+        Some(_) if !is_alive => client.end(SessionEnd::Expired),
         Some(server) => {
             client.connect(server);
             return true;
         }
-        None if silent > limit => client.end(Ending::Expired),
+        None if silent > limit => client.end(SessionEnd::Expired),
         None => {}
     }
     false

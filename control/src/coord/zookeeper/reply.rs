@@ -1,25 +1,25 @@
 //! Translates the client library's answers.
 
-use super::super::{CoordError, Done, Ending, Link, Refusal, SessionId, Stat, Znode, Zxid};
+use super::super::{ConnectionState, CoordError, Done, Refusal, SessionEnd, SessionId, Stat, Znode, Zxid};
 use zookeeper_client as zk;
 
-pub(super) fn link(state: zk::SessionState) -> Link {
+pub(super) fn connection(state: zk::SessionState) -> ConnectionState {
     match state {
-        zk::SessionState::SyncConnected => Link::Connected,
+        zk::SessionState::SyncConnected => ConnectionState::Connected,
         // A read-only server has no quorum, so its data may be old. The client does not ask for such servers anyway.
-        zk::SessionState::Disconnected | zk::SessionState::ConnectedReadOnly => Link::Disconnected,
-        zk::SessionState::Expired => Link::Over(Ending::Expired),
-        zk::SessionState::Closed => Link::Over(Ending::Closed),
-        zk::SessionState::AuthFailed => Link::Over(Ending::AuthFailed),
+        zk::SessionState::Disconnected | zk::SessionState::ConnectedReadOnly => ConnectionState::Disconnected,
+        zk::SessionState::Expired => ConnectionState::Over(SessionEnd::Expired),
+        zk::SessionState::Closed => ConnectionState::Over(SessionEnd::Closed),
+        zk::SessionState::AuthFailed => ConnectionState::Over(SessionEnd::AuthFailed),
     }
 }
 
 /// Translates the error of a read, with the session as it is now.
-pub(super) fn reading_error(error: &zk::Error, now: Link) -> CoordError {
+pub(super) fn reading_error(error: &zk::Error, now: ConnectionState) -> CoordError {
     match (refusal(error), now) {
         (Some(why), _) => CoordError::Refused { index: 0, why },
-        (None, Link::Over(ending)) => CoordError::Ended(ending),
-        (None, Link::Connected | Link::Disconnected) => CoordError::NotConnected,
+        (None, ConnectionState::Over(ending)) => CoordError::Ended(ending),
+        (None, ConnectionState::Connected | ConnectionState::Disconnected) => CoordError::NotConnected,
     }
 }
 

@@ -5,7 +5,7 @@ use crate::cluster::clock_skew::ClockSkew;
 use crate::coord::Op;
 use crate::coord::paths;
 use crate::coord::sim::FaultRates;
-use crate::dispatcher::{Config, Ending, Query};
+use crate::dispatcher::{Config, Query, TermEnd};
 use crate::model::state_machine::{Checkpoint, TaskEvent};
 use crate::model::{
     DesiredState, DrainMode, FenceMethod, NodeId, Record, Submission, TaskCommand, TaskId, TaskSpec, TaskState,
@@ -304,7 +304,7 @@ async fn undecodable_records_are_reported_and_left_alone() {
     let path = paths::task(&id("bad"));
     let version = center.ensemble.committed(&path).unwrap().stat.version;
     session.multi(vec![Op::Set { path: path.clone(), data: b"{}".to_vec(), version }]).await.unwrap();
-    assert_eq!(center.change_leader("d2").await, Ending::LostLeadership);
+    assert_eq!(center.change_leader("d2").await, TermEnd::LostLeadership);
     center.runner("n1", "a", 9, Behaviour::Completing).await;
     center.until("good", TaskState::Succeeded).await;
     let status = center.leader.status().await.unwrap();

@@ -6,7 +6,7 @@ use crate::coord::paths;
 use crate::coord::sim::FaultRates;
 use crate::dispatcher::event::{Event, WriteOrigin};
 use crate::dispatcher::write::Written;
-use crate::dispatcher::{Config, Ending};
+use crate::dispatcher::{Config, TermEnd};
 use crate::model::state_machine::{Checkpoint, TaskEvent, next};
 use crate::model::{
     CopyTask, Epoch, Failure, FenceMethod, Holder, Incarnation, NodeId, Progress, Record, Registration, TaskCommand,
@@ -211,7 +211,7 @@ async fn a_new_leader_makes_the_calls_that_the_old_one_has_not_made() {
     }
     center.begin(&runner, "running").await;
     let before = center.stored("running");
-    assert_eq!(center.change_leader("d2").await, Ending::LostLeadership);
+    assert_eq!(center.change_leader("d2").await, TermEnd::LostLeadership);
     center.runners.set_behaviour("n1", Behaviour::Accepting);
     center.leader.status().await.unwrap();
     sleep(Duration::from_millis(100)).await;
@@ -339,7 +339,7 @@ async fn a_decision_that_is_read_before_its_write_is_answered_is_followed_up() {
 
 /// Runs a leader whose session outlives a rollback of history, after which the record gets `versions` further versions.
 /// Returns the dispatcher's end, and the time from the rollback to it.
-async fn leader_of_a_lost_history(seed: u64, versions: u32) -> (Ending, Duration) {
+async fn leader_of_a_lost_history(seed: u64, versions: u32) -> (TermEnd, Duration) {
     let center = TestCenter::new(seed, Config::default()).await;
     let runner = center.runner("n1", "a", 1, Behaviour::Accepting).await;
     center.leader.submit(submission("x", noop(60_000))).await.unwrap();
@@ -372,7 +372,7 @@ async fn leader_of_a_lost_history(seed: u64, versions: u32) -> (Ending, Duration
 async fn a_leader_that_detects_lost_history_resigns() {
     for (seed, versions) in [(31, 0), (32, 1)] {
         let (ending, after) = leader_of_a_lost_history(seed, versions).await;
-        assert_eq!(ending, Ending::HistoryLost, "after {after:?}, with {versions} versions written again");
+        assert_eq!(ending, TermEnd::HistoryLost, "after {after:?}, with {versions} versions written again");
         assert!(after < Duration::from_secs(6), "{after:?}: too long after the loss");
     }
 }

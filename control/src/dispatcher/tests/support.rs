@@ -5,7 +5,7 @@ use crate::cluster::election::{Election, LeaderTerm, Role};
 use crate::coord::paths;
 use crate::coord::sim::{Ensemble, FaultRates};
 use crate::coord::{CoordError, CreateMode, Op, Session};
-use crate::dispatcher::{Config, Dispatcher, DispatcherHandle, Ending, FenceProgram};
+use crate::dispatcher::{Config, Dispatcher, DispatcherHandle, FenceProgram, TermEnd};
 use crate::model::fence_method::default_fence;
 use crate::model::state_machine::{Checkpoint, ClaimChange, TaskEvent, claim_change, next};
 use crate::model::{
@@ -177,7 +177,7 @@ pub(super) struct TestCenter {
     pub(super) runners: Arc<TestRunners>,
     pub(super) clock: Arc<TestClock>,
     pub(super) leader: DispatcherHandle,
-    pub(super) dispatcher: JoinHandle<Ending>,
+    pub(super) dispatcher: JoinHandle<TermEnd>,
     stand: watch::Sender<bool>,
     config: Config,
 }
@@ -205,7 +205,7 @@ impl TestCenter {
     }
 
     /// Makes the leader resign, and another node lead. Returns the end of the first dispatcher.
-    pub(super) async fn change_leader(&mut self, node: &str) -> Ending {
+    pub(super) async fn change_leader(&mut self, node: &str) -> TermEnd {
         self.stand.send_replace(false);
         let (leader, dispatcher, stand) =
             start_leader(node, &self.ensemble, &self.runners, &self.clock, &self.config).await;
@@ -315,7 +315,7 @@ async fn start_leader(
     runners: &Arc<TestRunners>,
     clock: &Arc<TestClock>,
     config: &Config,
-) -> (DispatcherHandle, JoinHandle<Ending>, watch::Sender<bool>) {
+) -> (DispatcherHandle, JoinHandle<TermEnd>, watch::Sender<bool>) {
     let (session, leader_term, stand) = elected(node, ensemble).await;
     let (dispatcher, handle) = Dispatcher::new(session, leader_term, runners.clone(), clock.clone(), config.clone());
     (handle, tokio::spawn(dispatcher.run(std::future::pending())), stand)

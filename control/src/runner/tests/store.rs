@@ -1,8 +1,8 @@
 //! Provides a store of records in memory: one server that can be cut off, lose replies, and expire sessions.
 
 use crate::coord::{
-    CoordClient, CoordError, CreateMode, Done, Ending, Link, Op, Refusal, Session, SessionId, SessionState, Stat,
-    Watch, Znode, Zxid,
+    ConnectionState, CoordClient, CoordError, CreateMode, Done, Op, Refusal, Session, SessionEnd, SessionId,
+    SessionState, Stat, Watch, Znode, Zxid,
 };
 use async_trait::async_trait;
 use std::collections::BTreeMap;
@@ -60,12 +60,12 @@ impl Store {
     pub(super) fn cut(&self, is_cut: bool) {
         let mut server = self.server();
         server.is_cut = is_cut;
-        let link = if is_cut { Link::Disconnected } else { Link::Connected };
+        let connection = if is_cut { ConnectionState::Disconnected } else { ConnectionState::Connected };
         for states in server.open.values() {
             states.send_modify(|state| {
                 if !state.is_over() {
                     state.reconnects += u64::from(!is_cut);
-                    state.link = link;
+                    state.connection = connection;
                 }
             });
         }
@@ -75,7 +75,7 @@ impl Store {
     pub(super) fn expire(&self) {
         let mut server = self.server();
         for (_, states) in std::mem::take(&mut server.open) {
-            states.send_modify(|state| state.link = Link::Over(Ending::Expired));
+            states.send_modify(|state| state.connection = ConnectionState::Over(SessionEnd::Expired));
         }
         let gone: Vec<_> =
             server.nodes.iter().filter(|(_, node)| node.stat.owner.is_some()).map(|(path, _)| path.clone()).collect();
@@ -164,7 +164,7 @@ impl CoordClient for Store {
         }
         server.sessions += 1;
         let id = server.sessions;
-        let states = watch::Sender::new(SessionState { link: Link::Connected, reconnects: 0 });
+        let states = watch::Sender::new(SessionState { connection: ConnectionState::Connected, reconnects: 0 });
         server.open.insert(id, states.clone());
         Ok(Arc::new(FakeSession { id, store: self.clone(), states }))
     }
@@ -175,10 +175,10 @@ impl FakeSession {
     async fn ask<T>(&self, work: impl FnOnce(&mut ServerState) -> T + Send) -> Result<T, CoordError> {
         tokio::time::sleep(Duration::from_millis(1)).await;
         let state = *self.states.borrow();
-        match state.link {
-            Link::Connected => Ok(work(&mut self.store.server())),
-            Link::Disconnected => Err(CoordError::NotConnected),
-            Link::Over(ending) => Err(CoordError::Ended(ending)),
+        match state.connection {
+            ConnectionState::Connected => Ok(work(&mut self.store.server())),
+            ConnectionState::Disconnected => Err(CoordError::NotConnected),
+            ConnectionState::Over(ending) => Err(CoordError::Ended(ending)),
         }
     }
 }
@@ -235,7 +235,7 @@ impl Session for FakeSession {
     }
 
     async fn close(&self) {
-        self.states.send_modify(|state| state.link = Link::Over(Ending::Closed));
+        self.states.send_modify(|state| state.connection = ConnectionState::Over(SessionEnd::Closed));
         let mut server = self.store.server();
         server.open.remove(&self.id);
         server.nodes.retain(|_, node| node.stat.owner != Some(SessionId(self.id)));
