@@ -14,7 +14,7 @@ mod names;
 mod node;
 mod node_fault;
 mod request;
-mod size_limit;
+mod record_shrinking;
 pub(crate) mod state_machine;
 mod task;
 mod unknown_fields;

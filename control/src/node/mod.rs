@@ -50,7 +50,9 @@ use crate::rpc::channels::Channels;
 use crate::rpc::listener::Listener;
 use crate::rpc::local_roles::{Leadership, NodeRoles};
 use crate::rpc::tls::Tls;
-use crate::runner::{EngineExecutor, NodeState, Runner, RunnerConfig, RunnerHandle, Seams, StateDir, Stopped};
+use crate::runner::{
+    EngineExecutor, NodeState, Runner, RunnerConfig, RunnerDependencies, RunnerHandle, StateDir, Stopped,
+};
 use crate::stop_bounds::INITIALISE_MAX;
 use blockhaul_engine::engine::{Engine, EngineConfig};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
@@ -176,7 +178,7 @@ impl Node {
         let vip = service_address(vip, &listener, storage_probe.as_ref()).await?;
         let channels = Channels::new(config.tls.clone());
         let (leader, leader_seen) = watch::channel(None);
-        let seams = Seams {
+        let dependencies = RunnerDependencies {
             executor,
             leader: Arc::new(GrpcLeaderClient::new(channels.clone(), center.clone(), leader_seen)),
             clock: Arc::new(HostClock),
@@ -185,7 +187,7 @@ impl Node {
         let data = storage_probe.as_ref().map(StorageProbe::address);
         let runner_config = RunnerConfig { data, restarts, ..runner_config(&config, &incarnation, &address) };
         let runner_pulse = runner_config.liveness.clone();
-        let runner = Runner::new(runner_config, seams);
+        let runner = Runner::new(runner_config, dependencies);
         let metrics = metrics(&config, &roles, &runner).await?;
         let overview = Overview {
             node: config.node.clone(),

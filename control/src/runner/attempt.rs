@@ -212,7 +212,7 @@ impl Attempt {
             gate,
             admission,
         };
-        let running = record.spec.start(execution, &*context.seams.executor);
+        let running = record.spec.start(execution, &*context.dependencies.executor);
         let mut control = self.control();
         control.running = Some(Arc::clone(&running));
         // `stop` may have been called before `running` was set.

@@ -2,7 +2,7 @@
 
 use super::leader_notifier::LeaderNotifier;
 use super::write_lease::ActiveRegistration;
-use super::{RunnerConfig, Seams};
+use super::{RunnerConfig, RunnerDependencies};
 use crate::coord::{CoordError, SessionState};
 use crate::model::{Epoch, Holder};
 use blockhaul_engine::error::{Code, Error, Result};
@@ -22,7 +22,7 @@ const DENIED_WAIT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct RunnerContext {
     pub config: RunnerConfig,
-    pub seams: Seams,
+    pub dependencies: RunnerDependencies,
     pub notifier: LeaderNotifier,
     /// Wanted phase of the runner; its registration follows.
     pub phase: watch::Sender<RunnerPhase>,
@@ -57,11 +57,11 @@ pub(super) enum RunnerPhase {
 }
 
 impl RunnerContext {
-    pub(super) fn new(config: RunnerConfig, seams: Seams) -> Self {
+    pub(super) fn new(config: RunnerConfig, dependencies: RunnerDependencies) -> Self {
         let slots = watch::Sender::new(config.slots);
         Self {
             config,
-            seams,
+            dependencies,
             notifier: LeaderNotifier::default(),
             phase: watch::Sender::new(RunnerPhase::Absent),
             registration: watch::Sender::new(None),
@@ -78,11 +78,11 @@ impl RunnerContext {
     }
 
     pub(super) fn now(&self) -> Duration {
-        self.seams.clock.boot_time()
+        self.dependencies.clock.boot_time()
     }
 
     pub(super) fn unix_ms(&self) -> u64 {
-        self.seams.clock.unix_ms()
+        self.dependencies.clock.unix_ms()
     }
 
     pub(super) fn holder(&self) -> Holder {
@@ -143,7 +143,7 @@ impl RunnerContext {
     pub(super) fn accept_leader(&self, leader: Epoch) -> Result<(), (Code, String)> {
         let of_state = |error: Error| (Code::Overloaded, error.to_string());
         let mut seen = self.leader.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = &self.seams.state;
+        let state = &self.dependencies.state;
         let highest = match *seen {
             Some(highest) => highest,
             None => state.leader_epoch().map_err(of_state)?,

@@ -127,7 +127,7 @@ impl Attempt {
     /// Deletes the journal, unless a later attempt on this node can use it.
     fn clean_up(&self, context: &RunnerContext, record: &TaskRecord) {
         if record.state.is_terminal() || record.spec.kind().fence() != FenceMethod::Local {
-            context.seams.executor.forget(&record.id, record.created_ms);
+            context.dependencies.executor.forget(&record.id, record.created_ms);
         }
     }
 }

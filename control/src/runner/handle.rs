@@ -110,7 +110,7 @@ impl RunnerHandle {
         self.accept_leader(leader)?;
         let refused = |error: Error| CallError::Refused { code: error.code, why: error.message };
         match spec.kind().destination().map_err(refused)? {
-            Some(destination) => self.0.context.seams.executor.resolve(&destination).await.map_err(refused),
+            Some(destination) => self.0.context.dependencies.executor.resolve(&destination).await.map_err(refused),
             None => Err(refused(Error::bad_request("a task of this kind has no destination"))),
         }
     }
@@ -161,7 +161,7 @@ impl RunnerHandle {
     /// Returns the remembered incarnations of this node. All but the current one, which may be among them, are over.
     #[must_use]
     pub fn incarnations(&self) -> Vec<Incarnation> {
-        let incarnations = self.0.context.seams.state.incarnations();
+        let incarnations = self.0.context.dependencies.state.incarnations();
         incarnations
             .inspect_err(|error| tracing::error!(%error, "cannot read this node's earlier incarnations"))
             .unwrap_or_default()

@@ -17,7 +17,7 @@
 
 mod assignments;
 mod attempt;
-mod availability;
+mod withdrawal;
 mod context;
 mod engine_executor;
 mod finish;
@@ -120,7 +120,7 @@ impl RunnerConfig {
 
 /// Services that a runner uses.
 #[derive(Clone, Debug)]
-pub struct Seams {
+pub struct RunnerDependencies {
     /// Carries out copies.
     pub executor: Arc<dyn Executor>,
     /// Calls the dispatcher, wherever it is.
@@ -149,10 +149,10 @@ pub struct Stopped {
 impl Runner {
     /// Creates a runner that does nothing yet.
     #[must_use]
-    pub fn new(config: RunnerConfig, seams: Seams) -> Self {
+    pub fn new(config: RunnerConfig, dependencies: RunnerDependencies) -> Self {
         // Bounded by the slots: each queued attempt is in the table.
         let (sender, starts) = mpsc::unbounded_channel();
-        Self { state: Arc::new(RunnerState::new(config, seams, sender)), starts }
+        Self { state: Arc::new(RunnerState::new(config, dependencies, sender)), starts }
     }
 
     /// Returns the handle for its calls.
@@ -174,11 +174,11 @@ impl Runner {
                 registration::keep_registered(&state, sessions),
                 renewal::renew(&state),
                 attempts(&state, &mut starts),
-                availability::run(&state),
+                withdrawal::run(&state),
                 state.context.config.liveness.idle(|| true),
                 delete_ended_journals(&state),
-                leader_notifier::send_changes(&state.context.notifier, &*state.context.seams.leader),
-                progress_reports::send_progress(&state.assignments, &*state.context.seams.leader),
+                leader_notifier::send_changes(&state.context.notifier, &*state.context.dependencies.leader),
+                progress_reports::send_progress(&state.assignments, &*state.context.dependencies.leader),
             )
         };
         let stop = async {
@@ -254,7 +254,7 @@ async fn stop_all(state: &RunnerState, reason: StopReason) {
 
 /// Deletes the journals of earlier incarnations whose tasks have ended.
 async fn delete_ended_journals(state: &RunnerState) {
-    for (task, created_ms) in state.context.seams.executor.kept() {
+    for (task, created_ms) in state.context.dependencies.executor.kept() {
         let registration = state.context.registration().await;
         let path = paths::task(&task);
         let is_over = match registration.session.get(&path).await {
@@ -265,7 +265,7 @@ async fn delete_ended_journals(state: &RunnerState) {
             Err(_) => false,
         };
         if is_over {
-            state.context.seams.executor.forget(&task, created_ms);
+            state.context.dependencies.executor.forget(&task, created_ms);
         }
     }
     std::future::pending().await

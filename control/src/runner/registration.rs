@@ -144,7 +144,12 @@ async fn register(
     session: &Arc<dyn Session>,
 ) -> Result<(ActiveRegistration, MutableFields), NotRegistered> {
     let incarnation = &state.context.config.incarnation;
-    state.context.seams.state.remember(incarnation).map_err(|error| NotRegistered::Refused(error.to_string()))?;
+    state
+        .context
+        .dependencies
+        .state
+        .remember(incarnation)
+        .map_err(|error| NotRegistered::Refused(error.to_string()))?;
     let lease_version = lease_version(state, &**session).await?;
     let path = path(state);
     loop {
@@ -191,7 +196,8 @@ fn active(session: &Arc<dyn Session>, sent: Duration) -> ActiveRegistration {
 fn check_replaceable(state: &RunnerState, node: &Znode) -> Result<(), NotRegistered> {
     let found = Registration::decode(&node.data)
         .map_err(|error| NotRegistered::Refused(format!("the registration of this node cannot be read: {error}")))?;
-    let ours = state.context.seams.state.incarnations().map_err(|error| NotRegistered::Refused(error.to_string()))?;
+    let ours =
+        state.context.dependencies.state.incarnations().map_err(|error| NotRegistered::Refused(error.to_string()))?;
     if ours.contains(&found.incarnation) { Ok(()) } else { Err(NotRegistered::Duplicate(Box::new(found))) }
 }
 

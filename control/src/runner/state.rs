@@ -3,7 +3,7 @@
 use super::assignments::AssignmentTable;
 use super::attempt::Attempt;
 use super::context::RunnerContext;
-use super::{RunnerConfig, Seams};
+use super::{RunnerConfig, RunnerDependencies};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
@@ -17,8 +17,16 @@ pub(super) struct RunnerState {
 }
 
 impl RunnerState {
-    pub(super) fn new(config: RunnerConfig, seams: Seams, starts: mpsc::UnboundedSender<Arc<Attempt>>) -> Self {
-        Self { context: Arc::new(RunnerContext::new(config, seams)), assignments: AssignmentTable::new(), starts }
+    pub(super) fn new(
+        config: RunnerConfig,
+        dependencies: RunnerDependencies,
+        starts: mpsc::UnboundedSender<Arc<Attempt>>,
+    ) -> Self {
+        Self {
+            context: Arc::new(RunnerContext::new(config, dependencies)),
+            assignments: AssignmentTable::new(),
+            starts,
+        }
     }
 
     /// Tells whether anything depends on the lease.

@@ -18,7 +18,7 @@ use crate::model::{Holder, Incarnation, NodeId};
 use crate::node::{LeaderRole, Roles, Stop, StopHandle};
 use crate::peers::{CenterId, LocalIdentity};
 use crate::rpc::local_roles::Leadership;
-use crate::runner::{Memory, Runner, RunnerConfig, Seams, Stopped};
+use crate::runner::{Memory, Runner, RunnerConfig, RunnerDependencies, Stopped};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -77,8 +77,9 @@ impl SimNode {
             slots: self.slots,
             ..RunnerConfig::new(node.clone(), incarnation.clone(), self.name.clone())
         };
-        let seams = Seams { executor: executor.clone(), leader: calls.clone(), clock, state: self.memory.clone() };
-        let runner = Runner::new(config, seams);
+        let dependencies =
+            RunnerDependencies { executor: executor.clone(), leader: calls.clone(), clock, state: self.memory.clone() };
+        let runner = Runner::new(config, dependencies);
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
         let identity =
             LocalIdentity { center: CenterId::default(), node: node.clone(), incarnation: incarnation.clone() };

@@ -37,7 +37,7 @@ pub(crate) mod route;
 mod overlap;
 mod signature;
 mod free_space;
-mod standard_streams;
+mod stream_check;
 #[cfg(test)]
 pub(crate) mod support;
 #[cfg(test)]
@@ -56,7 +56,7 @@ pub use open_for_reading::{ReadOptions, open_source};
 pub(crate) use open_for_reading::{open_source_by, open_verified_by, open_verified_end};
 pub use overlap::refuse_file_of;
 pub use persistent_ids::VolumeIds;
-pub use standard_streams::StandardStream;
+pub use stream_check::StandardStream;
 
 pub(crate) use block_size::{choose_block, refuse_block};
 pub(crate) use changes_check::{refuse_unfinished_copy, source_identity};
@@ -73,7 +73,7 @@ pub(crate) use open_volume::OpenVolume;
 pub(crate) use persistent_ids::IDS_BYTES_MAX;
 pub(crate) use resume_check::{UnprovenIdentity, is_destination, refuse_changed_source, refuse_other};
 pub(crate) use route::{KnownZero, Route, bypass_caches, expected_route, open_unnamed, probe, refuse_contradiction};
-pub(crate) use standard_streams::refuse_streams;
+pub(crate) use stream_check::refuse_streams;
 
 use crate::error::{Operation, Result, Side};
 use crate::extent::{ByteRange, Extent};

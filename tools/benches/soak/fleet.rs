@@ -16,7 +16,7 @@ use blockhaul_control::rpc::calls::GrpcLeaderClient;
 use blockhaul_control::rpc::channels::Channels;
 use blockhaul_control::rpc::listener::Listener;
 use blockhaul_control::rpc::local_roles::{Leadership, NodeRoles};
-use blockhaul_control::runner::{Runner, RunnerConfig, Seams, StateDir};
+use blockhaul_control::runner::{Runner, RunnerConfig, RunnerDependencies, StateDir};
 use blockhaul_engine::error::{Error, Result};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -41,14 +41,14 @@ pub(crate) async fn launch(count: usize, zookeeper: &str, folder: &Path) {
         let identity = LocalIdentity { center: center.clone(), node: node.clone(), incarnation: incarnation.clone() };
         let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let listener = Listener::open(anywhere, None, identity, roles, None, None).await.expect("there are ports");
-        let seams = Seams {
+        let dependencies = RunnerDependencies {
             executor: Arc::new(NoCopies),
             leader: Arc::new(GrpcLeaderClient::new(Channels::new(None), center.clone(), leader)),
             clock: Arc::new(HostClock),
             state: Arc::new(state),
         };
         let config = RunnerConfig::new(node, incarnation, listener.address().to_string());
-        let runner = Runner::new(config, seams);
+        let runner = Runner::new(config, dependencies);
         local_runner.send_replace(Some(runner.handle()));
         let service = ZooKeeper::new(zookeeper, Settings::default()).expect("the ensemble's addresses");
         tokio::spawn(async move {

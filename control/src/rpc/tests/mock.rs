@@ -17,7 +17,7 @@ use crate::rpc::listener::Listener;
 use crate::rpc::local_roles::{Leadership, NodeRoles};
 use crate::rpc::tls::Tls;
 use crate::rpc::wire;
-use crate::runner::{Runner, RunnerConfig, RunnerHandle, Seams, StateDir, Stopped};
+use crate::runner::{Runner, RunnerConfig, RunnerDependencies, RunnerHandle, StateDir, Stopped};
 use async_trait::async_trait;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::collections::BTreeMap;
@@ -164,7 +164,7 @@ impl IdleRunner {
         let LocalIdentity { node, incarnation, .. } = identity();
         let config = RunnerConfig { slots, ..RunnerConfig::new(node, incarnation, String::from("127.0.0.1:1")) };
         let (executor, leader) = (Arc::new(HangingExecutor), Arc::new(NoLeader));
-        let runner = Runner::new(config, Seams { executor, leader, clock: Arc::new(HostClock), state });
+        let runner = Runner::new(config, RunnerDependencies { executor, leader, clock: Arc::new(HostClock), state });
         let handle = runner.handle();
         let mut running: Pin<Box<dyn Future<Output = Stopped> + Send>> = Box::pin(async move {
             let sessions = keeper.sessions();

@@ -77,13 +77,13 @@ impl Harness {
         let (executor, leader) = (Arc::new(TestExecutor::default()), Arc::new(RecordingLeader::default()));
         let clock = Arc::new(TestClock::start());
         let config = RunnerConfig::new(node(), Incarnation(incarnation.into()), "n1:1".into());
-        let seams = Seams {
+        let dependencies = RunnerDependencies {
             executor: Arc::clone(&executor) as Arc<dyn Executor>,
             leader: Arc::clone(&leader) as Arc<dyn LeaderClient>,
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             state: Arc::clone(&memory) as Arc<dyn NodeState>,
         };
-        let runner = Runner::new(config, seams);
+        let runner = Runner::new(config, dependencies);
         let handle = runner.handle();
         let keeper = Arc::new(SessionKeeper::new(Arc::new(store.clone())));
         let (stop, stopped) = oneshot::channel::<()>();
