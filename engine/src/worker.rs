@@ -18,7 +18,7 @@ pub(crate) use inbox::WorkerInbox;
 
 use crate::buffer::Block;
 use crate::channel::TransferFault;
-use crate::channel::{Channel, ConnectionOp, SubmitVia};
+use crate::channel::{Channel, ChannelKind, ConnectionOp};
 use crate::error::{Error, Operation, Side};
 use crate::extent::ByteRange;
 use crate::limits::{STALLED_AFTER, TICK};
@@ -73,7 +73,7 @@ struct OccupiedSlot {
 #[derive(Debug)]
 struct HeldOperation {
     pass: u32,
-    via: SubmitVia,
+    kind: ChannelKind,
     token: Token,
     op: Op,
 }
@@ -414,13 +414,13 @@ impl<R: Ring> Worker<R> {
             && side == Side::Destination
             && pass.state.destination.is_held(gate)
         {
-            return self.held.push_back(HeldOperation { pass: pass.id, via: pass.state.destination.via, token, op });
+            return self.held.push_back(HeldOperation { pass: pass.id, kind: pass.state.destination.kind, token, op });
         }
         let channel = if side == Side::Source { &pass.state.source } else { &pass.state.destination };
-        match channel.via {
-            SubmitVia::Ring => return self.ring.push(token, op),
-            SubmitVia::Nbd => return pass.connections.accept(side, token, op),
-            SubmitVia::Inline => {}
+        match channel.kind {
+            ChannelKind::Ring => return self.ring.push(token, op),
+            ChannelKind::Nbd => return pass.connections.accept(side, token, op),
+            ChannelKind::Inline => {}
         }
         self.inline_calls += 1;
         let result = blocking::execute(&mut op);
@@ -466,7 +466,7 @@ impl<R: Ring> Worker<R> {
             SlotState::Writing { .. } | SlotState::Reading { role: ReadRole::Target, .. } => &pass.state.destination,
             SlotState::Reading { .. } | SlotState::Examining { .. } | SlotState::Idle => &pass.state.source,
         };
-        if channel.via == SubmitVia::Nbd {
+        if channel.kind == ChannelKind::Nbd {
             pass.state.control.note_request(took);
         }
         let (slot, action) = in_slot.slot.on(SlotEvent::Completed(result));
@@ -519,14 +519,14 @@ impl<R: Ring> Worker<R> {
                 self.flushes[index] = Some(FlushInFlight { pass: pass.id, since: self.now });
                 pass.in_flight += 1;
                 let (token, channel) = (token(FLUSH, index), &pass.state.destination);
-                match channel.via {
-                    SubmitVia::Nbd => pass.connections.accept(Side::Destination, token, channel.flush()),
+                match channel.kind {
+                    ChannelKind::Nbd => pass.connections.accept(Side::Destination, token, channel.flush()),
                     _ if pass.state.gate.is_some() => {
                         let (pass, op) = (pass.id, channel.flush());
-                        self.held.push_back(HeldOperation { pass, via: SubmitVia::Ring, token, op });
+                        self.held.push_back(HeldOperation { pass, kind: ChannelKind::Ring, token, op });
                     }
                     // Never inline: a flush takes long, and the worker has other passes to serve.
-                    SubmitVia::Ring | SubmitVia::Inline => self.ring.push(token, channel.flush()),
+                    ChannelKind::Ring | ChannelKind::Inline => self.ring.push(token, channel.flush()),
                 }
             }
         }
@@ -545,27 +545,27 @@ impl<R: Ring> Worker<R> {
     fn submit_through_gates(&mut self) {
         if !self.held.is_empty() {
             // Inline operations take time, so they run before the others are checked.
-            self.submit_held(SubmitVia::Inline);
-            self.submit_held(SubmitVia::Ring);
+            self.submit_held(ChannelKind::Inline);
+            self.submit_held(ChannelKind::Ring);
         }
     }
 
-    fn submit_held(&mut self, via: SubmitVia) {
+    fn submit_held(&mut self, kind: ChannelKind) {
         for _ in 0..self.held.len() {
             let Some(mut held) = self.held.pop_front() else { return };
             let pass = self.passes.iter().find(|each| each.id == held.pass).expect("a pass stays while it waits");
             let is_shut = pass.state.is_gate_closed();
-            if held.via != via || (is_shut && !pass.state.is_given_up()) {
+            if held.kind != kind || (is_shut && !pass.state.is_given_up()) {
                 self.held.push_back(held);
                 continue;
             }
-            let result = match (is_shut, via) {
+            let result = match (is_shut, kind) {
                 (true, _) => Err(Errno::ECANCELED),
-                (false, SubmitVia::Inline) => {
+                (false, ChannelKind::Inline) => {
                     self.inline_calls += 1;
                     blocking::execute(&mut held.op)
                 }
-                (false, SubmitVia::Ring | SubmitVia::Nbd) => {
+                (false, ChannelKind::Ring | ChannelKind::Nbd) => {
                     self.count_from_now(held.token);
                     self.ring.push(held.token, held.op);
                     continue;

@@ -26,9 +26,9 @@ use crate::volume::{Volume, zero_align};
 use crate::write_gate::WriteGate;
 use std::sync::Arc;
 
-/// Start of a channel's operations.
+/// Kind of a channel: where its operations start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum SubmitVia {
+pub(crate) enum ChannelKind {
     /// In the worker's ring.
     Ring,
     /// At once, on the worker.
@@ -40,7 +40,7 @@ pub(crate) enum SubmitVia {
 /// A channel to one volume.
 #[derive(Debug)]
 pub(crate) struct Channel {
-    pub via: SubmitVia,
+    pub kind: ChannelKind,
     /// Requests start and end at multiples of this many bytes.
     pub align: u32,
     /// Alignment of requests for zeros; see [`zero_align`].
@@ -52,16 +52,16 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
-    pub(crate) fn new(side: Side, volume: &Arc<dyn Volume>, via: SubmitVia) -> Self {
-        let via = match volume.export() {
+    pub(crate) fn new(side: Side, volume: &Arc<dyn Volume>, kind: ChannelKind) -> Self {
+        let kind = match volume.export() {
             Some(export) => {
                 export.add_channel();
-                SubmitVia::Nbd
+                ChannelKind::Nbd
             }
-            None => via,
+            None => kind,
         };
         Self {
-            via,
+            kind,
             align: volume.align_bytes(),
             zero_align: zero_align(&**volume),
             file: volume.file(),
@@ -87,10 +87,10 @@ impl Channel {
     /// Returns whether a gated worker holds back an operation on this destination: a ring operation until the ring
     /// submits, an inline one only while the gate is closed. A connection checks the gate itself.
     pub(crate) fn is_held(&self, gate: &WriteGate) -> bool {
-        match self.via {
-            SubmitVia::Ring => true,
-            SubmitVia::Inline => !gate.is_open(),
-            SubmitVia::Nbd => false,
+        match self.kind {
+            ChannelKind::Ring => true,
+            ChannelKind::Inline => !gate.is_open(),
+            ChannelKind::Nbd => false,
         }
     }
 

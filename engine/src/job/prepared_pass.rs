@@ -5,7 +5,7 @@
 use super::pass_controller::{PassController, RecordingPolicy, WorkerInboxes};
 use super::recorder::Recorder;
 use super::segments::{CloneSegments, CompareSegments, CopySegments, Expectation, Reserve, SegmentSource, ZeroPlan};
-use crate::channel::{Channel, SubmitVia};
+use crate::channel::{Channel, ChannelKind};
 use crate::error::Side;
 use crate::extent::RangeSet;
 use crate::limits::SEGMENTS_AHEAD_PER_CORE;
@@ -117,7 +117,7 @@ impl PreparedPass {
             workers: joining_workers([pair.reference, pair.target], cores),
             low_water: low_water(cores),
         };
-        let channel = |side, volume: &Arc<dyn Volume>| Channel::new(side, volume, SubmitVia::Ring);
+        let channel = |side, volume: &Arc<dyn Volume>| Channel::new(side, volume, ChannelKind::Ring);
         let (from, to) = (channel(Side::Source, pair.reference), channel(Side::Destination, pair.target));
         let target = Arc::clone(pair.target);
         let segment_source = Box::new(CompareSegments::new(expectation, target, pair.size, pair.leaf, pair.sparse));
@@ -186,11 +186,11 @@ fn low_water(cores: usize) -> usize {
 }
 
 fn channel(side: Side, volume: &Arc<dyn Volume>, io_mode: IoMode) -> Channel {
-    let via = match io_mode.submit {
-        SubmitMode::Ring => SubmitVia::Ring,
-        SubmitMode::Inline => SubmitVia::Inline,
+    let kind = match io_mode.submit {
+        SubmitMode::Ring => ChannelKind::Ring,
+        SubmitMode::Inline => ChannelKind::Inline,
     };
-    Channel::new(side, volume, via)
+    Channel::new(side, volume, kind)
 }
 
 /// Direct writes want their space laid out beforehand; the page cache does that by itself.

@@ -5,7 +5,7 @@
 //! blocks, none in flight; only flushes may follow) and _release_ (the worker drops the pass, and with it the files).
 
 use super::control::JobControl;
-use crate::channel::{Channel, SubmitVia};
+use crate::channel::{Channel, ChannelKind};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::journal::LeafDigest;
@@ -193,7 +193,7 @@ impl PassState {
     /// Requests a flush. Over connections every worker flushes its own writes: only the same connection proves that the
     /// server was not restarted in between. Otherwise one flush covers all workers.
     pub(crate) fn ask_flush(&self) {
-        let takers = if self.destination.via == SubmitVia::Nbd { self.params.workers } else { 1 };
+        let takers = if self.destination.kind == ChannelKind::Nbd { self.params.workers } else { 1 };
         *lock(&self.flushed) = (takers, Ok(()));
         self.flush_takers.store(takers, Release);
         self.flush.fetch_add(1, Release);

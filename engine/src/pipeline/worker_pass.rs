@@ -510,7 +510,7 @@ fn zero_request(range: ByteRange, state: &PassState) -> ByteRange {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::{Channel, SubmitVia};
+    use crate::channel::{Channel, ChannelKind};
     use crate::error::Side;
     use crate::job::simulated_server::Peer;
     use crate::pass::control::JobControl;
@@ -534,7 +534,7 @@ mod tests {
             copies: true,
             low_water: 0,
         };
-        let channel = |side| Channel::new(side, &volume, SubmitVia::Ring);
+        let channel = |side| Channel::new(side, &volume, ChannelKind::Ring);
         let control = Arc::new(JobControl::new(None));
         let state = PassState::new(control, channel(Side::Source), channel(Side::Destination), params);
         let data = ByteRange::new(0, LEAF);
