@@ -1,5 +1,5 @@
-//! Tests the coordination service with real servers and files: all implementations keep the contract, and
-//! ZooKeeper's also keeps its promises when servers die, are paused or are cut off.
+//! Tests the coordination service with real servers and files: all implementations keep the contract_tests, and ZooKeeper's
+//! also keeps its promises when servers die, are paused or are cut off.
 #![forbid(unsafe_code)]
 
 use blockhaul_control::coord::credentials::Credentials;
@@ -7,7 +7,7 @@ use blockhaul_control::coord::embedded::Embedded;
 use blockhaul_control::coord::zookeeper::{Settings, ZooKeeper};
 use blockhaul_control::coord::{
     ConnectionState, CoordClient, CoordError, CreateMode, Done, Op, Refusal, Session, SessionEnd, SessionState, Watch,
-    contract,
+    contract_tests,
 };
 use blockhaul_testkit::tcp_proxy::{Mode, TcpProxy};
 use blockhaul_testkit::zookeeper::{self, Ensemble, Role};
@@ -80,23 +80,23 @@ async fn make(session: &dyn Session, path: &str, mode: CreateMode) {
 async fn the_embedded_store_keeps_the_contract() {
     let folder = TempDir::new().expect("temporary folders can be made");
     let center = Embedded::open(&folder.path().join("center.redb")).expect("the folder can be written");
-    contract::everything(&center).await;
+    contract_tests::everything(&center).await;
 }
 
 #[tokio::test]
 async fn one_zookeeper_keeps_the_contract() {
     let ensemble = Ensemble::start(1);
     let address = ensemble.addresses();
-    contract::everything(&center(&format!("{address}/blockhaul/cell"), patient())).await;
+    contract_tests::everything(&center(&format!("{address}/blockhaul/cell"), patient())).await;
     // Without a chroot the nodes are at the top.
-    contract::everything(&center(&address, patient())).await;
+    contract_tests::everything(&center(&address, patient())).await;
 }
 
 #[tokio::test]
 async fn three_zookeepers_keep_the_contract() {
     let ensemble = Ensemble::start(3);
     let address = format!("{}/blockhaul", ensemble.addresses());
-    contract::everything(&center(&address, patient())).await;
+    contract_tests::everything(&center(&address, patient())).await;
 }
 
 #[test]
@@ -275,7 +275,7 @@ async fn strangers_are_not_permitted() {
     let credentials = Credentials::read(&file).expect("it is well formed");
     let own = Settings { credentials: Some(credentials), ..patient() };
     let address = format!("{}/guarded/cell", ensemble.addresses());
-    contract::everything(&center(&address, own.clone())).await;
+    contract_tests::everything(&center(&address, own.clone())).await;
     let session = open(&address, own).await;
     session.multi(create("/node", CreateMode::Persistent)).await.expect("it is new");
 

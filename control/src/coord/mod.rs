@@ -15,7 +15,7 @@
 
 pub(crate) mod bootstrap;
 #[doc(hidden)]
-pub mod contract;
+pub mod contract_tests;
 pub mod credentials;
 pub mod embedded;
 pub mod paths;

@@ -5,10 +5,10 @@
 
 pub(crate) mod append;
 #[cfg(test)]
-mod crash;
+mod crash_tests;
 mod disk;
 #[cfg(test)]
-mod documented;
+mod format_doc_tests;
 mod format;
 mod existing_file;
 #[doc(hidden)]

@@ -11,7 +11,7 @@
 
 pub(crate) mod blocking;
 #[cfg(test)]
-mod contract;
+mod contract_tests;
 mod inflight;
 pub(crate) mod setup;
 #[cfg(test)]

@@ -470,5 +470,5 @@ fn deny_io_uring() {
 }
 
 #[cfg(test)]
-mod hazards;
+mod hazard_tests;
 mod messages;

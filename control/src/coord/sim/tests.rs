@@ -1,7 +1,7 @@
 //! Tests the faults of the simulated service, and their effects on clients.
 
 use super::*;
-use crate::coord::{ConnectionState, CreateMode, contract};
+use crate::coord::{ConnectionState, CreateMode, contract_tests};
 
 const T: Duration = Duration::from_secs(10);
 
@@ -31,7 +31,7 @@ async fn the_simulation_keeps_the_contract() {
     for seed in 0..20 {
         let ensemble = Ensemble::new(seed, T);
         ensemble.set_fault_rates(FaultRates { latency_ms: (0, seed), lag_ms: (0, 10 * seed), ..FaultRates::default() });
-        contract::everything(&*ensemble.client("a")).await;
+        contract_tests::everything(&*ensemble.client("a")).await;
     }
 }
 

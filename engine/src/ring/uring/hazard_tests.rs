@@ -227,7 +227,7 @@ fn little_locked_memory_only_leaves_buffers_unregistered() {
     std::fs::set_permissions(directory.path(), everybody).unwrap();
     let program = directory.path().join("tests");
     std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
-    let name = "ring::uring::hazards::little_locked_memory_only_leaves_buffers_unregistered";
+    let name = "ring::uring::hazard_tests::little_locked_memory_only_leaves_buffers_unregistered";
     let mut child = std::process::Command::new("sh");
     child.args(["-c", "ulimit -l 64 && exec \"$@\"", "sh"]).arg(&program).args([name, "--exact", "--nocapture"]);
     child.env(POOR, "1").current_dir("/");
