@@ -1,5 +1,5 @@
-//! Tests the coordination service with real servers and files: all implementations keep the contract_tests, and ZooKeeper's
-//! also keeps its promises when servers die, are paused or are cut off.
+//! Tests the coordination service with real servers and files: all implementations keep the contract_tests, and
+//! ZooKeeper's also keeps its promises when servers die, are paused or are cut off.
 #![forbid(unsafe_code)]
 
 use blockhaul_control::coord::credentials::Credentials;

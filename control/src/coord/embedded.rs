@@ -9,7 +9,8 @@
 //! locked against a second process. Transaction numbers count the writes since the file was created.
 //!
 //! When the disk fails, requests under way end as [`CoordError::Unknown`], every session becomes
-//! [`ConnectionState::Disconnected`], and opening the file is retried until it succeeds. The content of the file then counts.
+//! [`ConnectionState::Disconnected`], and opening the file is retried until it succeeds. The content of the file then
+//! counts.
 
 mod store_file;
 mod store;

@@ -49,7 +49,8 @@ pub trait CoordClient: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// [`CoordError::NotConnected`] if no server answers in time; try again. [`CoordError::Ended`] with
-    /// [`SessionEnd::AuthFailed`]. [`CoordError::Refused`] with [`Refusal::NoAuth`] if the center's folder may not be made.
+    /// [`SessionEnd::AuthFailed`]. [`CoordError::Refused`] with [`Refusal::NoAuth`] if the center's folder may not be
+    /// made.
     async fn open(&self) -> Result<Arc<dyn Session>, CoordError>;
 
     /// Describes the configured servers and their answers, to explain why there is no session. Bounded.

@@ -1,8 +1,9 @@
-//! Computes how long tasks have waited, in the order in which the coordination service has created them.
+//! Computes since when each task waits, so that no task counts as younger than one that was created after it.
 //!
-//! A task's time of submission is of the wall clock of the leader at that time. With a clock that was ahead, a task
-//! would look younger than tasks submitted after it. So a task counts as at least as old as every task created after
-//! it. Where the clocks agree, its own time counts.
+//! A task's record holds the time of its submission by the wall clock of the leader of that moment. If that clock was
+//! ahead, a task looks younger than tasks that were submitted later to a leader whose clock is right. The order in
+//! which the coordination service created the records is certain. So a task counts as waiting since the earliest time
+//! of all tasks that were created no earlier than it.
 //!
 //! What always holds: in the order of creation, times never fall.
 

@@ -1,9 +1,9 @@
 //! Makes the operations on one volume and turns their failures into errors.
 //!
-//! A channel is _inline_ where the kernel would only hand its operations to a thread of its own, and the medium is
-//! memory, which cannot stall (tmpfs). Its operations run at submission, on the worker. The operations of a channel to
-//! an export become requests to a server, which go over the [NBD connections](NbdConnections) of each worker. All
-//! others go to the ring.
+//! There are three [kinds](ChannelKind) of channels. The operations of most of them go to the worker's ring. Those of a
+//! channel to an export become requests to a server, over the [NBD connections](NbdConnections) of each worker. Those
+//! of an _inline_ channel are system calls that the worker makes itself, at submission. A channel is inline only if its
+//! medium is memory (tmpfs): there a call cannot stall, and a ring would hand each operation to a thread of the kernel.
 //!
 //! A channel keeps its volume, and with it the descriptor and the destination's lock, for as long as any worker has the
 //! pass. A worker drops a pass only when no operation of it is in flight. When all workers have, the channel has

@@ -1,4 +1,5 @@
-//! Controls one pass from its first segment until every worker has released it.
+//! Controls one pass: supplies the workers with segments, makes durable what they have written, and ends the pass when
+//! all is done or the job has to stop. A pass is one run over both volumes by all workers, to copy or to compare.
 //!
 //! ```text
 //! Moving -> Halting -> FinalRecord -> Releasing -> over

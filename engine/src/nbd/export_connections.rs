@@ -5,8 +5,9 @@
 //! pauses, until `retry_for` has passed without a single answer. Unflushed writes of an older generation may be lost,
 //! as the server may have been restarted. The first permanent _failure_ ends the export for good.
 //!
-//! **Quiet.** No request to the export can take effect later once every request was answered, or its connection was
-//! closed by the peer, or [`REQUEST_LIFE`] has passed since it was sent.
+//! **When an export is quiet.** A request that was sent over a connection that is lost may still be carried out by the
+//! server. The export is quiet when no request can take effect any more. Each one was answered, or the peer has closed
+//! its connection, or [`REQUEST_LIFE`] has passed since it was sent.
 
 use super::block_status::{BlockStatusCache, StatusAnswer};
 use super::blocking_client::{self, BlockingClient};

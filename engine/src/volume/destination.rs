@@ -1,8 +1,9 @@
-//! Opens a local destination: finds or creates it, locks it, and makes sure that its path still leads to it.
+//! Opens a local destination: looks it up or creates it, checks the rules, locks it, and checks that its path still
+//! leads to what was locked.
 //!
-//! The rules are applied in this order: rights, same volume, busy, read-only. An earlier rule wins over a later one. So
-//! the answer of a later rule is found out but kept back (a read-only file system must not hide that both volumes are
-//! the same).
+//! The rules are, in this order: rights, same volume, busy, read-only. If several of them refuse a destination, the
+//! first one is reported: a read-only file system must not hide that both volumes are the same. Rights and read-only
+//! are one check of the system. So an error of the last rule is kept until the others have passed ([`Writability`]).
 
 use super::inode::{Inode, InodeKind, absolute, errno};
 use super::local::LocalVolume;
@@ -241,8 +242,8 @@ fn refuse_dangling(path: &Path) -> Result<()> {
     Err(error.advise("name the file itself, or remove the link"))
 }
 
-/// Whether a destination is read-only, which is reported only if no other rule refuses first. A missing right is an error
-/// at once.
+/// Whether a destination is read-only, which is reported only if no other rule refuses first. A missing right is an
+/// error at once.
 enum Writability {
     /// The destination may be written.
     Writable,

@@ -1,4 +1,7 @@
-//! Holds a local volume while it is being opened: its kind is still asked for, and its mode may still change.
+//! Holds a file or device from its opening until it becomes a [`Volume`].
+//!
+//! A [`Volume`] no longer says which of the two it is. Until then the code that prepares a job can ask, and can make
+//! the descriptor bypass the page cache.
 
 use super::descriptor::Descriptor;
 use super::device::DeviceVolume;

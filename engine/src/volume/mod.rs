@@ -5,9 +5,9 @@
 //! locking, refusing and probing happen once, at the start of a job, in `open_copy` and `route`.
 //!
 //! The kind of a volume is asked for only while a job is prepared: where its volumes are opened and checked (here and
-//! in `job::start`, `job::resolved_supervision` and `job::compare`), where its pass is built (`job::prepared_pass`: space
-//! is reserved in files only), and where a channel, the rate and the protection look whether there is an export. No
-//! worker asks while blocks move: the channel has decided how its operations are submitted.
+//! in `job::start`, `job::resolved_supervision` and `job::compare`), where its pass is built (`job::prepared_pass`:
+//! space is reserved in files only), and where a channel, the rate and the protection look whether there is an export.
+//! No worker asks while blocks move: the channel has decided how its operations are submitted.
 
 mod loop_backing;
 mod block_size;

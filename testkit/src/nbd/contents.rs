@@ -1,4 +1,4 @@
-//! Verifies exports with another client, and reports of complete copies.
+//! Reads and writes the content of exports with `nbdcopy`, and checks that a report tells of a complete copy over NBD.
 
 use crate::scratch::Outcome;
 use crate::test_dir::run;

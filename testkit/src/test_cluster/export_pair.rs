@@ -119,8 +119,8 @@ impl ExportPair {
         task
     }
 
-    /// As [`ExportPair::assert_no_overlap`], and checks that every request of the first runner was answered before the first
-    /// request of the second one.
+    /// As [`ExportPair::assert_no_overlap`], and checks that every request of the first runner was answered before the
+    /// first request of the second one.
     pub fn assert_drained_before_next(&self, old: &BTreeSet<u64>) {
         self.assert_no_overlap(old);
         let mut open = BTreeSet::new();

@@ -6,14 +6,15 @@
 //!     `-- some peer answers steadily, or fewer than two are registered; not before the wait is over
 //! ```
 //! What always holds: time in which the detector did not run (a stopped process, a paused machine) does not count
-//! against the storage network. A storage network that is lost again soon after it came back has to wait longer each time, up to a
-//! bound.
+//! against the storage network. A storage network that is lost again soon after it came back has to wait longer each
+//! time, up to a bound.
 
 use crate::model::NodeId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// Least number of registered peers with which the storage network can be lost: a single remaining node keeps its roles.
+/// Least number of registered peers with which the storage network can be lost: a single remaining node keeps its
+/// roles.
 const PEERS_MIN: usize = 2;
 
 /// Times after which a verdict changes.
@@ -21,8 +22,8 @@ const PEERS_MIN: usize = 2;
 pub struct ProbeTiming {
     /// Time between two probes of a peer.
     pub interval: Duration,
-    /// Silence of all peers after which the storage network counts as lost. Longer: fewer false alarms, but a later change of
-    /// leader.
+    /// Silence of all peers after which the storage network counts as lost. Longer: fewer false alarms, but a later
+    /// change of leader.
     pub timeout: Duration,
 }
 
@@ -121,8 +122,8 @@ impl FailureDetector {
         Self { timing, peers: BTreeMap::new(), registered: 0, state, updated: None, losses: 0 }
     }
 
-    /// Sets the peers to probe, of `registered` in all. While the storage network is lost, earlier peers are still probed: they
-    /// may have lost their registrations for the same reason.
+    /// Sets the peers to probe, of `registered` in all. While the storage network is lost, earlier peers are still
+    /// probed: they may have lost their registrations for the same reason.
     pub(crate) fn observe(&mut self, now: Duration, probed: &BTreeSet<NodeId>, registered: usize) {
         self.registered = registered;
         if matches!(self.state, State::Usable { .. }) {

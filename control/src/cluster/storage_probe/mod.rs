@@ -3,8 +3,8 @@
 //! ```text
 //!  /runners --> probe every interval --> peer's echo --> answer with the nonce --> failure detector --> verdict
 //! ```
-//! Every node echoes the probes of its peers to their senders, even while it has lost the network itself. It probes up to
-//! [`PEERS_MAX`] peers. The node acts on the verdict; this module only publishes it.
+//! Every node echoes the probes of its peers to their senders, even while it has lost the network itself. It probes up
+//! to [`PEERS_MAX`] peers. The node acts on the verdict; this module only publishes it.
 //!
 //! What always holds: an answer counts only if it carries the nonce of a probe and comes from the address that the
 //! probe was sent to.

@@ -1,9 +1,10 @@
-//! Finds the zeros of the source that the destination holds already, by the block status of its server.
+//! Finds out where an export that is the destination reads as zeros already, so that zeros of the source need no
+//! request there. The server reports that as block status.
 //!
-//! The server is asked for its extents from the first zeros on, as far as one answer reaches, and asked again where the
-//! answer ends: a volume of many short runs costs one request for many of them. These leaves do not change between the
-//! request and its use, as the copy writes other leaves. Only a restart of the server invalidates a reply. So a reply
-//! belongs to the generation in which it was first requested, and is dropped when the generation has grown.
+//! The server is asked for its extents from the first zeros of the source on, and again where its answer ends. So one
+//! request tells of many short runs. Between an answer and its use the copy writes other leaves only: those that hold
+//! data in the source. A restart of the server may undo zeros that it has reported. So an answer belongs to the
+//! generation of connections in which it was first requested, and is dropped when the generation has grown.
 
 use crate::error::Result;
 use crate::extent::{ByteRange, Extent, ExtentKind};
