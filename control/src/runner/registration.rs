@@ -224,6 +224,12 @@ impl MutableFields {
     fn of(&Registration { stopping, slots, .. }: &Registration) -> Self {
         Self { stopping, slots }
     }
+
+    /// Returns the fields of a registration as it was read; `None` if this process did not write it.
+    fn decode(state: &RunnerState, data: &[u8]) -> Option<Self> {
+        let found = Registration::decode(data).ok()?;
+        (found.incarnation == state.context.config.incarnation).then(|| Self::of(&found))
+    }
 }
 
 /// Keeps the registration up to date (whether the runner is stopping, and its slots) until it is gone or is to be
@@ -251,7 +257,9 @@ async fn maintain(state: &RunnerState, session: &Arc<dyn Session>, sessions: &mu
                 }
             }
         }
-        let watch = match watch_registration(state, session).await {
+        let watch = match watch_registration(state, session, &mut stored).await {
+            // The write of an earlier process of this node arrived late, and its version was that of this registration.
+            Ok(Some(_)) if stored != Some(wanted) => continue,
             Ok(Some(watch)) => Some(watch),
             Ok(None) | Err(CoordError::Ended(_)) => return,
             Err(_) => None,
@@ -273,17 +281,24 @@ async fn maintain(state: &RunnerState, session: &Arc<dyn Session>, sessions: &mu
     }
 }
 
-/// Reads the registration; `None` if it is no longer this session's. A changed version is adopted.
-async fn watch_registration(state: &RunnerState, session: &Arc<dyn Session>) -> Result<Option<Watch>, CoordError> {
+/// Reads the registration; `None` if it is no longer this session's. A newer version is adopted, with its fields.
+async fn watch_registration(
+    state: &RunnerState,
+    session: &Arc<dyn Session>,
+    stored: &mut Option<MutableFields>,
+) -> Result<Option<Watch>, CoordError> {
     let (found, watch) = session.get_and_watch(&path(state)).await?;
-    let Some(Znode { stat, .. }) = found.filter(|node| node.stat.owner == Some(session.id())) else {
+    let Some(Znode { stat, data, .. }) = found.filter(|node| node.stat.owner == Some(session.id())) else {
         return Ok(None);
     };
-    set_version(state, stat.version);
+    if set_version(state, stat.version) {
+        *stored = MutableFields::decode(state, &data);
+    }
     Ok(Some(watch))
 }
 
-fn set_version(state: &RunnerState, version: i32) {
+/// Adopts a newer version of the registration; says whether it is newer than the one that was known.
+fn set_version(state: &RunnerState, version: i32) -> bool {
     state.context.registration.send_if_modified(|registration| match registration {
         // A stale read has an older version than this runner's last write.
         Some(registration) if registration.version < version => {
@@ -291,7 +306,7 @@ fn set_version(state: &RunnerState, version: i32) {
             true
         }
         Some(_) | None => false,
-    });
+    })
 }
 
 /// Writes the registration with these values.

@@ -87,6 +87,18 @@ async fn lost_replies_while_registering_leave_one_registration() {
     }
 }
 
+/// An update of an earlier process may be late on its way. Every registration begins at the same version, so it is applied.
+#[tokio::test(start_paused = true)]
+async fn a_late_update_of_an_earlier_process_is_written_over() {
+    let harness = Harness::new().await;
+    let version = harness.store.get(&paths::runner("n1")).unwrap().stat.version;
+    let data = Registration { stopping: true, ..foreign("earlier") }.encode();
+    harness.store.write(&[Op::Set { path: paths::runner("n1"), data, version }]);
+    sleep(Duration::from_secs(1)).await;
+    let found = harness.registration().unwrap();
+    assert_eq!((found.incarnation, found.stopping), (Incarnation("life".into()), false));
+}
+
 #[tokio::test(start_paused = true)]
 async fn assignments_are_refused_while_there_is_no_connection() {
     let harness = Harness::new().await;
