@@ -9,7 +9,7 @@ use crate::model::{DurableMap, Epoch, Failure, NodeId, Progress, TaskId};
 use async_trait::async_trait;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::job::StopReason;
-use blockhaul_engine::spec::{DigestKind, Reflink, Sparse};
+use blockhaul_engine::spec::{self, CopySpec, DigestKind, Overwrite, Reflink, Sparse, Verify, VerifySpec};
 use blockhaul_engine::write_gate::WriteGate;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -53,6 +53,22 @@ pub struct CopyJob {
     pub starts_over: bool,
 }
 
+impl CopyJob {
+    /// Returns the engine's spec: without a checkpoint, and not yet resumed from one.
+    #[must_use]
+    pub fn spec(&self) -> CopySpec {
+        CopySpec {
+            limit_bytes_per_second: self.limit,
+            sparse: self.sparse,
+            reflink: self.reflink,
+            digest: self.digest,
+            verify: if self.verify { Verify::Yes } else { Verify::No },
+            overwrite: if self.overwrite { Overwrite::Yes } else { Overwrite::No },
+            ..CopySpec::new(self.source.locator(), self.destination.locator())
+        }
+    }
+}
+
 /// Comparison for the engine to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CompareJob {
@@ -62,6 +78,18 @@ pub struct CompareJob {
     pub volume: TaskVolume,
     /// Limit in bytes per second.
     pub limit: Option<u64>,
+}
+
+impl CompareJob {
+    /// Returns the engine's spec.
+    #[must_use]
+    pub fn spec(&self) -> VerifySpec {
+        let reference = match &self.reference {
+            Reference::Volume(volume) => spec::Reference::Volume(volume.locator()),
+            Reference::Receipt { path, .. } => spec::Reference::Receipt(path.clone()),
+        };
+        VerifySpec { limit_bytes_per_second: self.limit, ..VerifySpec::new(reference, self.volume.locator()) }
+    }
 }
 
 /// Reference of a comparison.

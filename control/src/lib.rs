@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod async_spawn;
+pub mod batch;
 pub mod clock;
 pub mod cluster;
 pub mod config;

@@ -6,7 +6,9 @@
 pub use crate::network::NetworkTerms;
 
 use crate::error::{Error, Result, named};
-use crate::limits::{BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, CHECKPOINT_BYTES, CHECKPOINT_TIME, LOCK_WAIT};
+use crate::limits::{
+    BLOCK_BYTES_DIRECT, BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, CHECKPOINT_BYTES, CHECKPOINT_TIME, LOCK_WAIT,
+};
 use crate::units::check_duration;
 use crate::volume::Locator;
 use std::path::PathBuf;
@@ -154,6 +156,9 @@ impl Default for CheckpointEvery {
 pub struct BlockSize(u32);
 
 impl BlockSize {
+    /// The engine's own choice: the block of a direct copy.
+    pub const DEFAULT: Self = Self(BLOCK_BYTES_DIRECT);
+
     /// A block size in bytes.
     ///
     /// # Errors

@@ -30,7 +30,7 @@ impl FenceMethod {
     ///
     /// # Errors
     /// `EBadRequest` with the names that there are.
-    pub(super) fn parse(text: &str) -> Result<Self> {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
         text.parse().map_err(|_| {
             Error::bad_request(format!("invalid fence '{}': use local, lease, command or manual", text.escape_debug()))
         })

@@ -6,6 +6,7 @@
 //! left alone; it never stops the dispatcher. Fields that this version does not know are kept: see [`UnknownFields`].
 
 mod claim;
+pub(crate) mod dependency;
 mod durable_map;
 mod failure;
 pub(crate) mod fence_method;
@@ -21,6 +22,7 @@ mod unknown_fields;
 pub(crate) mod volume;
 
 pub use claim::{Claim, Holder};
+pub use dependency::{DEPENDENCIES_MAX, DEPENDENCY_BYTES_MAX, Dependency, parse_dependency};
 pub use durable_map::DurableMap;
 pub use failure::Failure;
 pub use fence_method::FenceMethod;

@@ -14,6 +14,7 @@ use super::names::NodeId;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::nbd::NbdUri;
 use blockhaul_engine::shown::Shown;
+use blockhaul_engine::volume::Locator;
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
@@ -121,6 +122,23 @@ impl TaskVolume {
     #[must_use]
     pub(crate) fn needs_node(text: &str) -> bool {
         matches!(Self::parse(text, None), Err(error) if error.code == Code::BadRequest)
+    }
+
+    /// Returns the volume as the engine names it.
+    pub(crate) fn locator(&self) -> Locator {
+        match self.clone() {
+            Self::Path { path, .. } => Locator::Path(path),
+            Self::Socket { uri, .. } | Self::Network(uri) => Locator::Nbd(uri),
+        }
+    }
+
+    /// Returns a text that is the same for two names exactly if both are one volume, as far as names tell.
+    pub(crate) fn key(&self) -> String {
+        match self {
+            Self::Path { node, path } => format!("file://{node}{}", path.shown()),
+            Self::Socket { node, uri } => format!("{node} {}", plain_text(uri)),
+            Self::Network(uri) => plain_text(uri),
+        }
     }
 
     /// Tells whether both are one volume, as far as their names tell.

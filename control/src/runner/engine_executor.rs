@@ -24,9 +24,7 @@ use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::job::{JobHandle, StopReason};
 use blockhaul_engine::progress::{Report, Status};
 use blockhaul_engine::shown::Shown;
-use blockhaul_engine::spec::{
-    self as engine, CheckpointLocation, CopySpec, Overwrite, ResumePolicy, Verify, VerifySpec,
-};
+use blockhaul_engine::spec::{self as engine, CheckpointLocation, CopySpec, Overwrite, ResumePolicy, VerifySpec};
 use blockhaul_engine::supervision::{Admission, AdmissionRequest, OpenedVolumes, Supervision};
 use blockhaul_engine::volume::Locator;
 use std::fs::File;
@@ -374,7 +372,11 @@ impl JobEnvironment {
         if job.starts_over {
             self.forget(&task, created_ms);
         }
-        let mut spec = spec(&job, source, destination.clone(), admitted);
+        let mut spec = CopySpec { resume_policy: ResumePolicy::Resume, ..job.spec() };
+        // An earlier attempt has checked what the destination held.
+        if admitted {
+            spec.overwrite = Overwrite::Yes;
+        }
         spec.checkpoint = CheckpointLocation::File(self.journal(&task, created_ms));
         let mut created = None;
         if let Locator::Path(path) = &destination {
@@ -445,10 +447,7 @@ impl JobEnvironment {
     /// Returns a task's volume as the engine names it.
     fn locator(&self, volume: &TaskVolume, side: Side) -> Result<Locator> {
         self.check(volume, side)?;
-        Ok(match volume.clone() {
-            TaskVolume::Path { path, .. } => Locator::Path(path),
-            TaskVolume::Socket { uri, .. } | TaskVolume::Network(uri) => Locator::Nbd(uri),
-        })
+        Ok(volume.locator())
     }
 
     /// Tells whether a file or device was written last by an earlier attempt of this task, by its stored epoch, and is
@@ -472,20 +471,6 @@ impl JobEnvironment {
 
     fn journal(&self, task: &TaskId, created_ms: u64) -> PathBuf {
         self.journals.join(format!("{task}.{created_ms}.journal"))
-    }
-}
-
-/// Returns the engine's spec. A copy whose destination was `admitted` before may overwrite it.
-fn spec(job: &CopyJob, source: Locator, destination: Locator, admitted: bool) -> CopySpec {
-    CopySpec {
-        limit_bytes_per_second: job.limit,
-        sparse: job.sparse,
-        reflink: job.reflink,
-        digest: job.digest,
-        verify: if job.verify { Verify::Yes } else { Verify::No },
-        resume_policy: ResumePolicy::Resume,
-        overwrite: if job.overwrite || admitted { Overwrite::Yes } else { Overwrite::No },
-        ..CopySpec::new(source, destination)
     }
 }
 

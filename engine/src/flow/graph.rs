@@ -17,17 +17,19 @@
 //! - No operation recurses or cascades. The end of a task costs time in proportion to the conditions on it. Memory is
 //!   linear in the tasks and conditions that are kept.
 
+use crate::error::named;
 use std::fmt;
 
-/// How a predecessor has to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Condition {
-    /// It succeeds.
-    Success,
-    /// It fails.
-    Failure,
-    /// It ends, in whatever way.
-    End,
+named! {
+    /// How a predecessor has to end.
+    Condition {
+        /// It succeeds.
+        Success => "success",
+        /// It fails.
+        Failure => "failure",
+        /// It ends, in whatever way.
+        End => "end",
+    }
 }
 
 /// How a task ended.

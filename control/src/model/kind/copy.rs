@@ -78,6 +78,10 @@ impl Kind for CopyTask {
         TaskVolume::parse(&self.destination, self.node.as_ref()).map(Some)
     }
 
+    fn sources(&self) -> Result<Vec<TaskVolume>> {
+        TaskVolume::parse(&self.source, self.node.as_ref()).map(|source| vec![source])
+    }
+
     fn fence(&self) -> FenceMethod {
         self.fence
     }
@@ -225,8 +229,8 @@ impl CopyTask {
     /// Returns what the engine is to copy.
     ///
     /// # Errors
-    /// As [`Kind::validate`]: a record may have been written by another version.
-    pub(crate) fn job(&self) -> Result<CopyJob> {
+    /// `EBadRequest` and what else is wrong with the task: a record may have been written by another version.
+    pub fn job(&self) -> Result<CopyJob> {
         let volume = |text: &str| TaskVolume::parse(text, self.node.as_ref());
         let (sparse, reflink, digest) = self.words()?;
         Ok(CopyJob {

@@ -86,6 +86,14 @@ pub(crate) trait Kind {
         Ok(None)
     }
 
+    /// Returns the volumes that are read.
+    ///
+    /// # Errors
+    /// What is wrong with their names.
+    fn sources(&self) -> Result<Vec<TaskVolume>> {
+        Ok(Vec::new())
+    }
+
     /// Returns how the destination is fenced. A task without a destination has nothing to fence: the lock is enough.
     fn fence(&self) -> FenceMethod {
         FenceMethod::Local
@@ -151,6 +159,14 @@ impl TaskSpec {
             Self::Noop(task) => task,
             Self::Verify(task) => task,
         }
+    }
+
+    /// Returns the only node that can run the task; `None`: any.
+    ///
+    /// # Errors
+    /// `EBadRequest` if its volumes are of different nodes, or are no volumes.
+    pub fn node(&self) -> Result<Option<NodeId>> {
+        self.kind().node()
     }
 
     /// Starts one attempt, unless the task has fields that this version does not know: another node may be of a later

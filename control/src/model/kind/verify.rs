@@ -62,6 +62,14 @@ impl Kind for VerifyTask {
         }
     }
 
+    fn sources(&self) -> Result<Vec<TaskVolume>> {
+        let CompareJob { reference, volume, .. } = self.job()?;
+        Ok(match reference {
+            Reference::Volume(reference) => vec![reference, volume],
+            Reference::Receipt { .. } => vec![volume],
+        })
+    }
+
     fn can_pause(&self) -> bool {
         true
     }
@@ -116,7 +124,10 @@ impl TryFrom<wire::VerifyWork> for VerifyTask {
 
 impl VerifyTask {
     /// Returns what the engine is to compare.
-    fn job(&self) -> Result<CompareJob> {
+    ///
+    /// # Errors
+    /// `EBadRequest` and what else is wrong with the task: a record may have been written by another version.
+    pub fn job(&self) -> Result<CompareJob> {
         let volume = |text: &str| TaskVolume::parse(text, self.node.as_ref());
         let reference = match (&self.reference, &self.receipt) {
             (Some(reference), None) => Reference::Volume(volume(reference)?),

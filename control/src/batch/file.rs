@@ -1,0 +1,346 @@
+//! Reads a batch file: TOML, or JSON of the same shape.
+//!
+//! Unknown keys are refused, so that a misspelt option never silently keeps its default. `[defaults]` holds for every
+//! copy that does not say otherwise; its `limit` and `node` also for comparisons.
+
+use super::{Batch, MEMBERS_MAX, Member, MemberDependency, OnFailure, PARALLEL_DEFAULT, PARALLEL_MAX, Place};
+use crate::model::dependency::{check_dependencies, parse_dependency};
+use crate::model::fence_method::default_fence;
+use crate::model::{CopyTask, FenceMethod, NodeId, TaskId, TaskSpec, UnknownFields, VerifyTask};
+use blockhaul_engine::error::{Error, Result};
+use blockhaul_engine::spec::{DigestKind, Reflink, Sparse};
+use blockhaul_engine::units::parse_rate;
+use serde::Deserialize;
+use std::collections::HashMap;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct RawBatch {
+    parallel: Option<usize>,
+    #[serde(default)]
+    on_failure: OnFailure,
+    #[serde(default)]
+    defaults: RawDefaults,
+    #[serde(default)]
+    copy: Vec<RawCopy>,
+    #[serde(default)]
+    verify: Vec<RawVerify>,
+}
+
+/// Options that hold for every member that does not say otherwise.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct RawDefaults {
+    node: Option<String>,
+    limit: Option<String>,
+    verify: Option<bool>,
+    overwrite: Option<bool>,
+    sparse: Option<String>,
+    reflink: Option<String>,
+    digest: Option<String>,
+    fence: Option<String>,
+    source_stable: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct RawCopy {
+    id: Option<String>,
+    #[serde(default)]
+    after: Vec<String>,
+    from: String,
+    to: String,
+    node: Option<String>,
+    limit: Option<String>,
+    verify: Option<bool>,
+    overwrite: Option<bool>,
+    sparse: Option<String>,
+    reflink: Option<String>,
+    digest: Option<String>,
+    fence: Option<String>,
+    source_stable: Option<bool>,
+    dest_id: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct RawVerify {
+    id: Option<String>,
+    #[serde(default)]
+    after: Vec<String>,
+    from: Option<String>,
+    receipt: Option<String>,
+    to: String,
+    node: Option<String>,
+    limit: Option<String>,
+}
+
+/// Parses and checks a batch file.
+///
+/// # Errors
+/// `EBadRequest` and what else is wrong with it: malformed text with its line, unknown keys, ids that are not unique,
+/// dependencies on unknown members, circles, two members that write one volume, and what is wrong with one member.
+pub fn parse(text: &str, place: &Place) -> Result<Batch> {
+    let raw: RawBatch = if text.trim_start().starts_with('{') {
+        serde_json::from_str(text).map_err(|error| malformed(&error.to_string()))?
+    } else {
+        toml::from_str(text).map_err(|error| malformed(&one_line(&error, text)))?
+    };
+    let RawBatch { parallel, on_failure, defaults, copy, verify } = raw;
+    let parallel = parallel.unwrap_or(PARALLEL_DEFAULT);
+    if !(1..=PARALLEL_MAX).contains(&parallel) {
+        return Err(Error::bad_request(format!("parallel is {parallel}: use 1 to {PARALLEL_MAX}")));
+    }
+    let count = copy.len() + verify.len();
+    if !(1..=MEMBERS_MAX).contains(&count) {
+        return Err(Error::bad_request(format!("the batch has {count} members: use 1 to {MEMBERS_MAX}")));
+    }
+    let mut named = Vec::with_capacity(count);
+    for (index, mut raw) in copy.into_iter().enumerate() {
+        let (id, after) = (member_id(raw.id.take(), "copy", index)?, std::mem::take(&mut raw.after));
+        let spec = raw.task(&defaults, place).map_err(|error| of_member(&id, error))?;
+        named.push((id, after, spec));
+    }
+    for (index, mut raw) in verify.into_iter().enumerate() {
+        let (id, after) = (member_id(raw.id.take(), "verify", index)?, std::mem::take(&mut raw.after));
+        let spec = raw.task(&defaults).map_err(|error| of_member(&id, error))?;
+        named.push((id, after, spec));
+    }
+    let digest = blake3::hash(text.as_bytes()).to_hex().to_string();
+    Batch { digest, parallel, on_failure, members: linked(named, place)? }.ordered()
+}
+
+/// Resolves the names of dependencies and checks each member.
+fn linked(named: Vec<(TaskId, Vec<String>, TaskSpec)>, place: &Place) -> Result<Vec<Member>> {
+    let mut indices = HashMap::new();
+    for (index, (id, ..)) in named.iter().enumerate() {
+        if indices.insert(id.to_string(), index).is_some() {
+            return Err(Error::bad_request(format!("two members have the id {id}")));
+        }
+    }
+    let link = |(id, after, mut spec): (TaskId, Vec<String>, TaskSpec)| {
+        if let Place::Local(node) = place {
+            spec.kind_mut().imply_node(node);
+        }
+        let checked = spec.kind().validate().and_then(|()| dependencies(&after, &indices));
+        let after = checked.map_err(|error| of_member(&id, error))?;
+        Ok(Member { id, after, spec })
+    };
+    named.into_iter().map(link).collect()
+}
+
+fn dependencies(after: &[String], indices: &HashMap<String, usize>) -> Result<Vec<MemberDependency>> {
+    check_dependencies(after)?;
+    let one = |text: &String| {
+        let (id, condition) = parse_dependency(text)?;
+        let unknown = || Error::bad_request(format!("it waits for '{}', which is no member", id.escape_debug()));
+        Ok(MemberDependency { on: *indices.get(id).ok_or_else(unknown)?, condition, reads_destination: false })
+    };
+    after.iter().map(one).collect()
+}
+
+impl RawCopy {
+    fn task(self, defaults: &RawDefaults, place: &Place) -> Result<TaskSpec> {
+        let Self {
+            id: _,
+            after: _,
+            from,
+            to,
+            node,
+            limit,
+            verify,
+            overwrite,
+            sparse,
+            reflink,
+            digest,
+            fence,
+            source_stable,
+            dest_id,
+        } = self;
+        let word = |own: Option<String>, usual: &Option<String>, last: &str| {
+            own.or_else(|| usual.clone()).unwrap_or_else(|| last.to_owned())
+        };
+        let is_local = matches!(place, Place::Local(_));
+        let fence = match fence.as_ref().or(defaults.fence.as_ref()).filter(|_| !is_local) {
+            Some(fence) => FenceMethod::parse(fence)?,
+            None => default_fence(&to),
+        };
+        Ok(TaskSpec::Copy(CopyTask {
+            source: from,
+            destination: to,
+            node: node_of(node, defaults)?,
+            limit: limit_of(limit, defaults)?,
+            verify: verify.or(defaults.verify).unwrap_or(false),
+            overwrite: overwrite.or(defaults.overwrite).unwrap_or(false),
+            sparse: word(sparse, &defaults.sparse, Sparse::Auto.as_str()),
+            reflink: word(reflink, &defaults.reflink, Reflink::Auto.as_str()),
+            digest: word(digest, &defaults.digest, DigestKind::Xxh3.as_str()),
+            fence,
+            source_stable: is_local || source_stable.or(defaults.source_stable).unwrap_or(false),
+            dest_id: dest_id.filter(|_| !is_local),
+            unknown: UnknownFields::default(),
+        }))
+    }
+}
+
+impl RawVerify {
+    fn task(self, defaults: &RawDefaults) -> Result<TaskSpec> {
+        let Self { id: _, after: _, from, receipt, to, node, limit } = self;
+        Ok(TaskSpec::Verify(VerifyTask {
+            reference: from,
+            receipt,
+            volume: to,
+            node: node_of(node, defaults)?,
+            limit: limit_of(limit, defaults)?,
+            unknown: UnknownFields::default(),
+        }))
+    }
+}
+
+fn node_of(own: Option<String>, defaults: &RawDefaults) -> Result<Option<NodeId>> {
+    own.or_else(|| defaults.node.clone()).map(NodeId::new).transpose()
+}
+
+fn limit_of(own: Option<String>, defaults: &RawDefaults) -> Result<Option<u64>> {
+    own.or_else(|| defaults.limit.clone()).map(|text| parse_rate(&text).map_err(Error::bad_request)).transpose()
+}
+
+/// Returns the id of a member, by default its kind and number: `copy-1`.
+fn member_id(given: Option<String>, kind: &str, index: usize) -> Result<TaskId> {
+    given.map_or_else(|| TaskId::new(format!("{kind}-{}", index + 1)), TaskId::new)
+}
+
+fn of_member(id: &TaskId, error: Error) -> Error {
+    let message = format!("member {id}: {}", error.message);
+    Error { message, ..error }
+}
+
+fn malformed(what: &str) -> Error {
+    Error::bad_request(format!("malformed batch file: {what}"))
+}
+
+/// Formats an error of the parser with its line, without the lines of the file that it quotes.
+fn one_line(error: &toml::de::Error, text: &str) -> String {
+    let line = error.span().map(|span| text.get(..span.start).unwrap_or_default().matches('\n').count() + 1);
+    let at = line.map_or_else(String::new, |line| format!("line {line}: "));
+    format!("{at}{}", error.message())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockhaul_engine::error::Code;
+    use blockhaul_engine::flow::graph::Condition;
+
+    fn here() -> Place {
+        Place::Local(NodeId::new("here").unwrap())
+    }
+
+    fn refusal(text: &str) -> String {
+        let error = parse(text, &here()).unwrap_err();
+        assert_eq!(error.code, Code::BadRequest, "{error}");
+        error.message
+    }
+
+    const TWO: &str = r#"
+        parallel = 2
+        on-failure = "continue"
+        [defaults]
+        verify = true
+        limit = "1MiB/s"
+        [[copy]]
+        id = "root"
+        from = "/srv/root.raw"
+        to = "nbd://b/root"
+        [[copy]]
+        from = "/srv/data.raw"
+        to = "/dst/data.raw"
+        verify = false
+        limit = "2MiB/s"
+        after = ["root:end"]
+        [[verify]]
+        from = "/srv/data.raw"
+        to = "/dst/data.raw"
+    "#;
+
+    #[test]
+    fn members_take_defaults_and_may_say_otherwise() {
+        let batch = parse(TWO, &here()).unwrap();
+        assert_eq!((batch.parallel, batch.on_failure), (2, OnFailure::Continue));
+        let ids: Vec<_> = batch.members.iter().map(|member| member.id.as_str()).collect();
+        assert_eq!(ids, ["root", "copy-2", "verify-1"]);
+        let TaskSpec::Copy(root) = &batch.members[0].spec else { unreachable!("it is a copy") };
+        assert!(
+            root.verify
+                && root.limit == Some(1 << 20)
+                && root.node.as_ref().is_some_and(|node| node.as_str() == "here")
+        );
+        let TaskSpec::Copy(data) = &batch.members[1].spec else { unreachable!("it is a copy") };
+        assert!(!data.verify && data.limit == Some(2 << 20));
+        assert_eq!(
+            batch.members[1].after,
+            [MemberDependency { on: 0, condition: Condition::End, reads_destination: false }]
+        );
+        // It compares what a copy writes.
+        assert_eq!(
+            batch.members[2].after,
+            [MemberDependency { on: 1, condition: Condition::Success, reads_destination: true }]
+        );
+        assert_eq!(batch.clean_up(), [false, true, true]);
+    }
+
+    #[test]
+    fn json_of_the_same_shape_is_the_same_batch() {
+        let json = r#"{"parallel": 2, "on-failure": "continue", "defaults": {"verify": true, "limit": "1MiB/s"},
+            "copy": [{"id": "root", "from": "/srv/root.raw", "to": "nbd://b/root"},
+                     {"from": "/srv/data.raw", "to": "/dst/data.raw", "verify": false, "limit": "2MiB/s", "after": ["root:end"]}],
+            "verify": [{"from": "/srv/data.raw", "to": "/dst/data.raw"}]}"#;
+        let toml = parse(TWO, &here()).unwrap();
+        assert_eq!(parse(json, &here()).map(|json| Batch { digest: toml.digest.clone(), ..json }).unwrap(), toml);
+    }
+
+    #[test]
+    fn a_malformed_batch_is_refused_with_the_place() {
+        let copy = |more: &str| format!("[[copy]]\nid='a'\nfrom='/a'\nto='/b'\n{more}");
+        for (text, part) in [
+            (String::new(), "0 members"),
+            (String::from("parallel = 0\n") + &copy(""), "parallel is 0"),
+            (copy("verfy = true"), "line 5: unknown field `verfy`"),
+            (copy("[[copy]]\nid='a'\nfrom='/c'\nto='/d'"), "two members have the id a"),
+            (copy("after=['x']"), "member a: it waits for 'x', which is no member"),
+            (copy("after=['a']"), "a after a"),
+            (copy("[[copy]]\nid='c'\nfrom='/c'\nto='/b'"), "a and c write the same volume"),
+            (copy("[[copy]]\nid='c'\nfrom='c'\nto='/d'"), "member c: source: c: expected an absolute path"),
+            (copy("limit='fast'"), "member a: 'fast' is not a rate"),
+            (copy("sparse='x'"), "member a: sparse is 'x'"),
+            (format!("{}after=['{}']", copy(""), ["a"; 65].join("','")), "65 dependencies"),
+            (String::from("[[copy]]\nid='a'\nto='/b'"), "missing field `from`"),
+            (String::from("{\"copy\": 1}"), "malformed batch file"),
+        ] {
+            let message = refusal(&text);
+            assert!(message.contains(part), "{text}\n{message}");
+        }
+    }
+
+    #[test]
+    fn a_reader_waits_for_the_writer_unless_the_writer_waits_for_it() {
+        let chain = "[[copy]]\nid='a'\nfrom='/b'\nto='/c'\n[[copy]]\nid='b'\nfrom='/a'\nto='/b'\n";
+        let batch = parse(chain, &here()).unwrap();
+        assert_eq!(
+            batch.members[0].after,
+            [MemberDependency { on: 1, condition: Condition::Success, reads_destination: true }]
+        );
+        let batch = parse(&format!("{chain}after=['a']"), &here()).unwrap();
+        assert!(batch.members[0].after.is_empty());
+        assert!(refusal("[[copy]]\nfrom='/a'\nto='/b'\n[[copy]]\nfrom='/b'\nto='/a'").contains("wait for each other"));
+    }
+
+    #[test]
+    fn in_a_center_late_writes_matter() {
+        let text = "[[copy]]\nid='a'\nfrom='file://n1/a'\nto='nbd://b/x'\n";
+        assert!(parse(text, &here()).is_ok());
+        assert!(parse(text, &Place::Center).unwrap_err().message.contains("--source-stable"));
+        assert!(parse(&format!("{text}source-stable=true"), &Place::Center).is_ok());
+        assert!(parse("[[copy]]\nfrom='/a'\nto='/b'", &Place::Center).unwrap_err().message.contains("needs a node"));
+    }
+}

@@ -1,0 +1,105 @@
+//! Describes several tasks that belong together, and in which order they may run: the content of a batch file.
+//!
+//! What always holds of a [`Batch`]: the ids of its members are unique, every member can be carried out as far as its
+//! description tells, no member waits for itself, directly or through others, and no two members write one volume.
+//!
+//! A member that reads what another one writes waits for its success, although the file does not say so.
+
+mod file;
+mod order;
+
+pub use file::parse;
+
+use crate::model::{NodeId, TaskId, TaskSpec};
+use blockhaul_engine::error::{Error, Result};
+use blockhaul_engine::flow::graph::Condition;
+use serde::{Deserialize, Serialize};
+
+/// Largest number of members.
+pub const MEMBERS_MAX: usize = 10_000;
+/// Number of members that run at once, unless the file says otherwise.
+pub const PARALLEL_DEFAULT: usize = 4;
+/// Largest number of members that may run at once.
+pub const PARALLEL_MAX: usize = 256;
+
+/// What happens to the other members when one has failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFailure {
+    /// They are cancelled, except for clean-up: see [`Batch::clean_up`].
+    #[default]
+    Stop,
+    /// Those that do not depend on it run.
+    Continue,
+}
+
+/// Tasks that belong together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// BLAKE3 of the file, in hexadecimal digits.
+    pub digest: String,
+    /// Number of members that run at once: 1 to [`PARALLEL_MAX`].
+    pub parallel: usize,
+    /// What happens to the others when a member has failed.
+    pub on_failure: OnFailure,
+    /// The members: 1 to [`MEMBERS_MAX`].
+    pub members: Vec<Member>,
+}
+
+/// Task of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Id, unique in the batch.
+    pub id: TaskId,
+    /// What it waits for.
+    pub after: Vec<MemberDependency>,
+    /// What it does.
+    pub spec: TaskSpec,
+}
+
+/// Member that another one waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemberDependency {
+    /// Index of the other member.
+    pub on: usize,
+    /// How the other member has to end.
+    pub condition: Condition,
+    /// Whether the member reads what the other one writes. Such a dependency need not be in the file.
+    pub reads_destination: bool,
+}
+
+/// Where the members of a batch run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In this process, on the node of this name. Plain paths are of this node; what protects a destination from the
+    /// late writes of another node (`fence`, `source-stable`, `dest-id`) has no effect.
+    Local(NodeId),
+    /// In a task center.
+    Center,
+}
+
+impl Batch {
+    /// Returns for each member whether it is clean-up: it waits for the failure or the end of another member, or only
+    /// clean-up leads to it. Clean-up runs although the batch has failed or was cancelled.
+    #[must_use]
+    pub fn clean_up(&self) -> Vec<bool> {
+        order::clean_up(&self.members)
+    }
+
+    /// Returns the members in an order in which each comes after those that it waits for.
+    #[must_use]
+    pub fn order(&self) -> Vec<usize> {
+        order::topological(&self.members)
+    }
+
+    /// Adds implied dependencies and checks what must hold of the members together.
+    fn ordered(mut self) -> Result<Self> {
+        let writers = order::writers(&self.members)?;
+        order::add_implied(&mut self.members, &writers)?;
+        if let Some(circle) = order::circle(&self.members) {
+            let names: Vec<_> = circle.iter().map(|&member| self.members[member].id.as_str()).collect();
+            return Err(Error::bad_request(format!("members wait for each other: {}", names.join(" after "))));
+        }
+        Ok(self)
+    }
+}
