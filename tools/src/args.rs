@@ -35,6 +35,8 @@ pub(crate) enum Command {
     Copy(Box<RawCopy>),
     /// Compare two volumes, or a volume with a receipt
     Verify(RawVerify),
+    /// Run the copies and comparisons of a file, several at once and in order; run again, resume
+    Batch(RawBatch),
     /// List the extents of a volume
     Map(RawMap),
     /// Show a checkpoint or receipt
@@ -45,7 +47,7 @@ pub(crate) enum Command {
     Submit(Box<RawSubmit>),
     /// Show a task
     Get(RawTaskId),
-    /// Follow a task until it ends; exits 0 succeeded, 1 failed, 75 cancelled
+    /// Follow a task until it ends; exits 0 succeeded, 1 failed or skipped, 75 cancelled
     Watch(RawTaskId),
     /// Cancel a task
     Cancel(RawTaskId),
@@ -219,6 +221,43 @@ pub(crate) struct RawVerify {
     #[arg(long, value_name = "auto|read", default_value = "auto",
         value_parser = one_of(Sparse::ALL, Sparse::as_str), hide_possible_values = true)]
     pub(crate) sparse: Sparse,
+    #[command(flatten)]
+    pub(crate) output: RawOutput,
+    #[command(flatten)]
+    pub(crate) log: RawLog,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = SIZES)]
+pub(crate) struct RawBatch {
+    /// Batch file: TOML, or JSON of the same shape (docs/batches.md)
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) engine: RawEngine,
+    #[command(flatten)]
+    pub(crate) network: RawNetwork,
+    /// Members that run at once, 1 to 256 [default: the file's `parallel`, else 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) parallel: Option<u16>,
+    /// Name of this host's node in the file [default: the host's name]
+    #[arg(long, value_name = "NODE")]
+    pub(crate) node: Option<String>,
+    /// Directory for the batch's state and checkpoints [default: as for copy]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Overwrite destinations that are not empty
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// Forget an earlier run, discard its checkpoints and run every member from the beginning
+    #[arg(long)]
+    pub(crate) restart: bool,
+    /// End an interrupted batch: cancel what has not ended and run its clean-up
+    #[arg(long, conflicts_with = "restart")]
+    pub(crate) cancel: bool,
+    /// Check every member and print the plans; change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
     #[command(flatten)]
     pub(crate) output: RawOutput,
     #[command(flatten)]

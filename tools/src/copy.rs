@@ -46,7 +46,7 @@ pub(crate) fn run(mut raw: RawCopy, arguments: &[OsString]) -> Result<Exit> {
     start_logging(std::mem::take(&mut raw.log))?;
     let request = resolve(raw, |name| std::env::var_os(name))?;
     if request.dry_run {
-        return Ok(dry_run::show(&request.spec, check(&request), request.output.json));
+        return Ok(dry_run::show(None, &request.spec, check(&request), request.output.json));
     }
     let signals = StopSignals::catch()?;
     let engine = start_engine(&request, state_dir::prepare)?;
@@ -210,7 +210,7 @@ fn checkpoint_interval(bounds: &[CheckpointInterval]) -> CheckpointEvery {
 }
 
 /// Returns the name by which the checkpoint of a destination is found.
-fn checkpoint_key(destination: &Locator) -> VolumeName {
+pub(crate) fn checkpoint_key(destination: &Locator) -> VolumeName {
     match destination {
         Locator::Path(path) => state_dir::absolute_destination(path).as_path().into(),
         Locator::Nbd(uri) => uri.to_string().into(),

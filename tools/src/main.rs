@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod batch;
 mod center;
 mod copy;
 mod doctor;
@@ -52,6 +53,7 @@ fn run(command: Command, arguments: &[OsString]) -> Result<Exit> {
     match command {
         Command::Copy(raw) => copy::run(*raw, arguments),
         Command::Verify(raw) => verify::run(raw),
+        Command::Batch(raw) => batch::run(raw),
         Command::Map(raw) => map::run(raw),
         Command::Inspect(raw) => inspect::run(raw),
         Command::Doctor(raw) => doctor::run(raw),

@@ -117,6 +117,14 @@ pub(crate) fn json_progress<T: Serialize>(body: &T) {
     to_stdout(Priority::Progress, json(&Event { event: "progress", body }));
 }
 
+/// Prints the progress of several jobs, unless the last lines have not been read yet.
+pub(crate) fn json_progress_of_all<T: Serialize>(bodies: &[T]) {
+    let lines: Vec<_> = bodies.iter().map(|body| json(&Event { event: "progress", body })).collect();
+    if !lines.is_empty() {
+        to_stdout(Priority::Progress, lines.join(&b'\n'));
+    }
+}
+
 /// Prints one JSON object on stdout.
 pub(crate) fn json_object<T: Serialize>(body: &T) {
     to_stdout(Priority::Result, json(body));

@@ -13,9 +13,9 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 /// Time between two JSON lines: short enough for a display, long enough for a log.
-const JSON_INTERVAL: Duration = Duration::from_millis(250);
+pub(crate) const JSON_INTERVAL: Duration = Duration::from_millis(250);
 /// Time between two updates of the bar.
-const BAR_INTERVAL: Duration = Duration::from_millis(100);
+pub(crate) const BAR_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Form in which the progress of a job is shown.
 #[derive(Debug)]
@@ -27,14 +27,13 @@ pub(crate) struct ProgressDisplay {
 impl ProgressDisplay {
     /// Chooses by flags: JSON lines with `--json`; a bar on request, or if stderr is a terminal and JSON is not
     /// requested.
-    pub(crate) fn choose(RawOutput { json, progress }: RawOutput) -> Self {
-        let target = match progress {
-            ProgressBarMode::None => None,
-            // Unlike the plain target, this one also draws without a terminal.
-            ProgressBarMode::Bar => Some(ProgressDrawTarget::term_like(Box::new(Term::stderr()))),
-            ProgressBarMode::Auto => (!json && std::io::stderr().is_terminal()).then(ProgressDrawTarget::stderr),
-        };
-        Self { json, bar: target.map(new_bar) }
+    pub(crate) fn choose(output: RawOutput) -> Self {
+        let bar = bar_target(output).map(|target| {
+            let bar = new_bar();
+            bar.set_draw_target(target);
+            bar
+        });
+        Self { json: output.json, bar }
     }
 
     fn interval(&self) -> Duration {
@@ -88,13 +87,24 @@ pub(crate) fn wait_with_progress(job: &JobHandle, display: ProgressDisplay) -> R
     }
 }
 
-fn new_bar(target: ProgressDrawTarget) -> ProgressBar {
+/// Returns where bars are drawn, if they are.
+pub(crate) fn bar_target(RawOutput { json, progress }: RawOutput) -> Option<ProgressDrawTarget> {
+    match progress {
+        ProgressBarMode::None => None,
+        // Unlike the plain target, this one also draws without a terminal.
+        ProgressBarMode::Bar => Some(ProgressDrawTarget::term_like(Box::new(Term::stderr()))),
+        ProgressBarMode::Auto => (!json && std::io::stderr().is_terminal()).then(ProgressDrawTarget::stderr),
+    }
+}
+
+/// Makes a bar that is not drawn yet.
+pub(crate) fn new_bar() -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:30} {percent:>3}% {msg}").expect("the template is a constant");
-    ProgressBar::with_draw_target(Some(0), target).with_style(style)
+    ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden()).with_style(style)
 }
 
 /// Formats as `1.2 GiB of 4.0 GiB, 512.0 MiB/s, 6s left, ring-direct`; the path is missing until it is chosen.
-fn status_line(progress: &Progress, path: Option<&str>) -> String {
+pub(crate) fn status_line(progress: &Progress, path: Option<&str>) -> String {
     let Progress { planned, issued: _, written, durable: _, verified, rate_bytes_per_second, eta_seconds } = *progress;
     let mut parts = vec![
         format!("{} of {}", format_size(written), format_size(planned)),

@@ -20,6 +20,25 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 use std::sync::Arc;
 
+/// What signals stop.
+pub(crate) trait StopTarget: Send + 'static {
+    /// Asks for the stop; returns at once.
+    fn stop(&self, reason: StopReason);
+
+    /// Returns the progress as one line.
+    fn status(&self) -> String;
+}
+
+impl StopTarget for JobHandle {
+    fn stop(&self, reason: StopReason) {
+        self.cancel(reason);
+    }
+
+    fn status(&self) -> String {
+        progress::status(self)
+    }
+}
+
 /// Signals that were caught but not handled yet.
 #[derive(Debug)]
 pub(crate) struct StopSignals(Signals);
@@ -39,23 +58,23 @@ impl StopSignals {
         Signals::new([SIGINT, SIGTERM, SIGUSR1].into_iter().chain(hang_up)).map(Self).map_err(failed)
     }
 
-    /// Handles the signals for `job` on a thread that runs until the process ends.
+    /// Handles the signals for `target` on a thread that runs until the process ends.
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub(crate) fn stop(self, job: JobHandle) -> Result<()> {
+    pub(crate) fn stop(self, target: impl StopTarget) -> Result<()> {
         let Self(mut signals) = self;
         let act = move || {
             let mut asked = false;
             for signal in signals.forever() {
                 if signal == SIGUSR1 {
-                    print_stderr_nowait(progress::status(&job));
+                    print_stderr_nowait(target.status());
                 } else if asked {
                     // Ends the process as the shell expects for this signal.
                     let _ = emulate_default_handler(signal);
                     std::process::abort();
                 } else {
-                    job.cancel(reason(signal));
+                    target.stop(reason(signal));
                     standard_streams::stop();
                     print_stderr_nowait(
                         "stopping: finishing and recording blocks in flight; send a second signal to stop at once",

@@ -44,7 +44,7 @@ pub(crate) fn of_verify(report: &Report) -> Vec<String> {
 }
 
 /// Formats as `copied 4.0 GiB in 3.21 s, 1.2 GiB/s`, or with the status of a job that did not succeed.
-fn headline(done: &str, report: &Report) -> String {
+pub(crate) fn headline(done: &str, report: &Report) -> String {
     let verdict = match report.status {
         Status::Succeeded if done == "compared" => "same: compared".to_owned(),
         Status::Succeeded => done.to_owned(),

@@ -311,6 +311,15 @@ impl Inner {
     }
 }
 
+/// Events are equal if they are the same event of the same queue.
+impl PartialEq for Event {
+    fn eq(&self, other: &Self) -> bool {
+        self.index == other.index && Arc::ptr_eq(&self.queue.0, &other.queue.0)
+    }
+}
+
+impl Eq for Event {}
+
 impl Event {
     /// Makes a child of this event.
     #[must_use]

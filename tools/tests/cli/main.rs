@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod asking;
+mod batch;
 mod copying;
 mod exports;
 mod limits;

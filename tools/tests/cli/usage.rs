@@ -3,7 +3,7 @@
 use blockhaul_testkit::scratch::{MIB, Scratch, noise};
 
 /// All flags, by command.
-const FLAGS: [(&str, &[&str]); 5] = [
+const FLAGS: [(&str, &[&str]); 6] = [
     (
         "copy",
         &[
@@ -54,6 +54,29 @@ const FLAGS: [(&str, &[&str]); 5] = [
             "VOLUME",
         ],
     ),
+    (
+        "batch",
+        &[
+            "FILE",
+            "--block-size",
+            "--depth",
+            "--cores",
+            "--memory",
+            "--retry-for",
+            "--request-timeout",
+            "--connections",
+            "--parallel",
+            "--node",
+            "--state-dir",
+            "--overwrite",
+            "--restart",
+            "--cancel",
+            "--dry-run",
+            "--json",
+            "--progress",
+            "--log",
+        ],
+    ),
     ("map", &["--json", "--log", "VOLUME"]),
     ("inspect", &["--json", "--log", "FILE"]),
     ("doctor", &["--json", "--log", "PATH"]),
@@ -82,7 +105,7 @@ fn malformed_requests_end_with_2_and_touch_nothing() {
     let scratch = Scratch::new();
     scratch.file("a", b"data");
     let before = scratch.snapshot();
-    let malformed: [&[&str]; 26] = [
+    let malformed: [&[&str]; 29] = [
         &[],
         &["copy"],
         &["copy", "a"],
@@ -107,6 +130,9 @@ fn malformed_requests_end_with_2_and_touch_nothing() {
         &["copy", "nbd://h/x", "b", "--connections", "0"],
         &["verify", "nbd://h/x", "b", "--request-timeout", "0s"],
         &["verify", "a"],
+        &["batch"],
+        &["batch", "a"],
+        &["batch", "a", "--restart", "--cancel"],
         &["verify", "a", "b", "--sparse", "never"],
         &["verify", "--receipt", "r", "a", "b"],
     ];

@@ -1,0 +1,231 @@
+//! Resolves a batch file and flags to what the engine is to do. Reads the file, and changes nothing.
+
+use crate::args::{RawBatch, RawOutput};
+use crate::copy::{checkpoint_key, engine_config, network_terms};
+use blockhaul_control::batch::{self, Batch, Place};
+use blockhaul_control::model::{NodeId, TaskSpec};
+use blockhaul_engine::engine::EngineConfig;
+use blockhaul_engine::error::{Error, Operation, Result, Side};
+use blockhaul_engine::journal::{JournalReader, default_checkpoint_path};
+use blockhaul_engine::shown::Shown;
+use blockhaul_engine::spec::{BlockSize, CheckpointLocation, CopySpec, Overwrite, PathChoice, Reference, VerifySpec};
+use blockhaul_engine::volume::{Locator, ReadOptions, open_source, usual_block, usual_depth};
+use std::ffi::OsString;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// Largest batch file, in bytes: [`batch::MEMBERS_MAX`] members with long names fit.
+const FILE_BYTES_MAX: u64 = 32 << 20;
+
+/// A batch with all flags resolved.
+#[derive(Debug)]
+pub(super) struct BatchRequest {
+    pub(super) batch: Batch,
+    /// What each member is, in the order of the batch's members.
+    pub(super) jobs: Vec<MemberJob>,
+    /// Absolute path of the batch file.
+    pub(super) file: PathBuf,
+    pub(super) config: EngineConfig,
+    pub(super) state_dir: PathBuf,
+    pub(super) mode: RunMode,
+    pub(super) dry_run: bool,
+    pub(super) output: RawOutput,
+}
+
+/// What is done with an earlier run of the same file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RunMode {
+    /// It goes on.
+    Resume,
+    /// It is forgotten, with the checkpoints of its copies.
+    Restart,
+    /// It ends: only clean-up runs.
+    Cancel,
+}
+
+/// Work of a member.
+#[derive(Clone, Debug)]
+pub(super) enum MemberJob {
+    Copy(Box<CopySpec>),
+    Verify(Box<VerifySpec>),
+}
+
+impl BatchRequest {
+    /// Resolves flags and the file. `variable` reads the environment.
+    ///
+    /// # Errors
+    /// `EBadRequest` for what is wrong with the file or the flags, and what the system says about the file.
+    pub(super) fn resolve(raw: RawBatch, variable: impl Fn(&str) -> Option<OsString>) -> Result<Self> {
+        let RawBatch {
+            file,
+            engine,
+            network,
+            parallel,
+            node,
+            state_dir,
+            overwrite,
+            restart,
+            cancel,
+            dry_run,
+            output,
+            log: _,
+        } = raw;
+        let config = engine_config(&engine, PathChoice::Auto)?;
+        let here = node.map_or_else(local_node, NodeId::new)?;
+        let text = read(&file)?;
+        let mut batch = batch::parse(&text, &Place::Local(here.clone()))?;
+        if let Some(parallel) = parallel {
+            batch.parallel = parallel.into();
+        }
+        let state_dir = crate::state_dir::locate(state_dir.as_deref(), variable)?;
+        let network = network_terms(&network);
+        let mut jobs = Vec::with_capacity(batch.members.len());
+        for member in &batch.members {
+            check_node(member, &here)?;
+            jobs.push(match &member.spec {
+                TaskSpec::Copy(copy) => {
+                    let mut spec = copy.job()?.spec();
+                    if overwrite {
+                        spec.overwrite = Overwrite::Yes;
+                    }
+                    let checkpoint = default_checkpoint_path(&state_dir, &checkpoint_key(&spec.destination));
+                    let checkpoint = CheckpointLocation::File(checkpoint);
+                    MemberJob::Copy(Box::new(CopySpec { block_size: config.block_size, network, checkpoint, ..spec }))
+                }
+                TaskSpec::Verify(verify) => {
+                    let spec = verify.job()?.spec();
+                    MemberJob::Verify(Box::new(VerifySpec { block_size: config.block_size, network, ..spec }))
+                }
+                TaskSpec::Noop(_) => return Err(Error::bad_request("a batch file cannot describe a noop")),
+            });
+        }
+        jobs.iter().try_for_each(MemberJob::check)?;
+        let mode = match (restart, cancel) {
+            (true, _) => RunMode::Restart,
+            (false, true) => RunMode::Cancel,
+            (false, false) => RunMode::Resume,
+        };
+        let config = engine_config_for(&jobs, config);
+        let file = crate::state_dir::absolute_destination(&file);
+        Ok(Self { batch, jobs, file, config, state_dir, mode, dry_run, output })
+    }
+
+    /// Returns the local volumes and receipts of all members.
+    pub(super) fn paths(&self) -> Vec<&Path> {
+        self.jobs.iter().flat_map(MemberJob::paths).collect()
+    }
+}
+
+impl MemberJob {
+    fn check(&self) -> Result<()> {
+        match self {
+            Self::Copy(spec) => spec.check(),
+            Self::Verify(spec) => spec.check(),
+        }
+    }
+
+    fn volumes(&self) -> Vec<&Locator> {
+        match self {
+            Self::Copy(spec) => vec![&spec.source, &spec.destination],
+            Self::Verify(spec) => match &spec.reference {
+                Reference::Volume(reference) => vec![reference, &spec.volume],
+                Reference::Receipt(_) => vec![&spec.volume],
+            },
+        }
+    }
+
+    fn paths(&self) -> Vec<&Path> {
+        let receipt = match self {
+            Self::Verify(spec) => match &spec.reference {
+                Reference::Receipt(receipt) => Some(receipt.as_path()),
+                Reference::Volume(_) => None,
+            },
+            Self::Copy(_) => None,
+        };
+        self.volumes().into_iter().filter_map(Locator::path).chain(receipt).collect()
+    }
+
+    /// Returns the name of what it does.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Copy(_) => "copy",
+            Self::Verify(_) => "verify",
+        }
+    }
+
+    /// Returns the file of the checkpoint.
+    pub(super) fn checkpoint(&self) -> Option<&Path> {
+        match self {
+            Self::Copy(spec) => match &spec.checkpoint {
+                CheckpointLocation::File(file) => Some(file),
+                CheckpointLocation::None => None,
+            },
+            Self::Verify(_) => None,
+        }
+    }
+}
+
+/// Configures the one engine of all members: its slots hold the largest block that one of them needs.
+fn engine_config_for(jobs: &[MemberJob], config: EngineConfig) -> EngineConfig {
+    let usual = |job: &MemberJob| usual_block(&job.volumes(), false);
+    // `None` is the engine's own choice, which is larger than that of exports.
+    let blocks: Option<Vec<BlockSize>> = jobs.iter().map(usual).collect();
+    let resumed = jobs.iter().filter_map(|job| {
+        let journal = JournalReader::open(job.checkpoint()?).ok()?;
+        BlockSize::new(journal.header().leaf_bytes.into()).ok()
+    });
+    let usual = blocks.and_then(|blocks| blocks.into_iter().max());
+    let largest = resumed.max();
+    let needed = match usual {
+        Some(usual) => Some(largest.map_or(usual, |largest| largest.max(usual))),
+        None => largest.filter(|&largest| largest > BlockSize::DEFAULT),
+    };
+    let block_size = config.block_size.or(needed);
+    let is_usual = usual.is_some() && block_size <= usual && config.memory_bytes.is_none();
+    let depths = || jobs.iter().map(|job| usual_depth(&job.volumes())).collect::<Option<Vec<_>>>()?.into_iter().max();
+    let depth = config.depth.or_else(|| depths().filter(|_| is_usual));
+    EngineConfig { block_size, depth, ..config }
+}
+
+/// Refuses a member of another node.
+fn check_node(member: &batch::Member, here: &NodeId) -> Result<()> {
+    match member.spec.node()? {
+        Some(node) if node != *here => {
+            Err(Error::bad_request(format!("member {}: it belongs to node {node}, and this host is {here}", member.id))
+                .advise("submit the batch to a task center (blockhaul submit batch), or name this host with --node"))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Opens what a comparison reads, and closes it again.
+///
+/// # Errors
+/// Why it cannot be read.
+pub(super) fn open_volumes(spec: &VerifySpec) -> Result<()> {
+    let how = ReadOptions { network: spec.network, ..ReadOptions::new(spec.direct) };
+    match &spec.reference {
+        Reference::Volume(reference) => open_source(reference, &how).map(drop)?,
+        Reference::Receipt(receipt) => JournalReader::open(receipt).map(drop)?,
+    }
+    open_source(&spec.volume, &how).map(drop)
+}
+
+/// Returns the name of this host, which is its node's usual name.
+fn local_node() -> Result<NodeId> {
+    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    name.and_then(|name| NodeId::new(name).ok()).map_or_else(|| NodeId::new("localhost"), Ok)
+}
+
+fn read(file: &Path) -> Result<String> {
+    let failed = |error: &std::io::Error| {
+        Error::io(Side::Caller, Operation::Read, error, format!("read the batch file {}", file.shown()))
+    };
+    let opened = std::fs::File::open(file).map_err(|error| failed(&error))?;
+    let mut text = Vec::new();
+    opened.take(FILE_BYTES_MAX + 1).read_to_end(&mut text).map_err(|error| failed(&error))?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(Error::bad_request(format!("{} is no batch file: it has more than 32 MiB", file.shown())));
+    }
+    String::from_utf8(text).map_err(|_| Error::bad_request(format!("{} is no batch file: it is no text", file.shown())))
+}
