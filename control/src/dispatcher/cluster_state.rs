@@ -1,14 +1,15 @@
 //! Holds and indexes all that the leader knows. Observations are applied here; [`decide()`](super::decide()) reads.
 //!
 //! What always holds: the indexes agree with the records. A record is replaced only by a newer one. Every task that is
-//! not terminal is due at some time, is in the queue, is blocked by a claim, or has a write or call under way.
+//! not terminal is due at some time, is in the queue, is blocked by a claim, waits for another task, or has a write or
+//! call under way.
 
 use super::fleet::Fleet;
 use super::now::Now;
 use super::queue::Queue;
 use super::tasks::{AssignReply, TaskEntry, TaskRuntime, Tasks, UndrainedAttempt};
 use crate::coord::Zxid;
-use crate::model::{Holder, NodeId, Progress, Registration, TaskId, TaskRecord, TaskState};
+use crate::model::{Dependency, Holder, NodeId, Progress, Registration, TaskId, TaskRecord, TaskState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +42,8 @@ pub(crate) struct ClusterState {
     pub(crate) fences: BTreeMap<(NodeId, String), FenceProgress>,
     /// Boot time at which each draining node is next asked to return its tasks.
     pub(crate) interrupts: BTreeMap<NodeId, Duration>,
+    /// Tasks that have not ended, by the tasks that they depend on.
+    dependents: BTreeMap<TaskId, BTreeSet<TaskId>>,
     /// Claims of tasks that are being assigned.
     reserved: BTreeMap<TaskId, Vec<String>>,
     due: BTreeSet<(Duration, TaskId)>,
@@ -68,12 +71,19 @@ impl ClusterState {
             self.unindex(&before.record);
         }
         let freed: Vec<String> = before.as_ref().map(|before| before.record.claims.clone()).unwrap_or_default();
+        let needed: Vec<TaskId> = record.after.iter().map(|dependency| dependency.task.clone()).collect();
+        let has_ended = record.state.is_terminal();
         let entry = updated_entry(before, Arc::new(record), version, created, now.boot);
         self.index(&entry);
         let aged = self.tasks.insert(entry);
         self.rerank(&aged);
         self.free(freed.iter(), now.boot);
         self.make_due(&id, now.boot);
+        self.wake_dependents(&id, now.boot);
+        if has_ended {
+            // They may be purged by now.
+            needed.iter().for_each(|predecessor| self.make_due(predecessor, now.boot));
+        }
         true
     }
 
@@ -84,6 +94,27 @@ impl ClusterState {
         self.unindex(&entry.record);
         self.clear_due(id);
         self.free(entry.record.claims.iter(), now);
+        self.wake_dependents(id, now);
+        entry.record.after.iter().for_each(|dependency| self.make_due(&dependency.task, now));
+    }
+
+    /// Tells whether a task that has not ended depends on this one.
+    pub(crate) fn is_needed(&self, id: &TaskId) -> bool {
+        self.dependents.contains_key(id)
+    }
+
+    /// Returns the tasks that have not ended and depend on this one.
+    pub(crate) fn dependents(&self, id: &TaskId) -> impl Iterator<Item = &TaskId> {
+        self.dependents.get(id).into_iter().flatten()
+    }
+
+    /// Makes the dependents of a task due that has ended or is gone.
+    fn wake_dependents(&mut self, id: &TaskId, now: Duration) {
+        if self.tasks.get(id).is_some_and(|entry| !entry.record.state.is_terminal()) {
+            return;
+        }
+        let dependents: Vec<TaskId> = self.dependents(id).cloned().collect();
+        dependents.iter().for_each(|dependent| self.make_due(dependent, now));
     }
 
     fn index(&mut self, entry: &TaskEntry) {
@@ -94,9 +125,22 @@ impl ClusterState {
         for claim in &record.claims {
             self.claimed.insert(claim.clone(), record.id.clone());
         }
+        if !record.state.is_terminal() {
+            for Dependency { task, .. } in &record.after {
+                self.dependents.entry(task.clone()).or_default().insert(record.id.clone());
+            }
+        }
     }
 
     fn unindex(&mut self, record: &TaskRecord) {
+        for Dependency { task, .. } in &record.after {
+            if let Some(dependents) = self.dependents.get_mut(task) {
+                dependents.remove(&record.id);
+                if dependents.is_empty() {
+                    self.dependents.remove(task);
+                }
+            }
+        }
         if let Some(node) = record.node() {
             self.fleet.release(node, &record.id);
         }

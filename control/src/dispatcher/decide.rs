@@ -6,6 +6,7 @@
 
 use super::cluster_state::{ClusterState, FenceProgress};
 use super::decision::{Budget, Decision};
+use super::dependencies::{self, DependencyStatus};
 use super::now::Now;
 use super::place;
 use super::tasks::{AssignReply, TaskEntry};
@@ -23,6 +24,9 @@ pub(crate) const QUERY_EVERY: Duration = Duration::from_secs(5);
 const RETENTION_CHECK_MAX: Duration = Duration::from_secs(60 * 60);
 /// Time between two of these checks while no other node's clock is known.
 const RETENTION_CHECK: Duration = Duration::from_secs(10);
+
+/// Time between two checks whether a predecessor that has ended is settled: its node may have come back.
+const SETTLED_CHECK: Duration = Duration::from_secs(5);
 
 /// Longest time between two checks whether a failed task's backoff is over.
 const BACKOFF_CHECK_MAX: Duration = Duration::from_secs(10);
@@ -71,8 +75,10 @@ fn purge_surplus(
     if surplus == 0 {
         return;
     }
-    let is_settled = |id: &&TaskId| cluster.tasks.get(id).is_some_and(|entry| entry.record.claims.is_empty());
-    for id in cluster.tasks.ended().filter(is_settled).take(surplus) {
+    let may_go = |id: &&TaskId| {
+        cluster.tasks.get(id).is_some_and(|entry| entry.record.claims.is_empty()) && !cluster.is_needed(id)
+    };
+    for id in cluster.tasks.ended().filter(may_go).take(surplus) {
         let is_free = |entry: &TaskEntry| !entry.runtime.is_busy && entry.runtime.next_write <= now.boot;
         let decision = Decision::Purge(id.clone());
         if cluster.tasks.get(id).is_some_and(is_free) && !decisions.contains(&decision) {
@@ -98,6 +104,7 @@ fn decide_task(cluster: &ClusterState, entry: &TaskEntry, limits: &DecisionLimit
         return drained;
     }
     let (decision, again) = match record.state {
+        TaskState::Pending | TaskState::Paused if !record.after.is_empty() => waiting(cluster, entry, now),
         TaskState::Pending => (pending(cluster, entry, now), None),
         TaskState::Assigned => assigned(cluster, entry, limits, now),
         TaskState::Running | TaskState::Verifying => running(cluster, entry, now),
@@ -105,7 +112,9 @@ fn decide_task(cluster: &ClusterState, entry: &TaskEntry, limits: &DecisionLimit
         TaskState::Cancelling => assigned(cluster, entry, limits, now),
         TaskState::Lost => lost(cluster, entry, limits, now),
         TaskState::Paused => (Decision::Idle(id()), None),
-        TaskState::Succeeded | TaskState::Failed | TaskState::Cancelled => (ended(record, limits, now), None),
+        TaskState::Succeeded | TaskState::Failed | TaskState::Cancelled | TaskState::Skipped => {
+            (ended(cluster, record, limits, now), None)
+        }
     };
     let Decision::Idle(_) = decision else { return decision };
     let drained_at = entry.runtime.undrained.iter().map(|(_, since)| *since + limits.quiet_after).min();
@@ -130,6 +139,20 @@ fn drained(record: &TaskRecord, entry: &TaskEntry, limits: &DecisionLimits, now:
     let over = record.attempts.iter().enumerate().filter(|(_, attempt)| is_over(attempt));
     let events: Vec<TaskEvent> = over.map(|(index, _)| TaskEvent::AttemptDrained { attempt: index }).collect();
     (!events.is_empty()).then(|| Decision::Transition { task: record.id.clone(), events })
+}
+
+/// Decides about a task that depends on others: it is skipped if a dependency is broken, and waits until all are met.
+fn waiting(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> (Decision, Option<Duration>) {
+    let record = &entry.record;
+    match dependencies::judge(cluster, record) {
+        DependencyStatus::Broken(error) => {
+            let events = vec![TaskEvent::DependencyBroken(error)];
+            (Decision::Transition { task: record.id.clone(), events }, None)
+        }
+        DependencyStatus::Waiting { may_settle } => idle(record, may_settle.then_some(now.boot + SETTLED_CHECK)),
+        DependencyStatus::Met if record.state == TaskState::Pending => (pending(cluster, entry, now), None),
+        DependencyStatus::Met => idle(record, None),
+    }
 }
 
 /// Decides about a pending task: it is assigned once its destination is resolved, rejected, postponed, or queued.
@@ -251,9 +274,9 @@ fn lost(cluster: &ClusterState, entry: &TaskEntry, limits: &DecisionLimits, now:
     }
 }
 
-/// Decides about an ended task: purges it once its retention has passed by every clock.
-fn ended(record: &TaskRecord, limits: &DecisionLimits, now: Now) -> Decision {
-    if !record.claims.is_empty() {
+/// Decides about an ended task: purges it once its retention has passed by every clock, and no other task waits for it.
+fn ended(cluster: &ClusterState, record: &TaskRecord, limits: &DecisionLimits, now: Now) -> Decision {
+    if !record.claims.is_empty() || cluster.is_needed(&record.id) {
         return Decision::Idle(record.id.clone());
     }
     let retention_ms = u64::try_from(limits.retention.as_millis()).unwrap_or(u64::MAX);

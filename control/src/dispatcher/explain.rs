@@ -1,6 +1,7 @@
 //! Describes tasks to clients: the record, the holder's telemetry, and the reason why a task is not running.
 
 use super::cluster_state::{ClusterState, FenceProgress};
+use super::dependencies::waiting_reason;
 use super::now::Now;
 use super::place::{EligibleNodes, eligible_nodes};
 use super::tasks::{AssignReply, TaskEntry};
@@ -45,6 +46,9 @@ pub(crate) fn describe(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> A
 /// Explains why a pending task is not assigned; `None` if it is about to be.
 fn pending_reason(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Option<String> {
     let (record, runtime) = (&entry.record, &entry.runtime);
+    if let Some(reason) = waiting_reason(cluster, record) {
+        return Some(reason);
+    }
     if let Some(claim) = &runtime.blocked_by {
         let owner = cluster.claimed.get(claim).map_or_else(|| String::from("another task"), |id| format!("task {id}"));
         return Some(format!("waiting for {owner}, which has claimed the destination"));

@@ -49,7 +49,7 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
 /// One request to the loop.
 #[derive(Debug)]
 pub(crate) enum Request {
-    Submit(Submission, Reply<Arc<TaskRecord>>),
+    Submit(Box<Submission>, Reply<Arc<TaskRecord>>),
     Get(TaskId, Reply<Arc<TaskRecord>>),
     List(Query, Reply<Page>),
     Watch(TaskId, Reply<watch::Receiver<Arc<TaskRecord>>>),
@@ -87,7 +87,7 @@ impl DispatcherHandle {
     /// task has that id. `EOverloaded`: there are too many tasks that have not ended. `EUnreachable`: the store does not answer; it may be
     /// submitted again. `ENotLeader`, as from every call: ask the node that leads now.
     pub(crate) async fn submit(&self, order: Submission) -> Result<Arc<TaskRecord>> {
-        self.ask(|reply| Request::Submit(order, reply)).await
+        self.ask(|reply| Request::Submit(Box::new(order), reply)).await
     }
 
     /// Returns a task.

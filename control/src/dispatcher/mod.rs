@@ -20,6 +20,7 @@ mod backoff;
 mod cluster_state;
 mod decide;
 mod decision;
+mod dependencies;
 mod enact;
 mod event;
 mod explain;
@@ -48,6 +49,7 @@ use crate::coord::Session;
 use crate::liveness::LivenessCounter;
 use crate::model::{TaskId, TaskRecord, TaskSpec};
 use crate::peers::RunnerClient;
+use blockhaul_engine::flow::graph::Condition;
 use cluster_state::ClusterState;
 use decide::{DecisionLimits, decide};
 use decision::Budget;
@@ -132,8 +134,8 @@ pub(crate) enum TermEnd {
     HistoryLost,
 }
 
-/// Client that waits for a new task to be stored: the submitted work, and the channel for the answer.
-type Submitter = (TaskSpec, Reply<Arc<TaskRecord>>);
+/// Client that waits for a new task to be stored: the submitted work, what it depends on, and the channel for the answer.
+type Submitter = (TaskSpec, Vec<(TaskId, Condition)>, Reply<Arc<TaskRecord>>);
 
 /// The dispatcher of one term.
 #[derive(Debug)]

@@ -104,6 +104,11 @@ impl Dispatcher {
                 let message = format!("an earlier attempt of {id} may still write its destination: retry later");
                 Some(Err(Error { retryable: true, ..busy(message) }))
             }
+            _ if self.cluster.is_needed(id) => {
+                let dependent = self.cluster.dependents(id).next().map(ToString::to_string).unwrap_or_default();
+                let message = format!("task {dependent} waits for {id}: cancel it first, or wait for its end");
+                Some(Err(Error { retryable: true, ..busy(message) }))
+            }
             _ => None,
         };
         if let Some(answer) = refused {

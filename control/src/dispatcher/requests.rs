@@ -8,8 +8,12 @@ use super::{Dispatcher, explain};
 use crate::cluster::election::CommitError;
 use crate::coord::paths;
 use crate::coord::{CoordError, CreateMode, Op};
-use crate::model::{Drain, DrainMode, FenceMethod, NodeId, OpId, Record, Submission, TaskId, TaskRecord, TaskState};
+use crate::model::{
+    Dependency, Drain, DrainMode, FenceMethod, NodeId, OpId, Record, Submission, TaskId, TaskRecord, TaskSpec,
+    TaskState,
+};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use blockhaul_engine::flow::graph::Condition;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use strum::VariantArray;
@@ -24,7 +28,7 @@ impl Dispatcher {
     /// Serves one request, or starts the write that it needs.
     pub(crate) fn serve(&mut self, request: Request) {
         match request {
-            Request::Submit(submission, reply) => self.submit(submission, reply),
+            Request::Submit(submission, reply) => self.submit(*submission, reply),
             Request::Get(id, reply) => {
                 let _ = reply.send(self.describe(&id).ok_or_else(|| not_found(&id)));
             }
@@ -62,6 +66,7 @@ impl Dispatcher {
     }
 
     fn submit(&mut self, submission: Submission, reply: Reply<Arc<TaskRecord>>) {
+        let after = submission.after.clone();
         let record = match self.new_record(submission) {
             Ok(record) => record,
             Err(error) => {
@@ -71,7 +76,7 @@ impl Dispatcher {
         };
         let id = record.id.clone();
         let waiting = self.submitters.entry(id.clone()).or_default();
-        waiting.push((record.spec.clone(), reply));
+        waiting.push((record.spec.clone(), after, reply));
         if waiting.len() > 1 {
             return;
         }
@@ -91,19 +96,40 @@ impl Dispatcher {
             let message = format!("too many tasks: {live} have not ended; wait for some, or cancel them");
             return Err(Error::new(Code::Overloaded, Side::Coordination, Operation::Write, message));
         }
-        let record = TaskRecord::new(submission, self.clock.unix_ms());
+        let after = self.dependencies(&submission)?;
+        let record = TaskRecord { after, ..TaskRecord::new(submission, self.clock.unix_ms()) };
         match record.encode().len() {
             0..=NEW_BYTES_MAX => Ok(record),
             bytes => Err(Error::bad_request(format!("the task has {bytes} bytes, at most {NEW_BYTES_MAX} fit"))),
         }
     }
 
+    /// Returns the dependencies of a new task. The tasks that it depends on must exist.
+    fn dependencies(&self, submission: &Submission) -> Result<Vec<Dependency>> {
+        let one = |(task, condition): &(TaskId, Condition)| match self.cluster.tasks.get(task) {
+            Some(entry) => {
+                Ok(Dependency { task: task.clone(), condition: *condition, created_ms: entry.record.created_ms })
+            }
+            None => {
+                let message = format!("it is to wait for task {task}, which does not exist");
+                Err(Error::new(Code::NotFound, Side::Caller, Operation::Parse, message))
+            }
+        };
+        // A task that is submitted again may depend on tasks that are gone by now.
+        if self.cluster.tasks.get(&submission.id).is_some() {
+            return Ok(Vec::new());
+        }
+        submission.after.iter().map(one).collect()
+    }
+
     /// Answers the clients that have submitted a task of this id, which is stored by now: those with other work get
     /// `EExists`.
     pub(crate) fn answer_submitters(&mut self, id: &TaskId) {
-        for (spec, reply) in self.submitters.remove(id).unwrap_or_default() {
+        for (spec, after, reply) in self.submitters.remove(id).unwrap_or_default() {
             let answer = match self.cluster.tasks.get(id) {
-                Some(entry) if entry.record.spec.is_same_work(&spec) => self.describe(id).ok_or_else(|| not_found(id)),
+                Some(entry) if is_same_request(&entry.record, &spec, &after) => {
+                    self.describe(id).ok_or_else(|| not_found(id))
+                }
                 _ => {
                     let message = format!("another task has the ID {id}: choose another ID");
                     Err(Error::new(Code::Exists, Side::Caller, Operation::Parse, message))
@@ -115,7 +141,7 @@ impl Dispatcher {
 
     /// Answers the clients whose task could not be stored.
     pub(crate) fn refuse_submitters(&mut self, id: &TaskId, error: &Error) {
-        for (_, reply) in self.submitters.remove(id).unwrap_or_default() {
+        for (_, _, reply) in self.submitters.remove(id).unwrap_or_default() {
             let _ = reply.send(Err(error.clone()));
         }
     }
@@ -222,6 +248,12 @@ impl Dispatcher {
         });
         let _ = reply.send(answer);
     }
+}
+
+/// Tells whether a stored task was made from a request for the same work after the same tasks.
+fn is_same_request(record: &TaskRecord, spec: &TaskSpec, after: &[(TaskId, Condition)]) -> bool {
+    let stored = record.after.iter().map(|dependency| (&dependency.task, dependency.condition));
+    record.spec.is_same_work(spec) && stored.eq(after.iter().map(|(task, condition)| (task, *condition)))
 }
 
 /// Tells whether a node is or was registered: its lease record is never deleted.

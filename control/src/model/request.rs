@@ -1,6 +1,7 @@
 //! Defines the validated requests of clients and operators that the services hand to the dispatcher.
 
 use super::{TaskId, TaskSpec};
+use blockhaul_engine::flow::graph::Condition;
 
 /// Validated request for a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +14,8 @@ pub struct Submission {
     pub max_attempts: u32,
     /// Complete work: no field is left to a default.
     pub spec: TaskSpec,
+    /// Tasks that it waits for, and how each has to end.
+    pub after: Vec<(TaskId, Condition)>,
 }
 
 impl Submission {

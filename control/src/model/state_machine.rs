@@ -11,6 +11,8 @@
 //!   |                       |  |                         |  RunnerReturned (local copies)
 //!   `--- Revoked -----------'  |  CancelRequested        `----------------> RUNNING or CANCELLING
 //!                              `------------> CANCELLING -- Succeeded, Failed, GivenBack, Revoked, RunnerLost --> ...
+//!
+//!  PENDING, PAUSED -- DependencyBroken --> SKIPPED   (before the first attempt)
 //! ```
 //! Where several states follow an event, the desired state and the number of failures decide.
 //!
@@ -58,6 +60,8 @@ pub(crate) enum TaskEvent {
     },
     /// Leader: no runner may or can do it, and that will not change by itself.
     Rejected(Failure),
+    /// Leader: a task that it depends on did not end as it has to.
+    DependencyBroken(Failure),
     /// Leader: the holder's registration is gone, or is another process's.
     RunnerLost,
     /// Leader: the process that held a local copy is registered again.
@@ -238,6 +242,7 @@ impl TaskRecord {
             TaskEvent::Assigned { to, claims } => self.assigned(to, claims, now_ms),
             TaskEvent::Revoked { code, why } => self.revoked(code, why, now_ms),
             TaskEvent::Rejected(error) => self.rejected(error),
+            TaskEvent::DependencyBroken(error) => self.dependency_broken(error),
             TaskEvent::RunnerLost => self.runner_lost(now_ms),
             TaskEvent::RunnerReturned => self.runner_returned(),
             TaskEvent::Fenced(proof) => self.fenced(proof, now_ms),
@@ -303,6 +308,15 @@ impl TaskRecord {
             error
         };
         self.state = TaskState::Failed;
+        self.reason = error.to_string();
+        self.error = Some(error);
+        Ok(())
+    }
+
+    fn dependency_broken(&mut self, error: Failure) -> Result<(), IllegalTransition> {
+        let is_waiting = matches!(self.state, TaskState::Pending | TaskState::Paused) && self.is_unstarted();
+        self.expect(is_waiting && !self.after.is_empty(), "skipped")?;
+        self.state = TaskState::Skipped;
         self.reason = error.to_string();
         self.error = Some(error);
         Ok(())
@@ -375,7 +389,9 @@ impl TaskRecord {
             TaskState::Pending | TaskState::Paused => self.settle(),
             TaskState::Assigned | TaskState::Running | TaskState::Verifying => self.state = TaskState::Cancelling,
             TaskState::Lost | TaskState::Cancelling => {}
-            TaskState::Succeeded | TaskState::Failed | TaskState::Cancelled => unreachable!("refused above"),
+            TaskState::Succeeded | TaskState::Failed | TaskState::Cancelled | TaskState::Skipped => {
+                unreachable!("refused above")
+            }
         }
         Ok(())
     }

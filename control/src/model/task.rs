@@ -1,10 +1,11 @@
 //! Defines the record of a task.
 
 use super::{
-    DurableMap, Epoch, Failure, Holder, NodeFault, NodeId, OpId, Record, Submission, TaskId, TaskSpec, UnknownFields,
-    is_zero,
+    Dependency, DurableMap, Epoch, Failure, Holder, NodeFault, NodeId, OpId, Record, Submission, TaskId, TaskSpec,
+    UnknownFields, is_zero,
 };
 use blockhaul_engine::error::Code;
+use blockhaul_engine::flow::graph::Outcome;
 use serde::{Deserialize, Serialize};
 use strum::{EnumString, IntoStaticStr, VariantArray};
 
@@ -18,6 +19,9 @@ pub struct TaskRecord {
     pub id: TaskId,
     /// Work of the task.
     pub spec: TaskSpec,
+    /// Tasks that it waits for before its first attempt.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<Dependency>,
     /// How far it is.
     pub state: TaskState,
     /// State that its client wants.
@@ -93,6 +97,8 @@ pub enum TaskState {
     Failed,
     /// Its client cancelled it.
     Cancelled,
+    /// It never started: a task that it depends on did not end as it has to.
+    Skipped,
 }
 
 impl TaskState {
@@ -105,7 +111,7 @@ impl TaskState {
     /// Tells whether the state is final.
     #[must_use]
     pub fn is_terminal(self) -> bool {
-        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled | Self::Skipped)
     }
 
     /// Tells whether a runner holds it, or held it and may still write.
@@ -180,13 +186,14 @@ pub struct Progress {
 }
 
 impl TaskRecord {
-    /// Creates the record of a new task. `now_ms`: milliseconds since 1970.
+    /// Creates the record of a new task that waits for no other one. `now_ms`: milliseconds since 1970.
     #[must_use]
     pub fn new(order: Submission, now_ms: u64) -> Self {
-        let Submission { id, priority, max_attempts, spec } = order;
+        let Submission { id, priority, max_attempts, spec, after: _ } = order;
         Self {
             id,
             spec,
+            after: Vec::new(),
             state: TaskState::Pending,
             desired_state: DesiredState::Run,
             priority,
@@ -215,6 +222,30 @@ impl TaskRecord {
     #[must_use]
     pub fn is_quiet(&self) -> bool {
         self.attempts.iter().all(|attempt| attempt.quiet || attempt.ended_ms.is_none())
+    }
+
+    /// Tells whether it has never been assigned, so that its dependencies still count.
+    #[must_use]
+    pub fn is_unstarted(&self) -> bool {
+        self.attempts.is_empty()
+    }
+
+    /// Returns how it has ended; `None` if it has not.
+    #[must_use]
+    pub fn outcome(&self) -> Option<Outcome> {
+        match self.state {
+            TaskState::Succeeded => Some(Outcome::Succeeded),
+            TaskState::Failed => Some(Outcome::Failed),
+            TaskState::Cancelled => Some(Outcome::Cancelled),
+            TaskState::Skipped => Some(Outcome::Skipped),
+            TaskState::Pending
+            | TaskState::Assigned
+            | TaskState::Running
+            | TaskState::Verifying
+            | TaskState::Paused
+            | TaskState::Lost
+            | TaskState::Cancelling => None,
+        }
     }
 
     /// Returns the node that holds it.

@@ -36,7 +36,10 @@ mod tests {
     use std::sync::Arc;
 
     fn record(spec: TaskSpec) -> TaskRecord {
-        TaskRecord::new(Submission { id: TaskId::new("t").unwrap(), priority: 0, max_attempts: 5, spec }, 1)
+        TaskRecord::new(
+            Submission { id: TaskId::new("t").unwrap(), priority: 0, max_attempts: 5, spec, after: Vec::new() },
+            1,
+        )
     }
 
     fn holder() -> Holder {

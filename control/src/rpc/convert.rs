@@ -5,7 +5,7 @@
 
 use super::error::RpcError;
 use super::wire;
-use crate::model::{Attempt, Epoch, Incarnation, Progress, TaskId, TaskRecord, TaskState};
+use crate::model::{Attempt, Dependency, Epoch, Incarnation, Progress, TaskId, TaskRecord, TaskState};
 use crate::peers::{AssignResponse, Assignment, AssignmentStatus, CallError, StartStage};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use strum::VariantArray;
@@ -30,7 +30,14 @@ impl From<&TaskRecord> for wire::Task {
             created_ms: task.created_ms,
             updated_ms: task.updated_ms,
             attempts: task.attempts.iter().map(wire::Attempt::from).collect(),
+            after: task.after.iter().map(wire::Dependency::from).collect(),
         }
+    }
+}
+
+impl From<&Dependency> for wire::Dependency {
+    fn from(Dependency { task, condition, created_ms: _ }: &Dependency) -> Self {
+        Self { task: task.to_string(), condition: condition.as_str().to_owned() }
     }
 }
 

@@ -46,8 +46,25 @@ pub struct TaskView {
     pub created_at: Timestamp,
     /// When its state last changed.
     pub updated_at: Timestamp,
+    /// Tasks that it waits for, or waited for.
+    pub after: Vec<DependencyView>,
     /// Last attempts, oldest first.
     pub attempts: Vec<AttemptView>,
+}
+
+/// Task that another one waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DependencyView {
+    /// The task.
+    pub task: String,
+    /// How it has to end: `success`, `failure` or `end`.
+    pub condition: String,
+}
+
+impl From<wire::Dependency> for DependencyView {
+    fn from(wire::Dependency { task, condition }: wire::Dependency) -> Self {
+        Self { task, condition }
+    }
 }
 
 /// As [`crate::model::Progress`].
@@ -117,6 +134,7 @@ impl From<wire::Task> for TaskView {
             report: task.report_json.and_then(|text| serde_json::from_str(&text).ok()),
             created_at: Timestamp(task.created_ms),
             updated_at: Timestamp(task.updated_ms),
+            after: task.after.into_iter().map(DependencyView::from).collect(),
             attempts: task.attempts.into_iter().map(AttemptView::from).collect(),
         }
     }
@@ -158,7 +176,7 @@ mod tests {
 
     /// Field names in the order of the design, `attempts` last.
     const NAMES: &str = "id kind state desired_state reason priority fence source destination node attempt epoch progress limit error \
-        report created_at updated_at attempts";
+        report created_at updated_at after attempts";
 
     #[test]
     fn a_task_has_exactly_the_names_of_the_contract() {

@@ -1,8 +1,10 @@
 //! Validates a client's request for a task, as far as that is possible without touching a volume.
 
 use super::wire;
+use crate::model::dependency::{check_dependencies, parse_dependency};
 use crate::model::{NodeId, Submission, TaskId, TaskSpec};
 use blockhaul_engine::error::{Error, Result};
+use blockhaul_engine::flow::graph::Condition;
 
 /// Default of the failures without progress after which a task fails.
 const MAX_ATTEMPTS_DEFAULT: u32 = 5;
@@ -16,7 +18,7 @@ impl Submission {
     /// # Errors
     /// `EBadRequest` for names and numbers out of their ranges; and as `destination::check`.
     pub fn check(request: wire::SubmitRequest, here: Option<&NodeId>) -> Result<Self> {
-        let wire::SubmitRequest { id, priority, max_attempts, spec } = request;
+        let wire::SubmitRequest { id, priority, max_attempts, spec, after } = request;
         let priority = u8::try_from(priority).ok().filter(|priority| *priority <= 9);
         let max_attempts = if max_attempts == 0 { MAX_ATTEMPTS_DEFAULT } else { max_attempts };
         if max_attempts > MAX_ATTEMPTS_MAX {
@@ -29,8 +31,20 @@ impl Submission {
             priority: priority.ok_or_else(|| Error::bad_request("the priority must be a number from 0 to 9"))?,
             max_attempts,
             spec: checked(spec, here)?,
+            after: dependencies(after)?,
         })
     }
+}
+
+fn dependencies(after: Vec<wire::Dependency>) -> Result<Vec<(TaskId, Condition)>> {
+    let texts: Vec<&str> = after.iter().map(|dependency| dependency.task.as_str()).collect();
+    check_dependencies(&texts)?;
+    let one = |wire::Dependency { task, condition }: wire::Dependency| {
+        let text = if condition.is_empty() { task } else { format!("{task}:{condition}") };
+        let (id, condition) = parse_dependency(&text)?;
+        Ok((TaskId::new(id)?, condition))
+    };
+    after.into_iter().map(one).collect()
 }
 
 fn checked(spec: Option<wire::Spec>, here: Option<&NodeId>) -> Result<TaskSpec> {

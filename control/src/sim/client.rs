@@ -6,7 +6,7 @@ use super::net::{CLIENT, Net, ProcessEndpoint};
 use super::run_result::RunResult;
 use super::scenario::ClientAction;
 use crate::dispatcher::DispatcherHandle;
-use crate::model::{DesiredState, DrainMode, NodeId, Submission, TaskCommand, TaskId, TaskSpec};
+use crate::model::{DesiredState, DrainMode, NodeId, Submission, TaskCommand, TaskId};
 use blockhaul_engine::error::{Code, Result};
 use std::future::Future;
 use std::time::Duration;
@@ -58,8 +58,8 @@ impl Client {
     }
 
     /// Submits a task. An accepted task must be in the store.
-    pub(super) async fn submit(self, id: TaskId, spec: TaskSpec, priority: u8, max_attempts: u32) {
-        let submission = Submission { id: id.clone(), spec, priority, max_attempts };
+    pub(super) async fn submit(self, submission: Submission) {
+        let id = submission.id.clone();
         let era = self.invariants.era();
         let answer = self
             .ask(|leader| {
@@ -72,6 +72,10 @@ impl Client {
                 let is_there =
                     self.invariants.tasks().iter().any(|seen| seen.record.id == id) || self.invariants.era() != era;
                 self.result.expect(is_there, || format!("{id} was accepted and is not in the store"));
+            }
+            // The submission of a predecessor may have been lost, or the predecessor has ended and is purged.
+            Some(Err(error)) if error.code == Code::NotFound && !submission.after.is_empty() => {
+                self.result.note(format_args!("{id}: {error}"));
             }
             Some(Err(error)) => self.result.fail(format_args!("{id} was refused: {error}")),
             None => self.result.note(format_args!("{id}: no leader has accepted it")),

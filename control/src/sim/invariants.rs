@@ -7,6 +7,7 @@
 //! | I3 success | every attempt has drained, and the destination holds the source's data ([`Disks::seal`]) |
 //! | I4 ends | a terminal state is final; failures fall only with progress; interruptions are not charged |
 //! | I5 liveness | every task that can proceed does within a minute, once no fault is active: [`InvariantChecker::stuck`] |
+//! | I7 dependencies | a task starts when every predecessor is settled and ended as it has to; a skipped one never starts |
 //! | I6 guards | every operation names a version; whatever changes a task or a claim checks its term or registration |
 //!
 //! Also: the author of every transition may make it, bytes recorded as durable are durable and are not copied again,
@@ -20,8 +21,8 @@ use crate::coord::paths;
 use crate::coord::sim::Commit;
 use crate::coord::{Op, Znode, Zxid};
 use crate::model::{
-    Attempt, Claim, DesiredState, Epoch, FenceMethod, Holder, Leader, NodeFault, NodeId, Record, Registration, TaskId,
-    TaskRecord, TaskSpec, TaskState,
+    Attempt, Claim, Dependency, DesiredState, Epoch, FenceMethod, Holder, Leader, NodeFault, NodeId, Record,
+    Registration, TaskId, TaskRecord, TaskSpec, TaskState,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -320,6 +321,12 @@ impl InvariantChecker {
                 fail(format!("{} wrote the record of {:?}", commit.node, before.holder));
             }
         }
+        if after.after != before.after {
+            fail(format!("its dependencies became {:?}", after.after));
+        }
+        if !before.state.is_terminal() && !self.has_lost_history() {
+            self.check_dependencies(observed, before, after);
+        }
         if before.state == TaskState::Pending && after.state == TaskState::Assigned {
             let is_its = |attempt: &&Attempt| Some(&attempt.runner) == after.holder.as_ref();
             let is_unfit = |attempt: &Attempt| attempt.node_fault == Some(NodeFault::Lasting);
@@ -360,6 +367,7 @@ impl InvariantChecker {
             TaskState::Succeeded => self.result.count("tasks succeeded"),
             TaskState::Failed => self.result.count("tasks failed"),
             TaskState::Cancelled => self.result.count("tasks cancelled"),
+            TaskState::Skipped => self.result.count("tasks skipped"),
             TaskState::Pending | TaskState::Assigned | TaskState::Paused | TaskState::Cancelling => {}
         }
         if !is_over(before) && is_over(after) && outcome == Some("ERunnerInterrupt") {
@@ -455,6 +463,35 @@ impl InvariantChecker {
         self.result.expect(has_begun, || format!("{task} was written under {epoch} before RUNNING was stored"));
     }
 
+    /// Checks I7: a task starts only when every dependency is met by a settled predecessor, and is skipped only when one
+    /// cannot be met any more.
+    fn check_dependencies(&self, observed: &ObservedState, before: &TaskRecord, after: &TaskRecord) {
+        let id = &after.id;
+        if before.attempts.is_empty() && !after.attempts.is_empty() {
+            for dependency in &after.after {
+                let predecessor = observed.predecessor(dependency);
+                let is_met = predecessor.is_some_and(|predecessor| {
+                    observed.is_settled(predecessor) && dependency.condition.is_met_by(predecessor.outcome())
+                });
+                self.result
+                    .expect(is_met, || format!("{id} started, and {dependency:?} is not met by {predecessor:?}"));
+            }
+            if !after.after.is_empty() {
+                self.result.count("starts after other tasks");
+            }
+        }
+        if after.state == TaskState::Skipped {
+            self.result.expect(after.attempts.is_empty(), || format!("{id} was skipped after it had started"));
+            let is_broken = |dependency: &Dependency| match observed.predecessor(dependency) {
+                Some(predecessor) => {
+                    predecessor.state.is_terminal() && !dependency.condition.is_met_by(predecessor.outcome())
+                }
+                None => true,
+            };
+            self.result.expect(after.after.iter().any(is_broken), || format!("{id} was skipped without a reason"));
+        }
+    }
+
     /// Checks I5 once all faults are repaired at `since`: describes a task that could proceed and has not changed for a
     /// minute.
     pub(super) fn stuck(&self, since: Instant, unix_ms: u64) -> Option<String> {
@@ -495,8 +532,28 @@ impl ObservedState {
         self.claims.insert(path.to_owned(), (claim, zxid));
     }
 
-    /// Tells whether a task waits for the destination of another one, or for a slot.
+    fn predecessor(&self, dependency: &Dependency) -> Option<&TaskRecord> {
+        let record = &self.tasks.get(&dependency.task)?.record;
+        (record.created_ms == dependency.created_ms).then_some(record)
+    }
+
+    /// Tells whether a task has ended, and none of its writes can land any more.
+    fn is_settled(&self, record: &TaskRecord) -> bool {
+        let is_over = |attempt: &Attempt| {
+            let there = self.runners.get(&paths::runner(attempt.runner.node.as_str()));
+            attempt.quiet || there.is_some_and(|there| there.incarnation != attempt.runner.incarnation)
+        };
+        record.state.is_terminal() && record.claims.is_empty() && record.attempts.iter().all(is_over)
+    }
+
+    /// Tells whether a task waits for another one, for the destination of another one, or for a slot.
     fn waits(&self, record: &TaskRecord) -> bool {
+        let is_open = |dependency: &Dependency| {
+            self.predecessor(dependency).is_some_and(|predecessor| !self.is_settled(predecessor))
+        };
+        if record.attempts.is_empty() && record.after.iter().any(is_open) {
+            return true;
+        }
         let destination = VolumeName::destination(&record.spec);
         let holds = |other: &TaskRecord| {
             other.id != record.id
@@ -521,14 +578,16 @@ fn checks(commit: &Commit<'_>, wanted: &str) -> bool {
 
 /// Tells whether the specification allows a transition, by its author.
 fn is_allowed(author: Author, before: &TaskRecord, after: &TaskRecord) -> bool {
-    use TaskState::{Assigned, Cancelled, Cancelling, Failed, Lost, Paused, Pending, Running, Succeeded, Verifying};
+    use TaskState::{
+        Assigned, Cancelled, Cancelling, Failed, Lost, Paused, Pending, Running, Skipped, Succeeded, Verifying,
+    };
     let is_noop = matches!(after.spec, TaskSpec::Noop(_));
     let to = after.state;
     if before.state == to {
         return true;
     }
     match (author, before.state) {
-        (Author::Leader, Pending) => matches!(to, Assigned | Cancelled | Paused | Failed),
+        (Author::Leader, Pending) => matches!(to, Assigned | Cancelled | Paused | Failed | Skipped),
         (Author::Leader, Assigned) => matches!(to, Pending | Paused | Cancelled | Cancelling | Failed),
         (Author::Leader, Running | Verifying) => {
             // Lost and fenced in one write, as an operator has confirmed that the node is off.
@@ -539,11 +598,11 @@ fn is_allowed(author: Author, before: &TaskRecord, after: &TaskRecord) -> bool {
         }
         (Author::Leader, Lost) => matches!(to, Pending | Paused | Cancelled | Failed | Running | Cancelling),
         (Author::Leader, Cancelling) => matches!(to, Lost | Cancelled),
-        (Author::Leader, Paused) => matches!(to, Pending | Cancelled),
+        (Author::Leader, Paused) => matches!(to, Pending | Cancelled | Skipped),
         (Author::Runner, Assigned | Running | Verifying) => {
             matches!(to, Running | Verifying | Succeeded | Failed | Pending | Paused | Cancelled)
         }
         (Author::Runner, Cancelling) => matches!(to, Cancelled | Succeeded | Failed),
-        (_, Succeeded | Failed | Cancelled) | (Author::Runner, Pending | Paused | Lost) => false,
+        (_, Succeeded | Failed | Cancelled | Skipped) | (Author::Runner, Pending | Paused | Lost) => false,
     }
 }

@@ -2,10 +2,14 @@
 
 use super::environment::DiskBehaviour;
 use crate::model::{CopyTask, FenceMethod, NodeId, NoopTask, TaskSpec};
+use blockhaul_engine::flow::graph::Condition;
 use std::time::Duration;
 
 /// Time in which faults happen.
 pub(super) const FAULT_TIME: Duration = Duration::from_secs(90);
+
+/// Least time between the submissions of a task and of one that depends on it.
+const DEPENDENCY_LEAD: Duration = Duration::from_secs(2);
 
 /// Everything that a seed determines before a run.
 #[derive(Clone, Debug)]
@@ -24,8 +28,18 @@ pub(super) struct Scenario {
 /// Event from outside.
 #[derive(Clone, Debug)]
 pub(super) enum Event {
-    Submit { id: String, spec: Box<TaskSpec>, priority: u8, max_attempts: u32 },
-    ClientAction { id: String, action: ClientAction },
+    Submit {
+        id: String,
+        spec: Box<TaskSpec>,
+        priority: u8,
+        max_attempts: u32,
+        /// Tasks that it depends on; they are submitted earlier.
+        after: Vec<(String, Condition)>,
+    },
+    ClientAction {
+        id: String,
+        action: ClientAction,
+    },
     Fault(Fault),
 }
 
@@ -87,6 +101,8 @@ impl Scenario {
         this.add_volumes(&mut rng);
         this.add_tasks(&mut rng);
         this.add_faults(&mut rng);
+        // Drawn apart, so that a seed has the same faults as without.
+        this.add_dependencies(&mut fastrand::Rng::with_seed(seed ^ 0xdead_beef));
         this.events.sort_by_key(|(at, _)| *at);
         this
     }
@@ -110,7 +126,13 @@ impl Scenario {
             let spec = self.draw_spec(rng);
             let priority = rng.u8(0..=9);
             let is_copy = matches!(spec, TaskSpec::Copy(_));
-            let submit = Event::Submit { id: id.clone(), spec: Box::new(spec), priority, max_attempts: rng.u32(3..=6) };
+            let submit = Event::Submit {
+                id: id.clone(),
+                spec: Box::new(spec),
+                priority,
+                max_attempts: rng.u32(3..=6),
+                after: Vec::new(),
+            };
             self.events.push((at, submit));
             let later = |rng: &mut fastrand::Rng| at + Duration::from_millis(rng.u64(100..=30_000));
             match rng.u8(..20) {
@@ -123,6 +145,33 @@ impl Scenario {
                 }
                 6 if is_copy => self.events.push((later(rng), Event::ClientAction { id, action: ClientAction::Limit })),
                 _ => {}
+            }
+        }
+    }
+
+    fn add_dependencies(&mut self, rng: &mut fastrand::Rng) {
+        let submitted: Vec<(Duration, String)> = self
+            .events
+            .iter()
+            .filter_map(|(at, event)| match event {
+                Event::Submit { id, .. } => Some((*at, id.clone())),
+                Event::ClientAction { .. } | Event::Fault(_) => None,
+            })
+            .collect();
+        for (at, event) in &mut self.events {
+            let Event::Submit { after, .. } = event else { continue };
+            let earlier: Vec<&String> =
+                submitted.iter().filter(|(before, _)| *before + DEPENDENCY_LEAD <= *at).map(|(_, id)| id).collect();
+            if earlier.is_empty() || rng.u8(..4) > 0 {
+                continue;
+            }
+            for _ in 0..rng.usize(1..=3) {
+                let condition = match rng.u8(..6) {
+                    0..=2 => Condition::Success,
+                    3..=4 => Condition::End,
+                    _ => Condition::Failure,
+                };
+                after.push((earlier[rng.usize(..earlier.len())].clone(), condition));
             }
         }
     }

@@ -19,7 +19,7 @@ use crate::coord::paths;
 use crate::coord::sim::{Ensemble, FaultRates, Snapshot};
 use crate::coord::{CreateMode, Op};
 use crate::dispatcher::FenceProgram;
-use crate::model::{DesiredState, DrainMode, FenceMethod, Holder, NodeId, TaskId, TaskState};
+use crate::model::{DesiredState, DrainMode, FenceMethod, Holder, NodeId, Submission, TaskId, TaskState};
 use async_trait::async_trait;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -262,9 +262,11 @@ impl World {
 
     fn apply_event(&mut self, event: Event) {
         match event {
-            Event::Submit { id, spec, priority, max_attempts } => {
-                let id = TaskId::new(id).expect("a task's name");
-                tokio::spawn(self.client.clone().submit(id, *spec, priority, max_attempts));
+            Event::Submit { id, spec, priority, max_attempts, after } => {
+                let name = |id: String| TaskId::new(id).expect("a task's name");
+                let after = after.into_iter().map(|(id, condition)| (name(id), condition)).collect();
+                let submission = Submission { id: name(id), spec: *spec, priority, max_attempts, after };
+                tokio::spawn(self.client.clone().submit(submission));
             }
             Event::ClientAction { id, action } => {
                 let id = TaskId::new(id).expect("a task's name");

@@ -59,7 +59,7 @@ async fn submit(count: usize, address: &str) {
         tokio::spawn(async move {
             for number in (first..count).step_by(CLIENTS) {
                 let spec = Some(Spec { work: Some(Work::Noop(NoopWork { milliseconds: 0, node: None })) });
-                let request = SubmitRequest { id: format!("queued{number}"), priority: 0, max_attempts: 0, spec };
+                let request = SubmitRequest { id: format!("queued{number}"), spec, ..SubmitRequest::default() };
                 client.submit(request).await.unwrap_or_else(|fault| panic!("submit a task: {fault:?}"));
             }
         })

@@ -60,7 +60,11 @@ pub(crate) struct RawTask {
     /// Fail the task after this many failures without progress, 1 to 100; interruptions do not count [default: 5]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_attempts: Option<u32>,
-    /// Follow the task until it ends; exits 0 succeeded, 1 failed, 75 cancelled
+    /// Start only when this task has succeeded, failed or ended in any way [default: success]; skip the task, without an
+    /// attempt, once that cannot happen any more; may be repeated
+    #[arg(long, value_name = "ID[:success|:failure|:end]")]
+    pub(crate) after: Vec<String>,
+    /// Follow the task until it ends; exits 0 succeeded, 1 failed or skipped, 75 cancelled
     #[arg(long)]
     pub(crate) wait: bool,
 }

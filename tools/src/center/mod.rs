@@ -53,7 +53,7 @@ impl CenterSession {
         };
         let task = runtime.block_on(client.follow(id, each)).map_err(error_of)?;
         let task = TaskView::from(task);
-        if let Some(error) = task.error.as_ref().filter(|_| task.state == "FAILED") {
+        if let Some(error) = task.error.as_ref().filter(|_| exit_of(&task) == Exit::Failed) {
             print_stderr(format_args!("task {id}: {}: {}", error.code, error.message));
         }
         Ok(exit_of(&task))

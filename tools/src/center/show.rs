@@ -1,7 +1,7 @@
 //! Shows replies of a center, as text or as JSON.
 
 use crate::output;
-use blockhaul_control::rpc::task_view::{AttemptView, TaskView};
+use blockhaul_control::rpc::task_view::{AttemptView, DependencyView, TaskView};
 use blockhaul_control::rpc::wire;
 use blockhaul_engine::units::format_size;
 use serde::Serialize;
@@ -64,6 +64,7 @@ fn task_lines(task: &TaskView) -> Vec<String> {
         report: _,
         created_at,
         updated_at,
+        after,
         attempts,
     } = task;
     let field = |name: &str, value: &dyn std::fmt::Display| format!("{name:<12} {value}");
@@ -74,6 +75,8 @@ fn task_lines(task: &TaskView) -> Vec<String> {
     lines.extend(option("source", source));
     lines.extend(option("destination", destination));
     lines.extend(option("node", node));
+    let condition = |dependency: &DependencyView| format!("{}:{}", dependency.task, dependency.condition);
+    lines.extend(after.iter().map(|dependency| field("after", &condition(dependency))));
     lines.extend(epoch.map(|epoch| field("epoch", &epoch)));
     lines.extend(source.is_some().then(|| field("progress", &progress_text(task))));
     lines.extend(limit.map(|limit| field("limit", &format!("{}/s", format_size(limit)))));
@@ -103,7 +106,9 @@ fn summary(task: &TaskView) -> String {
     parts.extend(task.node.clone());
     parts.extend((task.progress.planned > 0).then(|| progress_text(task)));
     match &task.error {
-        Some(error) if task.state == "FAILED" => parts.push(format!("({}: {})", error.code, error.message)),
+        Some(error) if ["FAILED", "SKIPPED"].contains(&task.state.as_str()) => {
+            parts.push(format!("({}: {})", error.code, error.message))
+        }
         _ if !task.reason.is_empty() => parts.push(format!("({})", task.reason)),
         _ => (),
     }

@@ -1,7 +1,7 @@
 //! Resolves the flags of `blockhaul submit` to a request.
 
 use super::args::{RawCenter, RawCopyTask, RawNoopTask, RawSubmit, RawTask, RawVerifyTask, RawWork};
-use blockhaul_control::model::TaskId;
+use blockhaul_control::model::{TaskId, parse_dependency};
 use blockhaul_control::rpc::wire;
 use blockhaul_engine::error::{Error, Result};
 use blockhaul_engine::shown::Shown;
@@ -28,12 +28,17 @@ pub(super) fn resolve(RawSubmit { work }: RawSubmit) -> Result<Submission> {
             (wire::spec::Work::Noop(wire::NoopWork { milliseconds, node: task.node.clone() }), task, center)
         }
     };
-    let RawTask { id, node: _, priority, max_attempts, wait } = task;
+    let RawTask { id, node: _, priority, max_attempts, after, wait } = task;
+    let dependency = |text: &String| {
+        let (task, condition) = parse_dependency(text)?;
+        Ok(wire::Dependency { task: task.to_owned(), condition: condition.as_str().to_owned() })
+    };
     let request = wire::SubmitRequest {
         id: id.unwrap_or_else(|| TaskId::fresh().to_string()),
         priority,
         max_attempts: max_attempts.unwrap_or_default(),
         spec: Some(wire::Spec { work: Some(work) }),
+        after: after.iter().map(dependency).collect::<Result<_>>()?,
     };
     Ok(Submission { request, center, wait })
 }

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod clients;
+mod depending;
 mod disks;
 mod ensembles;
 mod finishing;

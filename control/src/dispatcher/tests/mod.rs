@@ -1,6 +1,7 @@
 //! Tests the dispatcher over a simulated ensemble, with runners that a test scripts.
 
 mod clients;
+mod depending;
 mod golden;
 mod losses;
 mod support;

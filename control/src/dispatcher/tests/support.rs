@@ -342,7 +342,7 @@ pub(super) fn copy(source: &str, destination: &str) -> CopyTask {
 }
 
 pub(super) fn submission(id: &str, spec: TaskSpec) -> Submission {
-    Submission { id: TaskId::new(id).unwrap(), priority: 5, max_attempts: 3, spec }
+    Submission { id: TaskId::new(id).unwrap(), priority: 5, max_attempts: 3, spec, after: Vec::new() }
 }
 
 /// Fence program that fails until `works` is set.

@@ -12,7 +12,10 @@ fn copy(fence: FenceMethod) -> TaskSpec {
 }
 
 fn task(spec: TaskSpec) -> TaskRecord {
-    TaskRecord::new(Submission { id: TaskId::new("t").unwrap(), priority: 0, max_attempts: 3, spec }, 0)
+    TaskRecord::new(
+        Submission { id: TaskId::new("t").unwrap(), priority: 0, max_attempts: 3, spec, after: Vec::new() },
+        0,
+    )
 }
 
 fn holder(life: &str) -> Holder {

@@ -37,7 +37,10 @@ pub(super) struct MockDispatcher {
 
 pub(super) fn record(id: &str) -> TaskRecord {
     let spec = TaskSpec::Noop(NoopTask::new(1, None));
-    TaskRecord::new(Submission { id: TaskId::new(id).unwrap(), priority: 0, max_attempts: 5, spec }, 0)
+    TaskRecord::new(
+        Submission { id: TaskId::new(id).unwrap(), priority: 0, max_attempts: 5, spec, after: Vec::new() },
+        0,
+    )
 }
 
 fn error(code: Code, message: &str) -> Error {
@@ -71,7 +74,7 @@ impl MockDispatcher {
     fn answer(&self, request: Request) {
         // A caller that does not wait any more needs no answer.
         match request {
-            Request::Submit(order, reply) => drop(reply.send(self.submit(order))),
+            Request::Submit(order, reply) => drop(reply.send(self.submit(*order))),
             Request::Get(id, reply) => drop(reply.send(self.get(&id))),
             Request::List(query, reply) => drop(reply.send(Ok(self.list(&query)))),
             Request::Watch(id, reply) => drop(reply.send(self.watch(&id))),
