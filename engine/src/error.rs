@@ -95,6 +95,8 @@ named! {
         Overloaded => "EOverloaded",
         /// A task that it depends on did not end as it has to.
         Dependency => "EDependency",
+        /// A hook ended with an error.
+        Hook => "EHook",
         /// A defect in blockhaul.
         Internal => "EInternal",
     }

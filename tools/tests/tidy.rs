@@ -29,7 +29,7 @@ const UNSAFE_FILES: [&str; 5] = [
 const ERROR_CODES: &str = "ERunnerInterrupt ECancelled ELeaseLost ETimeout EIo ENoSpace EReadOnly ESizeMismatch \
     ESameVolume EBusy EExists ENotFound EPermission ESourceChanged EVerifyMismatch ECheckpointCorrupt \
     ECheckpointMismatch EUnreachable EProtocol EUnsupported EBadRequest EFenced ENotLeader EOverloaded EDependency \
-    EInternal";
+    EHook EInternal";
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tools live one level below the root")

@@ -62,6 +62,7 @@ impl Failure {
             | Code::CheckpointMismatch
             | Code::Protocol
             | Code::Unsupported
+            | Code::Hook
             | Code::Internal => {
                 if is_local {
                     FaultOrigin::Node

@@ -182,7 +182,8 @@ fn grpc_code(code: Code) -> tonic::Code {
         | Code::SameVolume
         | Code::SourceChanged
         | Code::CheckpointMismatch
-        | Code::Dependency => Grpc::FailedPrecondition,
+        | Code::Dependency
+        | Code::Hook => Grpc::FailedPrecondition,
     }
 }
 
