@@ -15,6 +15,7 @@ pub mod nbd;
 mod need;
 pub mod programs;
 pub mod running;
+pub mod safe_dir;
 pub mod scratch;
 pub mod tcp_proxy;
 pub mod test_dir;
