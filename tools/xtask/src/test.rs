@@ -54,7 +54,7 @@ fn tests(selection: &[&str]) -> Step {
 /// Returns the names of all suites in the `tests` folders of the packages, the longest first.
 fn suites() -> Vec<String> {
     let mut suites = Vec::new();
-    for package in ["tools", "engine", "control", "bench"] {
+    for package in ["tools", "engine", "control", "hooks", "bench"] {
         let folder = root().join(package).join("tests");
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
         let mut found: Vec<_> = entries
@@ -89,7 +89,7 @@ fn package(filter: &str) -> Option<String> {
     let area = filter.strip_prefix("blockhaul-").unwrap_or(filter);
     match area {
         "xtask" => Some(area.to_owned()),
-        "engine" | "control" | "bench" | "tools" if root().join(area).join("Cargo.toml").is_file() => {
+        "engine" | "hooks" | "control" | "bench" | "tools" if root().join(area).join("Cargo.toml").is_file() => {
             Some(format!("blockhaul-{area}"))
         }
         _ => None,
@@ -104,7 +104,7 @@ mod tests {
     fn every_suite_is_found_and_the_longest_is_first() {
         let suites = suites();
         assert_eq!(suites.first().map(String::as_str), Some("center"));
-        for suite in ["nbd", "tidy", "stalled", "coord", "standalone", "compare"] {
+        for suite in ["nbd", "tidy", "stalled", "coord", "standalone", "compare", "hooks_run"] {
             assert!(suites.iter().any(|found| found == suite), "{suite} is missing among {suites:?}");
         }
         assert!(!suites.iter().any(|found| found == "support"), "{suites:?}");
@@ -114,6 +114,7 @@ mod tests {
     fn an_area_is_a_package_and_anything_else_a_name() {
         assert_eq!(package("engine").as_deref(), Some("blockhaul-engine"));
         assert_eq!(package("blockhaul-tools").as_deref(), Some("blockhaul-tools"));
+        assert_eq!(package("hooks").as_deref(), Some("blockhaul-hooks"));
         assert_eq!(package("xtask").as_deref(), Some("xtask"));
         assert_eq!(package("journal"), None);
     }
