@@ -35,7 +35,7 @@ pub(crate) enum Command {
     Copy(Box<RawCopy>),
     /// Compare two volumes, or a volume with a receipt
     Verify(RawVerify),
-    /// Run the copies and comparisons of a file, several at once and in order; run again, resume
+    /// Run the copies, comparisons and hooks of a file, several at once and in order; run again, resume
     Batch(RawBatch),
     /// List the extents of a volume
     Map(RawMap),
@@ -243,6 +243,9 @@ pub(crate) struct RawBatch {
     /// Name of this host's node in the file [default: the host's name]
     #[arg(long, value_name = "NODE")]
     pub(crate) node: Option<String>,
+    /// Folder of the hooks that members run; only root or this user may write it and all folders above it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) hooks_dir: Option<PathBuf>,
     /// Directory for the batch's state and checkpoints [default: as for copy]
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,

@@ -1,17 +1,20 @@
 //! Reads a batch file: TOML, or JSON of the same shape.
 //!
 //! Unknown keys are refused, so that a misspelt option never silently keeps its default. `[defaults]` holds for every
-//! copy that does not say otherwise; its `limit` and `node` also for comparisons.
+//! copy that does not say otherwise; its `limit` and `node` also for comparisons, and its `node` and `timeout` for hooks.
 
-use super::{Batch, MEMBERS_MAX, Member, MemberDependency, OnFailure, PARALLEL_DEFAULT, PARALLEL_MAX, Place};
+use super::{
+    Batch, HookRun, MEMBERS_MAX, Member, MemberDependency, OnFailure, PARALLEL_DEFAULT, PARALLEL_MAX, Place, Work,
+};
 use crate::model::dependency::{check_dependencies, parse_dependency};
 use crate::model::fence_method::default_fence;
 use crate::model::{CopyTask, FenceMethod, NodeId, TaskId, TaskSpec, UnknownFields, VerifyTask};
 use blockhaul_engine::error::{Error, Result};
 use blockhaul_engine::spec::{DigestKind, Reflink, Sparse};
-use blockhaul_engine::units::parse_rate;
+use blockhaul_engine::units::{parse_duration, parse_rate};
+use blockhaul_hooks::{HOOK_TIMEOUT, HookArgument, HookName};
 use serde::Deserialize;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -25,6 +28,8 @@ struct RawBatch {
     copy: Vec<RawCopy>,
     #[serde(default)]
     verify: Vec<RawVerify>,
+    #[serde(default)]
+    run: Vec<RawRun>,
 }
 
 /// Options that hold for every member that does not say otherwise.
@@ -40,6 +45,7 @@ struct RawDefaults {
     digest: Option<String>,
     fence: Option<String>,
     source_stable: Option<bool>,
+    timeout: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -75,6 +81,28 @@ struct RawVerify {
     limit: Option<String>,
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct RawRun {
+    id: Option<String>,
+    #[serde(default)]
+    after: Vec<String>,
+    hook: String,
+    node: Option<String>,
+    #[serde(default)]
+    args: BTreeMap<String, String>,
+    #[serde(default)]
+    input: String,
+    timeout: Option<String>,
+}
+
+/// A member whose dependencies are still names.
+struct Named {
+    id: TaskId,
+    after: Vec<String>,
+    work: Work,
+}
+
 /// Parses and checks a batch file.
 ///
 /// # Errors
@@ -86,45 +114,55 @@ pub fn parse(text: &str, place: &Place) -> Result<Batch> {
     } else {
         toml::from_str(text).map_err(|error| malformed(&one_line(&error, text)))?
     };
-    let RawBatch { parallel, on_failure, defaults, copy, verify } = raw;
+    let RawBatch { parallel, on_failure, defaults, copy, verify, run } = raw;
     let parallel = parallel.unwrap_or(PARALLEL_DEFAULT);
     if !(1..=PARALLEL_MAX).contains(&parallel) {
         return Err(Error::bad_request(format!("parallel is {parallel}: use 1 to {PARALLEL_MAX}")));
     }
-    let count = copy.len() + verify.len();
+    let count = copy.len() + verify.len() + run.len();
     if !(1..=MEMBERS_MAX).contains(&count) {
         return Err(Error::bad_request(format!("the batch has {count} members: use 1 to {MEMBERS_MAX}")));
     }
     let mut named = Vec::with_capacity(count);
     for (index, mut raw) in copy.into_iter().enumerate() {
         let (id, after) = (member_id(raw.id.take(), "copy", index)?, std::mem::take(&mut raw.after));
-        let spec = raw.task(&defaults, place).map_err(|error| of_member(&id, error))?;
-        named.push((id, after, spec));
+        let work = raw.task(&defaults, place).map(Work::Task).map_err(|error| of_member(&id, error))?;
+        named.push(Named { id, after, work });
     }
     for (index, mut raw) in verify.into_iter().enumerate() {
         let (id, after) = (member_id(raw.id.take(), "verify", index)?, std::mem::take(&mut raw.after));
-        let spec = raw.task(&defaults).map_err(|error| of_member(&id, error))?;
-        named.push((id, after, spec));
+        let work = raw.task(&defaults).map(Work::Task).map_err(|error| of_member(&id, error))?;
+        named.push(Named { id, after, work });
+    }
+    for (index, mut raw) in run.into_iter().enumerate() {
+        let (id, after) = (member_id(raw.id.take(), "run", index)?, std::mem::take(&mut raw.after));
+        let work = raw.hook_run(&defaults).map(Work::Run).map_err(|error| of_member(&id, error))?;
+        named.push(Named { id, after, work });
     }
     let digest = blake3::hash(text.as_bytes()).to_hex().to_string();
     Batch { digest, parallel, on_failure, members: linked(named, place)? }.ordered()
 }
 
 /// Resolves the names of dependencies and checks each member.
-fn linked(named: Vec<(TaskId, Vec<String>, TaskSpec)>, place: &Place) -> Result<Vec<Member>> {
+fn linked(named: Vec<Named>, place: &Place) -> Result<Vec<Member>> {
     let mut indices = HashMap::new();
-    for (index, (id, ..)) in named.iter().enumerate() {
+    for (index, Named { id, .. }) in named.iter().enumerate() {
         if indices.insert(id.to_string(), index).is_some() {
             return Err(Error::bad_request(format!("two members have the id {id}")));
         }
     }
-    let link = |(id, after, mut spec): (TaskId, Vec<String>, TaskSpec)| {
-        if let Place::Local(node) = place {
-            spec.kind_mut().imply_node(node);
-        }
-        let checked = spec.kind().validate().and_then(|()| dependencies(&after, &indices));
-        let after = checked.map_err(|error| of_member(&id, error))?;
-        Ok(Member { id, after, spec })
+    let link = |Named { id, after, mut work }: Named| {
+        let checked = match &mut work {
+            Work::Task(spec) => {
+                if let Place::Local(node) = place {
+                    spec.kind_mut().imply_node(node);
+                }
+                spec.kind().validate()
+            }
+            Work::Run(_) => Ok(()),
+        };
+        let after = checked.and_then(|()| dependencies(&after, &indices)).map_err(|error| of_member(&id, error))?;
+        Ok(Member { id, after, work })
     };
     named.into_iter().map(link).collect()
 }
@@ -194,6 +232,17 @@ impl RawVerify {
             limit: limit_of(limit, defaults)?,
             unknown: UnknownFields::default(),
         }))
+    }
+}
+
+impl RawRun {
+    fn hook_run(self, defaults: &RawDefaults) -> Result<HookRun> {
+        let Self { id: _, after: _, hook, node, args, input, timeout } = self;
+        let timeout = timeout.or_else(|| defaults.timeout.clone());
+        let timeout = timeout.map_or(Ok(HOOK_TIMEOUT), |text| parse_duration(&text).map_err(Error::bad_request))?;
+        let arguments = args.into_iter().map(|(name, value)| HookArgument::new(name, value)).collect::<Result<_>>()?;
+        let (hook, node) = (HookName::parse(&hook)?, node_of(node, defaults)?);
+        Ok(HookRun { hook, node, arguments, input: input.into_bytes(), timeout })
     }
 }
 
@@ -269,13 +318,13 @@ mod tests {
         assert_eq!((batch.parallel, batch.on_failure), (2, OnFailure::Continue));
         let ids: Vec<_> = batch.members.iter().map(|member| member.id.as_str()).collect();
         assert_eq!(ids, ["root", "copy-2", "verify-1"]);
-        let TaskSpec::Copy(root) = &batch.members[0].spec else { unreachable!("it is a copy") };
+        let Work::Task(TaskSpec::Copy(root)) = &batch.members[0].work else { unreachable!("it is a copy") };
         assert!(
             root.verify
                 && root.limit == Some(1 << 20)
                 && root.node.as_ref().is_some_and(|node| node.as_str() == "here")
         );
-        let TaskSpec::Copy(data) = &batch.members[1].spec else { unreachable!("it is a copy") };
+        let Work::Task(TaskSpec::Copy(data)) = &batch.members[1].work else { unreachable!("it is a copy") };
         assert!(!data.verify && data.limit == Some(2 << 20));
         assert_eq!(
             batch.members[1].after,
@@ -311,6 +360,9 @@ mod tests {
             (copy("after=['a']"), "a after a"),
             (copy("[[copy]]\nid='c'\nfrom='/c'\nto='/b'"), "a and c write the same volume"),
             (copy("[[copy]]\nid='c'\nfrom='c'\nto='/d'"), "member c: source: c: expected an absolute path"),
+            (copy("[[run]]\nhook='../x'"), "member run-1: "),
+            (copy("[[run]]\nhook='x'\nargs={low='1'}"), "member run-1: argument 'low'"),
+            (copy("[[run]]\nhook='x'\ntimeout='soon'"), "member run-1: 'soon'"),
             (copy("limit='fast'"), "member a: 'fast' is not a rate"),
             (copy("sparse='x'"), "member a: sparse is 'x'"),
             (format!("{}after=['{}']", copy(""), ["a"; 65].join("','")), "65 dependencies"),

@@ -10,10 +10,12 @@ mod order;
 
 pub use file::parse;
 
-use crate::model::{NodeId, TaskId, TaskSpec};
+use crate::model::{NodeId, TaskId, TaskSpec, TaskVolume};
 use blockhaul_engine::error::{Error, Result};
 use blockhaul_engine::flow::graph::Condition;
+use blockhaul_hooks::{HookArgument, HookName};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// Largest number of members.
 pub const MEMBERS_MAX: usize = 10_000;
@@ -54,7 +56,58 @@ pub struct Member {
     /// What it waits for.
     pub after: Vec<MemberDependency>,
     /// What it does.
-    pub spec: TaskSpec,
+    pub work: Work,
+}
+
+/// Work of a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// A copy or a comparison.
+    Task(TaskSpec),
+    /// A hook: a program of the node's administrator.
+    Run(HookRun),
+}
+
+/// Run of a hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookRun {
+    /// File name of the hook in the folder of hooks.
+    pub hook: HookName,
+    /// The only node that may run it.
+    pub node: Option<NodeId>,
+    /// Arguments: at most 1 KiB in all.
+    pub arguments: Vec<HookArgument>,
+    /// What the hook reads from its standard input: at most 4 KiB.
+    pub input: Vec<u8>,
+    /// Time after which the hook is ended.
+    pub timeout: Duration,
+}
+
+impl Work {
+    /// Returns the only node that can do it; `None`: any.
+    ///
+    /// # Errors
+    /// `EBadRequest` if its volumes are of different nodes, or are no volumes.
+    pub fn node(&self) -> Result<Option<NodeId>> {
+        match self {
+            Self::Task(spec) => spec.node(),
+            Self::Run(run) => Ok(run.node.clone()),
+        }
+    }
+
+    fn sources(&self) -> Result<Vec<TaskVolume>> {
+        match self {
+            Self::Task(spec) => spec.kind().sources(),
+            Self::Run(_) => Ok(Vec::new()),
+        }
+    }
+
+    fn destination(&self) -> Result<Option<TaskVolume>> {
+        match self {
+            Self::Task(spec) => spec.kind().destination(),
+            Self::Run(_) => Ok(None),
+        }
+    }
 }
 
 /// Member that another one waits for.
@@ -76,6 +129,34 @@ pub enum Place {
     Local(NodeId),
     /// In a task center.
     Center,
+}
+
+impl Batch {
+    /// Returns the members that one of the given ones depends on, directly or through others.
+    #[must_use]
+    pub fn ancestors(&self, of: &[bool]) -> Vec<bool> {
+        let mut is_ancestor = vec![false; self.members.len()];
+        let mut open: Vec<usize> = (0..of.len()).filter(|&index| of[index]).collect();
+        while let Some(index) = open.pop() {
+            for dependency in &self.members[index].after {
+                if !std::mem::replace(&mut is_ancestor[dependency.on], true) {
+                    open.push(dependency.on);
+                }
+            }
+        }
+        is_ancestor
+    }
+
+    /// Returns the members that depend on one of the given ones, directly or through others.
+    #[must_use]
+    pub fn descendants(&self, of: &[bool]) -> Vec<bool> {
+        let mut is_descendant = vec![false; self.members.len()];
+        for index in self.order() {
+            let mut after = self.members[index].after.iter();
+            is_descendant[index] = after.any(|dependency| of[dependency.on] || is_descendant[dependency.on]);
+        }
+        is_descendant
+    }
 }
 
 impl Batch {

@@ -16,7 +16,7 @@ type Writers = HashMap<String, usize>;
 pub(super) fn writers(members: &[Member]) -> Result<Writers> {
     let mut writers = Writers::new();
     for (index, member) in members.iter().enumerate() {
-        let Some(volume) = member.spec.kind().destination()? else { continue };
+        let Some(volume) = member.work.destination()? else { continue };
         if let Some(other) = writers.insert(volume.key(), index) {
             let message = format!("{} and {} write the same volume, {volume}", members[other].id, member.id);
             return Err(Error::bad_request(message));
@@ -29,7 +29,7 @@ pub(super) fn writers(members: &[Member]) -> Result<Writers> {
 pub(super) fn add_implied(members: &mut [Member], writers: &Writers) -> Result<()> {
     let mut implied = Vec::new();
     for reader in 0..members.len() {
-        let volumes = members[reader].spec.kind().sources()?;
+        let volumes = members[reader].work.sources()?;
         let found = volumes.iter().filter_map(|volume| writers.get(&TaskVolume::key(volume)).copied());
         for writer in found.filter(|&writer| writer != reader) {
             let known = members[reader].after.iter_mut().find(|dependency| dependency.on == writer);
@@ -118,6 +118,7 @@ pub(super) fn clean_up(members: &[Member]) -> Vec<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch::Work;
     use crate::model::{NoopTask, TaskId, TaskSpec};
 
     /// Builds members `0`, `1`, ... that wait for the given ones.
@@ -127,7 +128,7 @@ mod tests {
         let member = |(index, after): (usize, &&[(usize, Condition)])| Member {
             id: TaskId::new(index.to_string()).unwrap(),
             after: after.iter().map(dependency).collect(),
-            spec: TaskSpec::Noop(NoopTask::new(0, None)),
+            work: Work::Task(TaskSpec::Noop(NoopTask::new(0, None))),
         };
         after.iter().enumerate().map(member).collect()
     }

@@ -3,6 +3,7 @@
 //! Bars take at most [`LINES_MAX`] lines: one for each of the first members that run, and one for the batch, which
 //! counts the rest.
 
+use super::hooks::HookEnd;
 use super::request::MemberJob;
 use super::state::EndState;
 use crate::args::RawOutput;
@@ -15,6 +16,7 @@ use blockhaul_engine::flow::scheduler::TaskResult;
 use blockhaul_engine::progress::{Progress, Report, Status};
 use blockhaul_engine::shown;
 use blockhaul_engine::units::format_size;
+use blockhaul_hooks::HookReport;
 use indicatif::{MultiProgress, ProgressBar};
 use serde::Serialize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -97,10 +99,49 @@ impl Display {
         }
         let done = match job {
             MemberJob::Copy(_) => "copied",
-            MemberJob::Verify(_) => "compared",
+            MemberJob::Verify(_) | MemberJob::Run(_) => "compared",
         };
         if report.status == Status::Succeeded || report.status == Status::Differs {
             self.line(format!("{id}: {}", summary::headline(done, report)));
+        }
+    }
+
+    /// Shows the end of a hook.
+    pub(super) fn hook_ended(&self, id: &str, report: &HookReport, end: &HookEnd) {
+        #[derive(Serialize)]
+        struct HookReported<'a> {
+            /// `succeeded`, `failed`, `cancelled`, or `retry`.
+            status: &'a str,
+            error: Option<&'a Error>,
+            output: HookOutputView,
+        }
+        #[derive(Serialize)]
+        struct HookOutputView {
+            first: String,
+            last: String,
+            dropped_bytes: u64,
+        }
+        let (status, error) = match end {
+            HookEnd::Ended(Ok(())) => ("succeeded", None),
+            HookEnd::Ended(Err(error)) => ("failed", Some(error)),
+            HookEnd::Stopped => ("cancelled", None),
+            HookEnd::Again(_) => ("retry", None),
+        };
+        if let Some(error) = error {
+            self.error(format!("{id}: {error}"));
+        }
+        if self.is_json {
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            let (first, last) = (text(report.output.first()), text(&report.output.last()));
+            let output = HookOutputView { first, last, dropped_bytes: report.output.dropped_bytes() };
+            output::json_event("report", &OfMember { member: id, body: &HookReported { status, error, output } });
+            return;
+        }
+        match end {
+            HookEnd::Ended(Ok(())) => self.line(format!("{id}: hook succeeded")),
+            HookEnd::Again(wait) => self.line(format!("{id}: hook asks for a retry: it runs again in {wait:?}")),
+            HookEnd::Stopped => self.line(format!("{id}: hook was stopped")),
+            HookEnd::Ended(Err(_)) => {}
         }
     }
 

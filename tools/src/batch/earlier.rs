@@ -10,10 +10,12 @@
 //! | ended without success | unchanged | runs again what did not succeed |
 //!
 //! `--restart` begins in any case, and `--cancel` ends an interrupted run. What runs again after the end of a batch
-//! includes clean-up, as it has run already.
+//! includes clean-up, as it has run already, and the hooks that the members depend on. What depends on a hook that runs
+//! again starts over: its source was free to change in between.
 
 use super::request::{BatchRequest, MemberJob, RunMode};
 use super::state::{BatchEnd, BatchState, EarlierRun, EndState, MemberEnd, StateFolder, now_ms};
+use blockhaul_control::batch::{Member, Work};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::journal::JournalReader;
 use blockhaul_engine::shown::Shown;
@@ -41,7 +43,8 @@ pub(super) fn start(request: &BatchRequest, folder: StateFolder) -> Result<Start
     };
     let begin_anew = |folder| begin(folder, &BTreeMap::new(), BTreeMap::new(), ResumePolicy::Refuse);
     if request.mode == RunMode::Restart {
-        return begin(folder, &BTreeMap::new(), checkpoints(request), ResumePolicy::Restart);
+        let all = vec![true; request.jobs.len()];
+        return begin(folder, &BTreeMap::new(), checkpoints(request, &all), ResumePolicy::Restart);
     }
     let earlier = folder.earlier_run()?;
     if request.mode == RunMode::Cancel && earlier.as_ref().is_none_or(|earlier| earlier.end.is_some()) {
@@ -55,7 +58,15 @@ pub(super) fn start(request: &BatchRequest, folder: StateFolder) -> Result<Start
     match earlier.end {
         None => resume(request, folder, earlier),
         Some(end) if has_succeeded => Ok(Start::HasEnded(end, earlier.members)),
-        Some(_) => begin(folder, &kept(request, earlier.members), BTreeMap::new(), ResumePolicy::Resume),
+        Some(_) => {
+            let kept = kept(request, earlier.members);
+            let is_kept = |member: &Member| kept.contains_key(member.id.as_str());
+            let is_hook_again = |member: &Member| matches!(member.work, Work::Run(_)) && !is_kept(member);
+            let hooks: Vec<bool> = request.batch.members.iter().map(is_hook_again).collect();
+            // Between two runs of its hooks a source was free to change.
+            let start_over = request.batch.descendants(&hooks);
+            begin(folder, &kept, checkpoints(request, &start_over), ResumePolicy::Resume)
+        }
     }
 }
 
@@ -73,7 +84,8 @@ fn resume(request: &BatchRequest, folder: StateFolder, earlier: EarlierRun) -> R
     Ok(Start::Run(state, ends(request, &members)))
 }
 
-/// Returns what stays ended although the batch runs again: the members that succeeded, except for clean-up.
+/// Returns what stays ended although the batch runs again: the members that succeeded, except for clean-up and for the
+/// hooks that others need.
 fn kept(request: &BatchRequest, mut members: BTreeMap<String, MemberEnd>) -> BTreeMap<String, MemberEnd> {
     let is_clean_up = request.batch.clean_up();
     for (member, is_clean_up) in request.batch.members.iter().zip(is_clean_up) {
@@ -82,13 +94,25 @@ fn kept(request: &BatchRequest, mut members: BTreeMap<String, MemberEnd>) -> BTr
         }
     }
     members.retain(|_, end| end.state == EndState::Succeeded);
+    // A hook that others depend on runs again: a machine that clean-up has thawed is frozen again.
+    let runs_again: Vec<bool> = ids(request).map(|id| !members.contains_key(id)).collect();
+    for (member, is_needed) in request.batch.members.iter().zip(request.batch.ancestors(&runs_again)) {
+        if is_needed && matches!(member.work, Work::Run(_)) {
+            members.remove(member.id.as_str());
+        }
+    }
     members
 }
 
-/// Returns the checkpoints that there are, by their copies' first start.
-fn checkpoints(request: &BatchRequest) -> BTreeMap<String, i64> {
+/// Returns the checkpoints of members that start over, by their copies' first start.
+fn checkpoints(request: &BatchRequest, start_over: &[bool]) -> BTreeMap<String, i64> {
     let started = |job: &MemberJob| Some(JournalReader::open(job.checkpoint()?).ok()?.header().started_ns);
-    ids(request).zip(&request.jobs).filter_map(|(id, job)| Some((id.to_owned(), started(job)?))).collect()
+    let members = ids(request).zip(&request.jobs).zip(start_over);
+    members
+        .filter(|(_, starts_over)| **starts_over)
+        .map(|(member, _)| member)
+        .filter_map(|(id, job)| Some((id.to_owned(), started(job)?)))
+        .collect()
 }
 
 fn ids(request: &BatchRequest) -> impl Iterator<Item = &str> {

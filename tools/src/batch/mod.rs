@@ -1,4 +1,5 @@
-//! Runs `blockhaul batch`: the copies and comparisons of a file, several at once, in the order that dependencies allow.
+//! Runs `blockhaul batch`: the copies, comparisons and hooks of a file, several at once, in the order that dependencies
+//! allow.
 //!
 //! | file | what |
 //! | --- | --- |
@@ -6,11 +7,13 @@
 //! | `state` | what has become of each member, in the state directory |
 //! | `earlier` | what a run takes over from an earlier one |
 //! | `run` | starts members and records their ends |
+//! | `hooks` | runs the hooks of members |
 //! | `display` | progress |
 //! | `report` | the result |
 
 mod display;
 mod earlier;
+mod hooks;
 mod report;
 mod request;
 mod run;
@@ -25,6 +28,7 @@ use blockhaul_engine::engine::Engine;
 use blockhaul_engine::error::Result;
 use display::Display;
 use earlier::Start;
+use hooks::HookRunner;
 use request::{BatchRequest, MemberJob};
 use run::BatchRun;
 use state::{StateFolder, folder_of};
@@ -53,9 +57,10 @@ pub(crate) fn run(mut raw: RawBatch) -> Result<Exit> {
             return Ok(Exit::Done);
         }
     };
+    let hooks = HookRunner::new(&request, &state)?;
     let engine = Engine::start(request.config)?;
     let began = Instant::now();
-    let run = BatchRun::new(&request, &engine, state, ended, Display::choose(request.output));
+    let run = BatchRun::new(&request, &engine, hooks, state, ended, Display::choose(request.output));
     signals.stop(run.stop_target())?;
     let result = run.run()?;
     Ok(report::show(&request, &result, began.elapsed()))
@@ -76,6 +81,8 @@ fn check(request: &BatchRequest) -> Result<Exit> {
                 dry_run::show_unchecked(id, job.kind(), &why, json)
             }
             (None, MemberJob::Copy(spec)) => dry_run::show(Some(id), spec, engine.check(spec), json),
+            // The hook was found.
+            (None, MemberJob::Run(_)) => dry_run::show_other(id, job.kind(), Ok(()), json),
             (None, MemberJob::Verify(spec)) => dry_run::show_other(id, job.kind(), request::open_volumes(spec), json),
         };
         if exit == Exit::Done {

@@ -2,7 +2,7 @@
 
 use crate::args::{RawBatch, RawOutput};
 use crate::copy::{checkpoint_key, engine_config, network_terms};
-use blockhaul_control::batch::{self, Batch, Place};
+use blockhaul_control::batch::{self, Batch, HookRun, Member, Place, Work};
 use blockhaul_control::model::{NodeId, TaskSpec};
 use blockhaul_engine::engine::EngineConfig;
 use blockhaul_engine::error::{Error, Operation, Result, Side};
@@ -10,6 +10,7 @@ use blockhaul_engine::journal::{JournalReader, default_checkpoint_path};
 use blockhaul_engine::shown::Shown;
 use blockhaul_engine::spec::{BlockSize, CheckpointLocation, CopySpec, Overwrite, PathChoice, Reference, VerifySpec};
 use blockhaul_engine::volume::{Locator, ReadOptions, open_source, usual_block, usual_depth};
+use blockhaul_hooks::{HookFolder, HookName, HookOrder, HookRequest};
 use std::ffi::OsString;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,8 @@ pub(super) struct BatchRequest {
     pub(super) jobs: Vec<MemberJob>,
     /// Absolute path of the batch file.
     pub(super) file: PathBuf,
+    /// Folder of hooks, if a member runs one.
+    pub(super) hooks: Option<HookFolder>,
     pub(super) config: EngineConfig,
     pub(super) state_dir: PathBuf,
     pub(super) mode: RunMode,
@@ -48,6 +51,7 @@ pub(super) enum RunMode {
 pub(super) enum MemberJob {
     Copy(Box<CopySpec>),
     Verify(Box<VerifySpec>),
+    Run(Box<(HookName, HookRequest)>),
 }
 
 impl BatchRequest {
@@ -62,6 +66,7 @@ impl BatchRequest {
             network,
             parallel,
             node,
+            hooks_dir,
             state_dir,
             overwrite,
             restart,
@@ -79,11 +84,24 @@ impl BatchRequest {
         }
         let state_dir = crate::state_dir::locate(state_dir.as_deref(), variable)?;
         let network = network_terms(&network);
+        let hooks = open_hooks(&batch, hooks_dir.as_deref())?;
         let mut jobs = Vec::with_capacity(batch.members.len());
         for member in &batch.members {
             check_node(member, &here)?;
-            jobs.push(match &member.spec {
-                TaskSpec::Copy(copy) => {
+            jobs.push(match &member.work {
+                Work::Run(run) => {
+                    let request = HookRequest {
+                        arguments: run.arguments.clone(),
+                        input: run.input.clone(),
+                        timeout: run.timeout,
+                        group: Some(group_of(&file)),
+                        ..HookRequest::new(member.id.as_str(), here.as_str(), 1, 0)
+                    };
+                    let checked = HookOrder::try_from(request.clone()).and(find_hook(hooks.as_ref(), run));
+                    checked.map_err(|error| of_member(member, error))?;
+                    MemberJob::Run(Box::new((run.hook.clone(), request)))
+                }
+                Work::Task(TaskSpec::Copy(copy)) => {
                     let mut spec = copy.job()?.spec();
                     if overwrite {
                         spec.overwrite = Overwrite::Yes;
@@ -92,11 +110,11 @@ impl BatchRequest {
                     let checkpoint = CheckpointLocation::File(checkpoint);
                     MemberJob::Copy(Box::new(CopySpec { block_size: config.block_size, network, checkpoint, ..spec }))
                 }
-                TaskSpec::Verify(verify) => {
+                Work::Task(TaskSpec::Verify(verify)) => {
                     let spec = verify.job()?.spec();
                     MemberJob::Verify(Box::new(VerifySpec { block_size: config.block_size, network, ..spec }))
                 }
-                TaskSpec::Noop(_) => return Err(Error::bad_request("a batch file cannot describe a noop")),
+                Work::Task(TaskSpec::Noop(_)) => return Err(Error::bad_request("a batch file cannot describe a noop")),
             });
         }
         jobs.iter().try_for_each(MemberJob::check)?;
@@ -107,7 +125,7 @@ impl BatchRequest {
         };
         let config = engine_config_for(&jobs, config);
         let file = crate::state_dir::absolute_destination(&file);
-        Ok(Self { batch, jobs, file, config, state_dir, mode, dry_run, output })
+        Ok(Self { batch, jobs, file, hooks, config, state_dir, mode, dry_run, output })
     }
 
     /// Returns the local volumes and receipts of all members.
@@ -121,6 +139,7 @@ impl MemberJob {
         match self {
             Self::Copy(spec) => spec.check(),
             Self::Verify(spec) => spec.check(),
+            Self::Run(_) => Ok(()),
         }
     }
 
@@ -131,6 +150,7 @@ impl MemberJob {
                 Reference::Volume(reference) => vec![reference, &spec.volume],
                 Reference::Receipt(_) => vec![&spec.volume],
             },
+            Self::Run(_) => Vec::new(),
         }
     }
 
@@ -140,7 +160,7 @@ impl MemberJob {
                 Reference::Receipt(receipt) => Some(receipt.as_path()),
                 Reference::Volume(_) => None,
             },
-            Self::Copy(_) => None,
+            Self::Copy(_) | Self::Run(_) => None,
         };
         self.volumes().into_iter().filter_map(Locator::path).chain(receipt).collect()
     }
@@ -150,6 +170,7 @@ impl MemberJob {
         match self {
             Self::Copy(_) => "copy",
             Self::Verify(_) => "verify",
+            Self::Run(_) => "run",
         }
     }
 
@@ -160,16 +181,17 @@ impl MemberJob {
                 CheckpointLocation::File(file) => Some(file),
                 CheckpointLocation::None => None,
             },
-            Self::Verify(_) => None,
+            Self::Verify(_) | Self::Run(_) => None,
         }
     }
 }
 
 /// Configures the one engine of all members: its slots hold the largest block that one of them needs.
 fn engine_config_for(jobs: &[MemberJob], config: EngineConfig) -> EngineConfig {
+    let moves = |job: &&MemberJob| !matches!(job, MemberJob::Run(_));
     let usual = |job: &MemberJob| usual_block(&job.volumes(), false);
     // `None` is the engine's own choice, which is larger than that of exports.
-    let blocks: Option<Vec<BlockSize>> = jobs.iter().map(usual).collect();
+    let blocks: Option<Vec<BlockSize>> = jobs.iter().filter(moves).map(usual).collect();
     let resumed = jobs.iter().filter_map(|job| {
         let journal = JournalReader::open(job.checkpoint()?).ok()?;
         BlockSize::new(journal.header().leaf_bytes.into()).ok()
@@ -182,20 +204,47 @@ fn engine_config_for(jobs: &[MemberJob], config: EngineConfig) -> EngineConfig {
     };
     let block_size = config.block_size.or(needed);
     let is_usual = usual.is_some() && block_size <= usual && config.memory_bytes.is_none();
-    let depths = || jobs.iter().map(|job| usual_depth(&job.volumes())).collect::<Option<Vec<_>>>()?.into_iter().max();
+    let depths = || {
+        jobs.iter().filter(moves).map(|job| usual_depth(&job.volumes())).collect::<Option<Vec<_>>>()?.into_iter().max()
+    };
     let depth = config.depth.or_else(|| depths().filter(|_| is_usual));
     EngineConfig { block_size, depth, ..config }
 }
 
 /// Refuses a member of another node.
-fn check_node(member: &batch::Member, here: &NodeId) -> Result<()> {
-    match member.spec.node()? {
+fn check_node(member: &Member, here: &NodeId) -> Result<()> {
+    match member.work.node()? {
         Some(node) if node != *here => {
             Err(Error::bad_request(format!("member {}: it belongs to node {node}, and this host is {here}", member.id))
                 .advise("submit the batch to a task center (blockhaul submit batch), or name this host with --node"))
         }
         Some(_) | None => Ok(()),
     }
+}
+
+/// Opens the folder of hooks, if a member runs a hook.
+fn open_hooks(batch: &Batch, folder: Option<&Path>) -> Result<Option<HookFolder>> {
+    let Some(member) = batch.members.iter().find(|member| matches!(member.work, Work::Run(_))) else { return Ok(None) };
+    let Some(folder) = folder else {
+        let message = format!("member {} runs a hook: name the folder of hooks with --hooks-dir", member.id);
+        return Err(Error::bad_request(message));
+    };
+    HookFolder::open(folder).map(Some)
+}
+
+fn find_hook(hooks: Option<&HookFolder>, run: &HookRun) -> Result<()> {
+    hooks.map_or(Ok(()), |hooks| hooks.hook(&run.hook).map(drop))
+}
+
+/// Returns the name of the batch for its hooks: that of its file, without characters that an identifier cannot have.
+fn group_of(file: &Path) -> String {
+    let name = Path::new(file.file_name().unwrap_or_default()).shown().to_string();
+    name.chars().map(|c| if c.is_ascii_graphic() { c } else { '_' }).collect()
+}
+
+fn of_member(member: &Member, error: Error) -> Error {
+    let message = format!("member {}: {}", member.id, error.message);
+    Error { message, ..error }
 }
 
 /// Opens what a comparison reads, and closes it again.

@@ -8,22 +8,26 @@
 //! - One thread decides. The engine has the others.
 //! - The end of a member is recorded before a member that waits for it starts.
 //! - After a stop was asked for, nothing starts, and everything that runs is waited for.
+//! - A member with a hook runs until no process of the hook is left.
 
 use super::display::{Display, MemberProgress};
+use super::hooks::{HookEnd, HookRunner, RunningHook};
 use super::request::{BatchRequest, MemberJob, RunMode};
 use super::state::{BatchState, EndState, MemberEnd, now_ms};
 use crate::signals::StopTarget;
 use blockhaul_control::batch::{Batch, OnFailure};
 use blockhaul_engine::engine::Engine;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
-use blockhaul_engine::flow::event_queue::{Delivery, Event, EventQueue};
+use blockhaul_engine::flow::event_queue::{Event, EventQueue};
 use blockhaul_engine::flow::graph::Condition;
 use blockhaul_engine::flow::scheduler::{Flow, Scheduler, Task, TaskResult};
 use blockhaul_engine::job::{JobHandle, StopReason};
 use blockhaul_engine::progress::{Report, Status};
 use blockhaul_engine::units::format_size;
+use blockhaul_hooks::HOOK_GRACE;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// Members that may start, in the order in which they may.
 type ReadyQueue = Arc<Mutex<VecDeque<usize>>>;
@@ -43,17 +47,34 @@ pub(super) struct BatchRun<'a> {
     ready: ReadyQueue,
     ends: EndQueue,
     running: Vec<Running>,
+    hooks: HookRunner<'a>,
+    /// Members whose hooks run again, and when.
+    delayed: Vec<(Instant, usize)>,
     stop: StopRequest,
     ended: Vec<Option<MemberEnd>>,
     totals: Totals,
     first_error: Option<Error>,
 }
 
-/// A member whose job runs.
+/// A member that runs.
 struct Running {
     member: usize,
     event: Event,
-    job: JobHandle,
+    work: RunningWork,
+}
+
+enum RunningWork {
+    Job(JobHandle),
+    Hook(RunningHook),
+}
+
+impl RunningWork {
+    fn stop(&self, reason: StopReason) {
+        match self {
+            Self::Job(job) => job.cancel(reason),
+            Self::Hook(hook) => hook.stop(HOOK_GRACE),
+        }
+    }
 }
 
 /// Sums over all members that this run has started.
@@ -101,6 +122,7 @@ impl<'a> BatchRun<'a> {
     pub(super) fn new(
         request: &'a BatchRequest,
         engine: &'a Engine,
+        hooks: HookRunner<'a>,
         state: BatchState,
         ended: Vec<Option<MemberEnd>>,
         display: Display,
@@ -123,6 +145,8 @@ impl<'a> BatchRun<'a> {
             ready,
             ends,
             running: Vec::new(),
+            hooks,
+            delayed: Vec::new(),
             stop,
             ended,
             totals: Totals { is_quiesced: true, ..Totals::default() },
@@ -150,7 +174,7 @@ impl<'a> BatchRun<'a> {
             self.stop_running(StopReason::RunnerInterrupt);
             while !self.running.is_empty() {
                 let ended = self.queue.poll(usize::MAX, self.display.interval());
-                ended.iter().for_each(|delivery| _ = self.take(delivery));
+                ended.iter().for_each(|delivery| _ = self.take(&delivery.event));
             }
             self.display.clear();
             return Err(error);
@@ -169,7 +193,10 @@ impl<'a> BatchRun<'a> {
         loop {
             let stop = *lock(&self.stop.reason);
             match stop {
-                None => while self.scheduler.progress() > 0 || self.record_ends()? || self.start_ready()? {},
+                None => {
+                    self.requeue_delayed();
+                    while self.scheduler.progress() > 0 || self.record_ends()? || self.start_ready()? {}
+                }
                 Some(reason) => {
                     self.record_ends()?;
                     if !std::mem::replace(&mut is_stopping, true) {
@@ -182,18 +209,27 @@ impl<'a> BatchRun<'a> {
             }
             self.show();
             for delivery in self.queue.poll(self.request.batch.parallel, self.display.interval()) {
-                if let Some((running, report)) = self.take(&delivery) {
-                    self.job_ended(&running, &report);
+                match (self.take(&delivery.event), &delivery.report) {
+                    (Some(Running { member, work: RunningWork::Hook(hook), .. }), _) => self.hook_ended(member, &hook),
+                    (Some(Running { member, .. }), Some(report)) => self.job_ended(member, report),
+                    // The request to stop.
+                    (_, _) => {}
                 }
             }
         }
     }
 
-    /// Returns the member that an event stands for, and the report of its job.
-    fn take(&mut self, delivery: &Delivery) -> Option<(Running, Report)> {
-        let report = delivery.report.clone()?;
-        let at = self.running.iter().position(|running| running.event == delivery.event)?;
-        Some((self.running.swap_remove(at), report))
+    /// Returns the member that an event stands for; it does not run any more.
+    fn take(&mut self, event: &Event) -> Option<Running> {
+        let at = self.running.iter().position(|running| running.event == *event)?;
+        Some(self.running.swap_remove(at))
+    }
+
+    /// Queues members whose hooks are to run again by now.
+    fn requeue_delayed(&mut self) {
+        let now = Instant::now();
+        let due = self.delayed.extract_if(.., |(at, _)| *at <= now);
+        lock(&self.ready).extend(due.map(|(_, member)| member));
     }
 
     /// Starts the next ready member if there is a place. Returns whether one has left the queue.
@@ -207,15 +243,22 @@ impl<'a> BatchRun<'a> {
             return Ok(true);
         }
         self.display.started(self.request.batch.members[member].id.as_str());
-        let (job, event) = (self.submit(member), self.queue.event());
-        event.launch_job(&job)?;
-        self.running.push(Running { member, event, job });
+        let event = self.queue.event();
+        match self.start(member, &event) {
+            Ok(work) => self.running.push(Running { member, event, work }),
+            Err(error) => _ = self.tasks[member].complete(Err(error)),
+        }
         Ok(true)
     }
 
-    fn submit(&self, member: usize) -> JobHandle {
+    /// Starts the work of a member; `event` completes when it has ended.
+    fn start(&mut self, member: usize, event: &Event) -> Result<RunningWork> {
         let id = self.request.batch.members[member].id.as_str();
-        match &self.request.jobs[member] {
+        let job = match &self.request.jobs[member] {
+            MemberJob::Run(hook) => {
+                event.launch()?;
+                return self.hooks.start(member, hook, event).map(RunningWork::Hook);
+            }
             MemberJob::Copy(spec) => {
                 let mut spec = spec.as_ref().clone();
                 if let Some(checkpoint) = self.request.jobs[member].checkpoint() {
@@ -225,12 +268,13 @@ impl<'a> BatchRun<'a> {
                 self.engine.submit(spec)
             }
             MemberJob::Verify(spec) => self.engine.verify(spec.as_ref().clone()),
-        }
+        };
+        event.launch_job(&job)?;
+        Ok(RunningWork::Job(job))
     }
 
     /// Completes the task of a job that has ended, unless it was interrupted.
-    fn job_ended(&mut self, running: &Running, report: &Report) {
-        let Running { member, .. } = *running;
+    fn job_ended(&mut self, member: usize, report: &Report) {
         let Totals { planned, moved, durable, is_quiesced } = &mut self.totals;
         *planned += report.bytes.planned;
         *moved += report.bytes.read.max(report.bytes.written);
@@ -244,6 +288,22 @@ impl<'a> BatchRun<'a> {
             self.ended[member] = Some(MemberEnd { bytes: report.bytes.planned, ..end_of_member(&result_of(report)) });
             self.tasks[member].complete(result_of(report));
         }
+    }
+
+    /// Completes the task of a hook of which no process is left, unless it was interrupted or runs again.
+    fn hook_ended(&mut self, member: usize, hook: &RunningHook) {
+        let Some(report) = hook.report() else { return };
+        let end = self.hooks.ended(member, &report);
+        self.display.hook_ended(self.request.batch.members[member].id.as_str(), &report, &end);
+        let is_stopping = lock(&self.stop.reason).is_some();
+        let result = match end {
+            HookEnd::Again(wait) => return self.delayed.push((Instant::now() + wait, member)),
+            HookEnd::Stopped if is_stopping => return,
+            HookEnd::Stopped => Err(cancelled()),
+            HookEnd::Ended(result) => result,
+        };
+        self.ended[member] = Some(end_of_member(&result));
+        self.tasks[member].complete(result);
     }
 
     /// Records the ends of members, and what follows from a failure. Returns whether there were any.
@@ -280,12 +340,12 @@ impl<'a> BatchRun<'a> {
         // The last one first: none starts because an earlier one was cancelled.
         others.iter().rev().for_each(|&member| self.tasks[member].cancel());
         for running in self.running.iter().filter(|running| !self.is_clean_up[running.member]) {
-            running.job.cancel(StopReason::UserCancel);
+            running.work.stop(StopReason::UserCancel);
         }
     }
 
     fn stop_running(&self, reason: StopReason) {
-        self.running.iter().for_each(|running| running.job.cancel(reason));
+        self.running.iter().for_each(|running| running.work.stop(reason));
     }
 
     /// Says which dependency kept a member from starting.
@@ -313,12 +373,12 @@ impl<'a> BatchRun<'a> {
         let count = self.ended.len();
         *lock(&self.stop.status) = format!("{ended} of {count} members have ended, {} run", self.running.len());
         let members = &self.request.batch.members;
-        let progress = |running: &Running| MemberProgress {
-            id: members[running.member].id.as_str(),
-            progress: running.job.progress(),
-            path: running.job.path(),
+        let progress = |running: &Running| {
+            let RunningWork::Job(job) = &running.work else { return None };
+            let id = members[running.member].id.as_str();
+            Some(MemberProgress { id, progress: job.progress(), path: job.path() })
         };
-        let running: Vec<_> = self.running.iter().map(progress).collect();
+        let running: Vec<_> = self.running.iter().filter_map(progress).collect();
         self.display.show(&running, ended, count, self.totals.moved);
     }
 }

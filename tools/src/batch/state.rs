@@ -275,6 +275,11 @@ impl BatchState {
         receipt(&self.folder.path, member)
     }
 
+    /// Returns the folder for running hooks.
+    pub(crate) fn hooks_folder(&self) -> PathBuf {
+        self.folder.path.join("hooks")
+    }
+
     /// Returns what a copy does with the checkpoint that it finds.
     pub(crate) fn resume_policy(&self, member: &str, checkpoint: &Path) -> ResumePolicy {
         let started_ns = || JournalReader::open(checkpoint).ok().map(|journal| journal.header().started_ns);

@@ -1,6 +1,7 @@
 //! Tests `blockhaul batch`: order, failures, stops, and what a second run does.
 
 use crate::stopping::stop_by;
+use blockhaul_testkit::safe_dir::SafeDir;
 use blockhaul_testkit::scratch::{MIB, Outcome, Scratch, noise, outcome};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -310,4 +311,154 @@ fn bars_take_few_lines_and_results_stay() {
     assert!(bars.contains("d29: copied 1.0 MiB"), "{bars}");
     let text = String::from_utf8_lossy(&shown.stdout);
     assert!(text.starts_with("succeeded: 30 of 30 members succeeded"), "{text}");
+}
+
+/// A folder of hooks that write a line into `log` each time they run.
+struct Hooks {
+    folder: SafeDir,
+    log: PathBuf,
+}
+
+impl Hooks {
+    /// `None` if this host has no folder that only this user can change.
+    fn new() -> Option<Self> {
+        let folder = SafeDir::new()?;
+        std::fs::create_dir(folder.path("hooks")).unwrap();
+        let log = folder.path("log");
+        Some(Self { folder, log })
+    }
+
+    fn add(&self, name: &str, script: &str) {
+        let log = self.log.display();
+        let script =
+            format!("#!/bin/sh\necho \"$BLOCKHAUL_TASK $BLOCKHAUL_ATTEMPT $BLOCKHAUL_ARG_VM\" >> {log}\n{script}\n");
+        self.folder.executable(format!("hooks/{name}"), &script);
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        text.lines().map(|line| line.trim().to_owned()).collect()
+    }
+
+    fn run(&self, scratch: &Scratch, flags: &[&str]) -> Outcome {
+        outcome(&self.command(scratch, flags).output().expect("the program was built"))
+    }
+
+    fn command(&self, scratch: &Scratch, flags: &[&str]) -> std::process::Command {
+        let folder = self.folder.path("hooks");
+        command(scratch, &[&["--hooks-dir", folder.to_str().expect("it is plain")], flags].concat())
+    }
+}
+
+fn hook(id: &str, more: &str) -> String {
+    format!("[[run]]\nid = '{id}'\nhook = '{id}'\nargs = {{ VM = '42' }}\n{more}\n")
+}
+
+#[test]
+fn hooks_run_before_and_after_copies() {
+    let Some(hooks) = Hooks::new() else { return };
+    let scratch = Scratch::new();
+    scratch.file("a", &noise(MIB, 1));
+    hooks.add("freeze", "");
+    hooks.add("thaw", "echo thawed");
+    hooks.add("alarm", "");
+    let text = [
+        hook("freeze", ""),
+        copy(&scratch, "a", "b", "after = ['freeze']"),
+        hook("thaw", "after = ['freeze', 'b:end']"),
+        hook("alarm", "after = ['b:failure']"),
+    ]
+    .concat();
+    batch(&scratch, &text);
+    let before = scratch.snapshot();
+    assert_eq!(hooks.run(&scratch, &["--dry-run"]).code, Some(0));
+    assert_eq!((scratch.snapshot() == before, hooks.lines().len()), (true, 0));
+    run(&scratch, &[]).assert_failed(2, "EBadRequest");
+    let done = hooks.run(&scratch, &[]);
+    done.assert_done();
+    assert_eq!(hooks.lines(), ["freeze 1 42", "thaw 1 42"]);
+    assert_eq!(report(&done, "thaw")["output"]["first"], "thawed\n");
+    assert_eq!((report(&done, "alarm")["status"].as_str(), scratch.read("b")), (Some("skipped"), scratch.read("a")));
+    assert_eq!(hooks.run(&scratch, &[]).lines.len(), 1, "nothing runs twice");
+}
+
+#[test]
+fn after_a_failure_hooks_run_again_and_their_copies_start_over() {
+    let Some(hooks) = Hooks::new() else { return };
+    let scratch = Scratch::new();
+    scratch.file("a", &noise(8 * MIB, 1));
+    scratch.file("c", &noise(MIB, 2));
+    hooks.add("freeze", "");
+    hooks.add("thaw", "");
+    let text = [
+        hook("freeze", ""),
+        copy(&scratch, "c", "done", "after = ['freeze']"),
+        copy(&scratch, "a", "slow", &format!("{SLOW}\nafter = ['freeze']")),
+        copy(&scratch, "missing", "fails", "after = ['done']"),
+        hook("thaw", "after = ['done:end', 'slow:end', 'fails:end']"),
+    ]
+    .concat();
+    batch(&scratch, &text);
+    let failed = hooks.run(&scratch, &[]);
+    assert_eq!((failed.code, failed.error_code()), (Some(1), &Value::from("ENotFound")), "{failed:#?}");
+    assert_eq!(hooks.lines(), ["freeze 1 42", "thaw 1 42"], "clean-up runs");
+    assert_eq!(report(&failed, "slow")["status"], "cancelled");
+    // The machine ran in between.
+    scratch.file("missing", &noise(MIB, 3));
+    scratch.file("a", &noise(8 * MIB, 4));
+    let again = hooks.run(&scratch, &[]);
+    again.assert_done();
+    assert_eq!(hooks.lines()[2..], ["freeze 1 42", "thaw 1 42"]);
+    assert!(!started(&again).contains(&"done"), "{again:#?}");
+    assert_eq!(report(&again, "slow")["bytes"]["resumed"], 0);
+    assert!(scratch.read("slow") == scratch.read("a"));
+}
+
+#[test]
+fn a_hook_that_fails_is_reported_and_one_that_asks_for_a_retry_runs_again() {
+    let Some(hooks) = Hooks::new() else { return };
+    let scratch = Scratch::new();
+    hooks.add("retries", "[ $BLOCKHAUL_ATTEMPT -ge 2 ] || exit 75");
+    hooks.add("fails", "echo no room >&2; exit 3");
+    hooks.add("after", "");
+    batch(
+        &scratch,
+        &[hook("retries", ""), hook("fails", "after = ['retries']"), hook("after", "after = ['fails']")].concat(),
+    );
+    let failed = hooks.run(&scratch, &[]);
+    assert_eq!((failed.code, failed.error_code()), (Some(1), &Value::from("EHook")), "{failed:#?}");
+    assert_eq!(hooks.lines(), ["retries 1 42", "retries 2 42", "fails 1 42"]);
+    assert!(failed.stderr.contains("exit code 3") && failed.stderr.contains("no room"), "{failed:#?}");
+    assert_eq!(report(&failed, "after")["status"], "skipped");
+}
+
+#[test]
+fn a_stop_ends_a_hook_and_what_a_killed_batch_left_is_ended_by_the_next_run() {
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        let Some(hooks) = Hooks::new() else { return };
+        let scratch = Scratch::new();
+        scratch.file("a", &noise(16 * MIB, 1));
+        let pid = scratch.path("pid");
+        // A child that is not the first process: the kernel does not end it with the program.
+        hooks.add("waits", &format!("[ -e {0} ] || {{ sleep 1000 & echo $! > {0}; wait; }}", pid.display()));
+        batch(&scratch, &[hook("waits", ""), copy(&scratch, "a", "b", SLOW)].concat());
+        let mut command = hooks.command(&scratch, &[]);
+        command.stderr(std::process::Stdio::piped());
+        let has_child = |line: &Value| line["event"] == "progress" && line["durable"].as_u64() > Some(4 << 20);
+        let stopped = stop_by(command, signal, has_child);
+        let child: i32 = std::fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
+        let lives = || {
+            let state = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+            state.contains("(sleep)") && !state.contains(") Z")
+        };
+        if signal == Signal::SIGTERM {
+            assert_eq!((stopped.code, lives()), (Some(75), false), "{stopped:#?}");
+        } else {
+            assert!(lives());
+        }
+        let again = hooks.run(&scratch, &[]);
+        again.assert_done();
+        assert!(!lives(), "{signal}");
+        assert_eq!(hooks.lines(), ["waits 1 42", "waits 1 42"]);
+    }
 }

@@ -67,6 +67,7 @@ const FLAGS: [(&str, &[&str]); 6] = [
             "--connections",
             "--parallel",
             "--node",
+            "--hooks-dir",
             "--state-dir",
             "--overwrite",
             "--restart",
