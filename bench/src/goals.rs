@@ -18,7 +18,7 @@ struct GoalDefinition {
 }
 
 /// All goals, in the order of the scenarios.
-const GOALS: [GoalDefinition; 37] = [
+const GOALS: [GoalDefinition; 39] = [
     at_least("dense-direct/qemu-img", "at least 1.3x as fast as qemu-img", 1.3, |it| {
         faster(it, "blockhaul", "qemu-img")
     }),
@@ -98,6 +98,12 @@ const GOALS: [GoalDefinition; 37] = [
     at_most("jobs/memory-4", "at most 40 MiB of memory for 4 jobs", 40.0, |it| rss_mib(it, "engine@4")),
     at_most("jobs/memory-16", "at most 40 MiB of memory for 16 jobs", 40.0, |it| rss_mib(it, "engine@16")),
     at_most("jobs/memory-64", "at most 40 MiB of memory for 64 jobs", 40.0, |it| rss_mib(it, "engine@64")),
+    at_least("batch/qemu-img", "a batch at least 1.5x as fast as qemu-img for each volume", 1.5, |it| {
+        faster(it, "blockhaul", "qemu-img")
+    }),
+    at_most("batch-members/memory", "at most 4 MiB more for 1,000 members than for 10", 4.0, |it| {
+        Some(rss_mib(it, "many")? - rss_mib(it, "few")?)
+    }),
 ];
 
 const fn at_least(

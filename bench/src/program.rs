@@ -14,7 +14,7 @@ use std::time::SystemTime;
 const SYSTEM_DIRECTORIES: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
 /// Programs to find, and what to install if one is missing.
-const PROGRAMS: [(&str, &str); 13] = [
+const PROGRAMS: [(&str, &str); 14] = [
     ("blockhaul", "build it with cargo build --release -p blockhaul-tools"),
     ("qemu-img", "install qemu-utils"),
     ("nbdcopy", "install libnbd-bin"),
@@ -27,6 +27,7 @@ const PROGRAMS: [(&str, &str); 13] = [
     ("strace", "install strace"),
     ("mkfs.xfs", "install xfsprogs"),
     ("ionice", "install util-linux"),
+    ("xargs", "install findutils"),
     (BARE_LOOP, "build it with cargo bench -p blockhaul-engine --bench bare_loop --no-run"),
 ];
 

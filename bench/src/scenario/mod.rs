@@ -3,6 +3,7 @@
 //! Every scenario has a fixed name, a fixed seed and a directory of its own for its volumes and servers. A scenario
 //! that needs rights or programs that this machine lacks is skipped, with the reason in the results.
 
+mod batch;
 mod cancel;
 mod digest;
 mod files;
@@ -44,7 +45,7 @@ pub(crate) struct Scenario {
 }
 
 /// All scenarios, in the order in which they run.
-pub(crate) const ALL: [Scenario; 20] = [
+pub(crate) const ALL: [Scenario; 22] = [
     files::DENSE_DIRECT,
     files::DENSE_BUFFERED,
     files::TMPFS,
@@ -65,6 +66,8 @@ pub(crate) const ALL: [Scenario; 20] = [
     digest::VERIFY,
     scaling::CORES,
     scaling::JOBS,
+    batch::BATCH,
+    batch::MEMBERS,
 ];
 
 /// Returns the scenario of that name.

@@ -5,6 +5,7 @@ use crate::engine_process::{COMMAND, EngineRequest};
 use crate::program::own_path;
 use crate::results::Kind;
 use crate::target::{Invocation, OutputFormat, Target, TrialWork};
+use std::path::Path;
 
 /// Builds a target for the engine as a library; `change` sets what differs from the defaults.
 pub(crate) fn engine(workload: &Workload<'_>, change: impl FnOnce(&mut EngineRequest)) -> Target {
@@ -46,6 +47,15 @@ pub(crate) fn command(workload: &Workload<'_>, flags: &[&str]) -> Target {
             words.extend(["--block-size".to_owned(), block.to_string()]);
         }
         Invocation::new(words)
+    });
+    target.with_output(OutputFormat::BlockhaulJson)
+}
+
+/// Builds a target for one `blockhaul batch` of all pairs, as `file` describes them.
+pub(crate) fn batch(workload: &Workload<'_>, file: &Path, state: &Path) -> Target {
+    let (file, state) = (file.display().to_string(), state.display().to_string());
+    let target = workload.one_command("blockhaul", Kind::Command, &["blockhaul"], |programs| {
+        Invocation::new([&*programs[0], "batch", &file, "--json", "--state-dir", &state])
     });
     target.with_output(OutputFormat::BlockhaulJson)
 }

@@ -4,6 +4,7 @@ use super::{Caching, Workload};
 use crate::results::Kind;
 use crate::target::{Invocation, Target};
 use crate::volume::VolumePair;
+use std::path::Path;
 
 /// Builds a target with the best known flags.
 pub(crate) fn convert(workload: &Workload<'_>) -> Target {
@@ -44,10 +45,24 @@ pub(crate) fn convert_and_compare(workload: &Workload<'_>) -> Target {
     })
 }
 
+/// Builds a target that runs the program for each line of `list`, a source and a destination file, `parallel` at a time.
+pub(crate) fn several(workload: &Workload<'_>, list: &Path, parallel: usize) -> Target {
+    let (list, parallel) = (list.display().to_string(), parallel.to_string());
+    workload.one_command("qemu-img", Kind::Rival, &["xargs", "qemu-img"], |programs| {
+        let words = [&*programs[0], "-a", &list, "-P", &parallel, "-n", "2", &*programs[1]];
+        Invocation::new(words.into_iter().chain(flags(cache(workload.caching))))
+    })
+}
+
+/// Returns the arguments of a copy of raw files, without the files.
+fn flags(cache: &str) -> [&str; 12] {
+    ["convert", "-f", "raw", "-O", "raw", "-t", cache, "-T", cache, "-W", "-m", "16"]
+}
+
 /// Returns the command line of one copy.
 pub(crate) fn line(program: &str, pair: &VolumePair, caching: Caching, flags: &[&str]) -> Invocation {
-    let cache = cache(caching);
-    let mut words = vec![program, "convert", "-f", "raw", "-O", "raw", "-t", cache, "-T", cache, "-W", "-m", "16"];
+    let mut words = vec![program];
+    words.extend(self::flags(cache(caching)));
     words.extend(flags);
     if !pair.destination.is_created() {
         words.push("-n");

@@ -42,6 +42,22 @@ impl Workload<'_> {
         Target::new(name, kind, work, self.pairs)
     }
 
+    /// Builds a target that copies all pairs by one command; marks it as missing if one of `programs` is not installed.
+    pub(super) fn one_command(
+        &self,
+        name: &str,
+        kind: Kind,
+        programs: &[&str],
+        command: impl FnOnce(&[String]) -> Invocation,
+    ) -> Target {
+        let paths: Result<Vec<String>, String> = programs.iter().map(|program| self.programs.path(program)).collect();
+        let work = match paths {
+            Ok(paths) => TrialWork::Commands { commands: vec![command(&paths)], format: OutputFormat::Ignored },
+            Err(why) => TrialWork::Missing(why),
+        };
+        Target::new(name, kind, work, self.pairs)
+    }
+
     /// Adds a warning to a rival that always uses the page cache where ours does not.
     pub(super) fn cached_rival(&self, target: Target) -> Target {
         match self.caching {
