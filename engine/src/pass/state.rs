@@ -307,7 +307,8 @@ impl PassState {
         self.unrecorded.fetch_add(bytes, AcqRel);
     }
 
-    /// Reports leaves that were written; empties `batch`, keeping its memory.
+    /// Reports leaves that were written; empties `batch`, keeping its memory. Wakes the pass controller when no segment is
+    /// left: these may be the last ones.
     pub(crate) fn report_written(&self, batch: &mut Vec<WrittenRange>) {
         if batch.is_empty() {
             return;
@@ -317,6 +318,9 @@ impl PassState {
             self.control.counters.acknowledged.fetch_add(bytes, Release);
         }
         lock(&self.written_ranges).append(batch);
+        if self.queued() == 0 {
+            self.control.notify();
+        }
     }
 
     pub(crate) fn add_difference(&self, range: ByteRange) {
