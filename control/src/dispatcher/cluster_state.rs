@@ -10,6 +10,7 @@ use super::queue::Queue;
 use super::tasks::{AssignReply, TaskEntry, TaskRuntime, Tasks, UndrainedAttempt};
 use crate::coord::Zxid;
 use crate::model::{Dependency, Holder, NodeId, Progress, Registration, TaskId, TaskRecord, TaskState};
+use blockhaul_engine::flow::graph::Condition;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,7 +43,8 @@ pub(crate) struct ClusterState {
     pub(crate) fences: BTreeMap<(NodeId, String), FenceProgress>,
     /// Boot time at which each draining node is next asked to return its tasks.
     pub(crate) interrupts: BTreeMap<NodeId, Duration>,
-    /// Tasks that have not ended, by the tasks that they depend on.
+    /// Tasks that wait for others before their first attempt, by the tasks that they depend on; and tasks that are about to
+    /// be stored.
     dependents: BTreeMap<TaskId, BTreeSet<TaskId>>,
     /// Claims of tasks that are being assigned.
     reserved: BTreeMap<TaskId, Vec<String>>,
@@ -71,16 +73,19 @@ impl ClusterState {
             self.unindex(&before.record);
         }
         let freed: Vec<String> = before.as_ref().map(|before| before.record.claims.clone()).unwrap_or_default();
+        let is_replaced = before.as_ref().is_some_and(|before| before.record.created_ms != record.created_ms);
         let needed: Vec<TaskId> = record.after.iter().map(|dependency| dependency.task.clone()).collect();
-        let has_ended = record.state.is_terminal();
+        let waits = is_waiting(&record);
         let entry = updated_entry(before, Arc::new(record), version, created, now.boot);
         self.index(&entry);
         let aged = self.tasks.insert(entry);
         self.rerank(&aged);
         self.free(freed.iter(), now.boot);
         self.make_due(&id, now.boot);
-        self.wake_dependents(&id, now.boot);
-        if has_ended {
+        if is_replaced || self.tasks.get(&id).is_some_and(|entry| entry.record.state.is_terminal()) {
+            self.wake_dependents(&id, now.boot);
+        }
+        if !waits {
             // They may be purged by now.
             needed.iter().for_each(|predecessor| self.make_due(predecessor, now.boot));
         }
@@ -98,21 +103,46 @@ impl ClusterState {
         entry.record.after.iter().for_each(|dependency| self.make_due(&dependency.task, now));
     }
 
-    /// Tells whether a task that has not ended depends on this one.
+    /// Notes that a task that depends on others is about to be stored: they are kept.
+    pub(crate) fn announce_dependent(&mut self, id: &TaskId, after: &[(TaskId, Condition)]) {
+        for (task, _) in after {
+            self.dependents.entry(task.clone()).or_default().insert(id.clone());
+        }
+    }
+
+    /// Notes that a task that was announced is stored, or is not.
+    pub(crate) fn retract_dependent(&mut self, id: &TaskId, after: &[(TaskId, Condition)], now: Duration) {
+        let record = self.tasks.get(id).map(|entry| entry.record.clone()).filter(|record| is_waiting(record));
+        for (task, _) in after {
+            let is_named = record.as_ref().is_some_and(|record| record.after.iter().any(|kept| kept.task == *task));
+            if !is_named {
+                self.remove_dependent(task, id);
+                self.make_due(task, now);
+            }
+        }
+    }
+
+    fn remove_dependent(&mut self, task: &TaskId, id: &TaskId) {
+        if let Some(dependents) = self.dependents.get_mut(task) {
+            dependents.remove(id);
+            if dependents.is_empty() {
+                self.dependents.remove(task);
+            }
+        }
+    }
+
+    /// Tells whether a task waits for this one, or is about to.
     pub(crate) fn is_needed(&self, id: &TaskId) -> bool {
         self.dependents.contains_key(id)
     }
 
-    /// Returns the tasks that have not ended and depend on this one.
+    /// Returns the tasks that wait for this one, or are about to.
     pub(crate) fn dependents(&self, id: &TaskId) -> impl Iterator<Item = &TaskId> {
         self.dependents.get(id).into_iter().flatten()
     }
 
-    /// Makes the dependents of a task due that has ended or is gone.
+    /// Makes the dependents of a task due that has ended, is gone, or is another one by now.
     fn wake_dependents(&mut self, id: &TaskId, now: Duration) {
-        if self.tasks.get(id).is_some_and(|entry| !entry.record.state.is_terminal()) {
-            return;
-        }
         let dependents: Vec<TaskId> = self.dependents(id).cloned().collect();
         dependents.iter().for_each(|dependent| self.make_due(dependent, now));
     }
@@ -125,7 +155,7 @@ impl ClusterState {
         for claim in &record.claims {
             self.claimed.insert(claim.clone(), record.id.clone());
         }
-        if !record.state.is_terminal() {
+        if is_waiting(record) {
             for Dependency { task, .. } in &record.after {
                 self.dependents.entry(task.clone()).or_default().insert(record.id.clone());
             }
@@ -133,14 +163,7 @@ impl ClusterState {
     }
 
     fn unindex(&mut self, record: &TaskRecord) {
-        for Dependency { task, .. } in &record.after {
-            if let Some(dependents) = self.dependents.get_mut(task) {
-                dependents.remove(&record.id);
-                if dependents.is_empty() {
-                    self.dependents.remove(task);
-                }
-            }
-        }
+        record.after.iter().for_each(|Dependency { task, .. }| self.remove_dependent(task, &record.id));
         if let Some(node) = record.node() {
             self.fleet.release(node, &record.id);
         }
@@ -242,6 +265,8 @@ impl ClusterState {
         }
         if !changed.is_empty() {
             affected.extend(self.tasks.of(TaskState::Lost).iter().cloned());
+            // An attempt that was lost may be known to be over by now.
+            affected.extend(self.dependents.keys().cloned());
         }
         affected.iter().for_each(|id| self.make_due(id, now));
     }
@@ -298,6 +323,11 @@ impl ClusterState {
         let of = |entry: &TaskEntry| entry.record.attempts.last().is_some_and(|attempt| attempt.runner == *holder);
         self.tasks.of(TaskState::Lost).iter().filter(|id| self.tasks.get(id).is_some_and(of)).cloned().collect()
     }
+}
+
+/// Tells whether a task's dependencies still count.
+fn is_waiting(record: &TaskRecord) -> bool {
+    !record.state.is_terminal() && record.is_unstarted()
 }
 
 fn bytes(entry: &TaskEntry) -> u64 {

@@ -100,7 +100,7 @@ fn decide_task(cluster: &ClusterState, entry: &TaskEntry, limits: &DecisionLimit
     if entry.runtime.next_write > now.boot {
         return Decision::WakeAt(id(), entry.runtime.next_write);
     }
-    if let Some(drained) = drained(record, entry, limits, now) {
+    if let Some(drained) = drained(cluster, entry, limits, now) {
         return drained;
     }
     let (decision, again) = match record.state {
@@ -125,17 +125,24 @@ fn decide_task(cluster: &ClusterState, entry: &TaskEntry, limits: &DecisionLimit
     }
 }
 
-/// Marks ended attempts as drained whose last requests are over by now, for tasks under a lease. With other fences the
-/// destination's lock or a proof of the fence shows that.
-fn drained(record: &TaskRecord, entry: &TaskEntry, limits: &DecisionLimits, now: Now) -> Option<Decision> {
-    if record.spec.kind().fence() != FenceMethod::Lease {
-        return None;
-    }
-    let is_over = |attempt: &Attempt| {
-        let seen = entry.runtime.undrained.iter().find(|(grant, _)| *grant == attempt.epoch);
-        let is_waiting = !attempt.quiet && attempt.ended_ms.is_some();
-        is_waiting && seen.is_some_and(|(_, since)| *since + limits.quiet_after <= now.boot)
+/// Marks ended attempts as drained whose last requests are over by now: under a lease after a time, and of an ended local
+/// copy when its node runs another process, as the destination's lock is free only then. With other fences a proof of the
+/// fence shows that.
+fn drained(cluster: &ClusterState, entry: &TaskEntry, limits: &DecisionLimits, now: Now) -> Option<Decision> {
+    let record = &entry.record;
+    let is_over = |attempt: &Attempt| match record.spec.kind().fence() {
+        FenceMethod::Lease => {
+            let seen = entry.runtime.undrained.iter().find(|(grant, _)| *grant == attempt.epoch);
+            seen.is_some_and(|(_, since)| *since + limits.quiet_after <= now.boot)
+        }
+        FenceMethod::Local => {
+            let there = cluster.fleet.get(&attempt.runner.node);
+            let is_back = there.is_some_and(|there| there.incarnation != attempt.runner.incarnation);
+            record.state.is_terminal() && is_back
+        }
+        FenceMethod::Command | FenceMethod::Manual => false,
     };
+    let is_over = |attempt: &Attempt| !attempt.quiet && attempt.ended_ms.is_some() && is_over(attempt);
     let over = record.attempts.iter().enumerate().filter(|(_, attempt)| is_over(attempt));
     let events: Vec<TaskEvent> = over.map(|(index, _)| TaskEvent::AttemptDrained { attempt: index }).collect();
     (!events.is_empty()).then(|| Decision::Transition { task: record.id.clone(), events })

@@ -4,7 +4,8 @@
 //! of it can land any more. A condition that cannot be met any more is broken for good.
 
 use super::cluster_state::ClusterState;
-use crate::model::{Attempt, Dependency, Failure, TaskRecord};
+use crate::coord::paths;
+use crate::model::{Attempt, Dependency, Failure, FenceMethod, TaskRecord};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use blockhaul_engine::flow::graph::Outcome;
 
@@ -57,13 +58,16 @@ pub(crate) fn judge(cluster: &ClusterState, record: &TaskRecord) -> DependencySt
 fn verdict(cluster: &ClusterState, dependency: &Dependency) -> Verdict {
     let Dependency { task, condition, .. } = dependency;
     let Some(predecessor) = predecessor(cluster, dependency) else {
+        if is_undecodable(cluster, dependency) {
+            return Verdict::Unsettled;
+        }
         return Verdict::Broken(format!("it waits for task {task}, which is gone"));
     };
     let Some(outcome) = predecessor.outcome() else { return Verdict::Waiting };
     if !condition.is_met_by(Some(outcome)) {
         return Verdict::Broken(format!("it waits for the {condition} of task {task}, which {}", verb(outcome)));
     }
-    if is_settled(cluster, predecessor) { Verdict::Met } else { Verdict::Unsettled }
+    if is_settled(predecessor) { Verdict::Met } else { Verdict::Unsettled }
 }
 
 /// Returns the record of a predecessor; `None` if it is gone, or another task has its name.
@@ -73,13 +77,14 @@ fn predecessor<'a>(cluster: &'a ClusterState, dependency: &Dependency) -> Option
 }
 
 /// Tells whether a task has ended and no write of it can land any more: it has no claims left, and each attempt has
-/// drained, or its node runs another process, which the destination's lock keeps it from overtaking.
-fn is_settled(cluster: &ClusterState, record: &TaskRecord) -> bool {
-    let is_over = |attempt: &Attempt| {
-        let there = cluster.fleet.get(&attempt.runner.node);
-        attempt.quiet || there.is_some_and(|there| there.incarnation != attempt.runner.incarnation)
-    };
-    record.state.is_terminal() && record.claims.is_empty() && record.attempts.iter().all(is_over)
+/// drained.
+fn is_settled(record: &TaskRecord) -> bool {
+    record.state.is_terminal() && record.claims.is_empty() && record.is_quiet()
+}
+
+/// Tells whether a task's record is there and cannot be read: it may be of a later version.
+fn is_undecodable(cluster: &ClusterState, dependency: &Dependency) -> bool {
+    cluster.tasks.undecodable.contains_key(&paths::task(&dependency.task))
 }
 
 /// Says for whom a task waits, and how those stand; `None` if it waits for nobody.
@@ -94,10 +99,18 @@ pub(crate) fn waiting_reason(cluster: &ClusterState, record: &TaskRecord) -> Opt
         let task = &dependency.task;
         match predecessor(cluster, dependency) {
             Some(predecessor) if predecessor.state.is_terminal() => {
-                format!("task {task}, an attempt of which may still write")
+                let attempt = predecessor.attempts.iter().find(|attempt| !attempt.quiet);
+                let node = attempt.map_or_else(String::new, |attempt| format!(" on {}", attempt.runner.node));
+                let help = match (predecessor.spec.kind().fence(), attempt) {
+                    (FenceMethod::Lease, _) | (_, None) => String::new(),
+                    (_, Some(Attempt { runner, .. })) => {
+                        format!(" (if the node is off: 'blockhaul fence {} --confirm')", runner.node)
+                    }
+                };
+                format!("task {task}, an attempt of which{node} may still write{help}")
             }
             Some(predecessor) => format!("task {task}, which is {}", predecessor.state.as_str()),
-            None => format!("task {task}"),
+            None => format!("task {task}, whose record cannot be decoded"),
         }
     };
     let named: Vec<String> = open.iter().take(NAMED_MAX).map(described).collect();

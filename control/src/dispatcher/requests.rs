@@ -19,7 +19,8 @@ use std::sync::Arc;
 use strum::VariantArray;
 use tokio::sync::{oneshot, watch};
 
-/// Largest record of a new task in bytes: leaves room for its durable map, attempts and errors.
+/// Largest record of a new task in bytes, without its dependencies, which have bounds of their own: leaves room for its
+/// durable map, attempts and errors.
 const NEW_BYTES_MAX: usize = 4 << 10;
 /// Times that the write of a drain record is tried while another process changes that record.
 const DRAIN_TRIES: usize = 4;
@@ -76,6 +77,7 @@ impl Dispatcher {
         };
         let id = record.id.clone();
         let waiting = self.submitters.entry(id.clone()).or_default();
+        let announced = after.clone();
         waiting.push((record.spec.clone(), after, reply));
         if waiting.len() > 1 {
             return;
@@ -83,6 +85,7 @@ impl Dispatcher {
         if self.cluster.tasks.get(&id).is_some() {
             return self.answer_submitters(&id);
         }
+        self.cluster.announce_dependent(&id, &announced);
         self.start_write(id, WriteOrigin::Submitted, move |writer| writer.create(record));
     }
 
@@ -98,7 +101,8 @@ impl Dispatcher {
         }
         let after = self.dependencies(&submission)?;
         let record = TaskRecord { after, ..TaskRecord::new(submission, self.clock.unix_ms()) };
-        match record.encode().len() {
+        let own = TaskRecord { after: Vec::new(), ..record.clone() };
+        match own.encode().len() {
             0..=NEW_BYTES_MAX => Ok(record),
             bytes => Err(Error::bad_request(format!("the task has {bytes} bytes, at most {NEW_BYTES_MAX} fit"))),
         }
@@ -107,6 +111,12 @@ impl Dispatcher {
     /// Returns the dependencies of a new task. The tasks that it depends on must exist.
     fn dependencies(&self, submission: &Submission) -> Result<Vec<Dependency>> {
         let one = |(task, condition): &(TaskId, Condition)| match self.cluster.tasks.get(task) {
+            // Its record may be on its way out.
+            Some(entry) if entry.record.state.is_terminal() && entry.runtime.is_busy => {
+                let message = format!("the record of task {task} is being changed: retry");
+                let error = Error::new(Code::Busy, Side::Coordination, Operation::Parse, message);
+                Err(Error { retryable: true, ..error })
+            }
             Some(entry) => {
                 Ok(Dependency { task: task.clone(), condition: *condition, created_ms: entry.record.created_ms })
             }
@@ -125,7 +135,9 @@ impl Dispatcher {
     /// Answers the clients that have submitted a task of this id, which is stored by now: those with other work get
     /// `EExists`.
     pub(crate) fn answer_submitters(&mut self, id: &TaskId) {
+        let now = self.clock.boot_time();
         for (spec, after, reply) in self.submitters.remove(id).unwrap_or_default() {
+            self.cluster.retract_dependent(id, &after, now);
             let answer = match self.cluster.tasks.get(id) {
                 Some(entry) if is_same_request(&entry.record, &spec, &after) => {
                     self.describe(id).ok_or_else(|| not_found(id))
@@ -141,7 +153,9 @@ impl Dispatcher {
 
     /// Answers the clients whose task could not be stored.
     pub(crate) fn refuse_submitters(&mut self, id: &TaskId, error: &Error) {
-        for (_, _, reply) in self.submitters.remove(id).unwrap_or_default() {
+        let now = self.clock.boot_time();
+        for (_, after, reply) in self.submitters.remove(id).unwrap_or_default() {
+            self.cluster.retract_dependent(id, &after, now);
             let _ = reply.send(Err(error.clone()));
         }
     }

@@ -74,7 +74,7 @@ impl Client {
                 self.result.expect(is_there, || format!("{id} was accepted and is not in the store"));
             }
             // The submission of a predecessor may have been lost, or the predecessor has ended and is purged.
-            Some(Err(error)) if error.code == Code::NotFound && !submission.after.is_empty() => {
+            Some(Err(error)) if (error.code == Code::NotFound || error.retryable) && !submission.after.is_empty() => {
                 self.result.note(format_args!("{id}: {error}"));
             }
             Some(Err(error)) => self.result.fail(format_args!("{id} was refused: {error}")),

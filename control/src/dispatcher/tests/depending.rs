@@ -102,7 +102,7 @@ async fn a_cancelled_copy_counts_only_when_none_of_its_writes_can_land() {
     sleep(Duration::from_secs(5)).await;
     assert_eq!(center.stored("b").state, TaskState::Pending);
     let reason = center.leader.get(&id("b")).await.unwrap().reason.clone();
-    assert_eq!(reason, "waiting for task a, an attempt of which may still write");
+    assert_eq!(reason, "waiting for task a, an attempt of which on n1 may still write");
     center.until("b", TaskState::Assigned).await;
     assert!(center.stored("a").claims.is_empty());
 }
@@ -121,9 +121,56 @@ async fn a_local_copy_that_was_lost_counts_when_its_node_is_back() {
     center.leader.command(&id("a"), TaskCommand::Cancel).await.unwrap();
     center.until("a", TaskState::Cancelled).await;
     sleep(Duration::from_secs(60)).await;
-    assert_eq!(center.stored("b").state, TaskState::Pending, "its node may still write");
-    center.runner("n1", "c", 9, Behaviour::Accepting).await;
+    let waiting = center.leader.get(&id("b")).await.unwrap();
+    assert_eq!(
+        (waiting.state, &*waiting.reason),
+        (
+            TaskState::Pending,
+            "waiting for task a, an attempt of which on n1 may still write (if the node is off: 'blockhaul fence n1 --confirm')"
+        )
+    );
+    // It is back for a moment only.
+    let back = center.runner("n1", "c", 9, Behaviour::Accepting).await;
+    sleep(Duration::from_millis(500)).await;
+    center.lose(&back).await;
     center.until("b", TaskState::Assigned).await;
+    assert!(center.stored("a").attempts[0].quiet);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_predecessor_whose_record_cannot_be_decoded_is_waited_for() {
+    let center = TestCenter::new(9, Config::default()).await;
+    center.runner("n1", "a", 9, Behaviour::Accepting).await;
+    center.leader.submit(after("x", noop(1), &[])).await.unwrap();
+    center.until("x", TaskState::Assigned).await;
+    center.leader.submit(after("b", noop(1), &[("x", End)])).await.unwrap();
+    let stored = center.stored("x");
+    center.overwrite("x", b"of a later version".to_vec()).await;
+    center.leader.changed(vec![id("x")]).await.unwrap();
+    sleep(Duration::from_secs(20)).await;
+    let waiting = center.leader.get(&id("b")).await.unwrap();
+    assert_eq!(
+        (waiting.state, &*waiting.reason),
+        (TaskState::Pending, "waiting for task x, whose record cannot be decoded")
+    );
+    let ended = crate::model::TaskRecord { state: TaskState::Cancelled, holder: None, claims: Vec::new(), ..stored };
+    center.overwrite("x", crate::model::Record::encode(&ended)).await;
+    center.leader.changed(vec![id("x")]).await.unwrap();
+    center.until("b", TaskState::Assigned).await;
+}
+
+/// 64 names of 32 bytes are the most that is possible.
+#[tokio::test(start_paused = true)]
+async fn as_many_dependencies_fit_as_are_allowed() {
+    let center = TestCenter::new(10, Config::default()).await;
+    let names: Vec<String> = (0..64).map(|number| format!("{number:032}")).collect();
+    for name in &names {
+        center.leader.submit(submission(name, noop(1))).await.unwrap();
+    }
+    let on: Vec<(&str, Condition)> = names.iter().map(|name| (name.as_str(), Success)).collect();
+    let stored = center.leader.submit(after("x", noop(1), &on)).await.unwrap();
+    assert_eq!(stored.after.len(), 64);
+    assert!(stored.reason.ends_with("and 61 more"), "{}", stored.reason);
 }
 
 #[tokio::test(start_paused = true)]
@@ -206,6 +253,15 @@ async fn long_chains_and_wide_fans_proceed() {
 }
 
 impl TestCenter {
+    /// Replaces a task's record by hand.
+    async fn overwrite(&self, name: &str, data: Vec<u8>) {
+        let session = self.ensemble.client("operator").open().await.unwrap();
+        let path = paths::task(&id(name));
+        let version = self.ensemble.committed(&path).unwrap().stat.version;
+        session.multi(vec![Op::Set { path, data, version }]).await.unwrap();
+        session.close().await;
+    }
+
     /// Deletes a task's record by hand, as an operator might.
     async fn ensemble_delete(&self, name: &str) {
         let session = self.ensemble.client("operator").open().await.unwrap();
