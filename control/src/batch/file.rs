@@ -8,7 +8,7 @@ use super::{
 };
 use crate::model::dependency::{check_dependencies, parse_dependency};
 use crate::model::fence_method::default_fence;
-use crate::model::{CopyTask, FenceMethod, NodeId, TaskId, TaskSpec, UnknownFields, VerifyTask};
+use crate::model::{CopyTask, FenceMethod, NodeId, TaskId, TaskSpec, TaskVolume, UnknownFields, VerifyTask};
 use blockhaul_engine::error::{Error, Result};
 use blockhaul_engine::spec::{DigestKind, Reflink, Sparse};
 use blockhaul_engine::units::{parse_duration, parse_rate};
@@ -103,12 +103,13 @@ struct Named {
     work: Work,
 }
 
-/// Parses and checks a batch file.
+/// Parses and checks a batch file. `identify` returns a text that is the same for two names of one volume, as far as it
+/// can be known: [`TaskVolume::key`] compares names.
 ///
 /// # Errors
 /// `EBadRequest` and what else is wrong with it: malformed text with its line, unknown keys, ids that are not unique,
 /// dependencies on unknown members, circles, two members that write one volume, and what is wrong with one member.
-pub fn parse(text: &str, place: &Place) -> Result<Batch> {
+pub fn parse(text: &str, place: &Place, identify: &dyn Fn(&TaskVolume) -> String) -> Result<Batch> {
     let raw: RawBatch = if text.trim_start().starts_with('{') {
         serde_json::from_str(text).map_err(|error| malformed(&error.to_string()))?
     } else {
@@ -140,7 +141,7 @@ pub fn parse(text: &str, place: &Place) -> Result<Batch> {
         named.push(Named { id, after, work });
     }
     let digest = blake3::hash(text.as_bytes()).to_hex().to_string();
-    Batch { digest, parallel, on_failure, members: linked(named, place)? }.ordered()
+    Batch { digest, parallel, on_failure, members: linked(named, place)? }.ordered(identify)
 }
 
 /// Resolves the names of dependencies and checks each member.
@@ -280,6 +281,10 @@ mod tests {
     use super::*;
     use blockhaul_engine::error::Code;
     use blockhaul_engine::flow::graph::Condition;
+
+    fn parse(text: &str, place: &Place) -> Result<Batch> {
+        super::parse(text, place, &TaskVolume::key)
+    }
 
     fn here() -> Place {
         Place::Local(NodeId::new("here").unwrap())

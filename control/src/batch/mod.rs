@@ -19,6 +19,8 @@ use std::time::Duration;
 
 /// Largest number of members.
 pub const MEMBERS_MAX: usize = 10_000;
+/// Most members of a circle that a message names.
+const CIRCLE_NAMED_MAX: usize = 10;
 /// Number of members that run at once, unless the file says otherwise.
 pub const PARALLEL_DEFAULT: usize = 4;
 /// Largest number of members that may run at once.
@@ -102,7 +104,11 @@ impl Work {
         }
     }
 
-    fn destination(&self) -> Result<Option<TaskVolume>> {
+    /// Returns the volume that it writes, if it writes one.
+    ///
+    /// # Errors
+    /// What is wrong with its name.
+    pub fn destination(&self) -> Result<Option<TaskVolume>> {
         match self {
             Self::Task(spec) => spec.kind().destination(),
             Self::Run(_) => Ok(None),
@@ -174,12 +180,14 @@ impl Batch {
     }
 
     /// Adds implied dependencies and checks what must hold of the members together.
-    fn ordered(mut self) -> Result<Self> {
-        let writers = order::writers(&self.members)?;
-        order::add_implied(&mut self.members, &writers)?;
+    fn ordered(mut self, identify: &dyn Fn(&TaskVolume) -> String) -> Result<Self> {
+        let writers = order::writers(&self.members, identify)?;
+        order::add_implied(&mut self.members, &writers, identify)?;
         if let Some(circle) = order::circle(&self.members) {
-            let names: Vec<_> = circle.iter().map(|&member| self.members[member].id.as_str()).collect();
-            return Err(Error::bad_request(format!("members wait for each other: {}", names.join(" after "))));
+            let named = circle.iter().take(CIRCLE_NAMED_MAX);
+            let names: Vec<_> = named.map(|&member| self.members[member].id.as_str()).collect();
+            let more = if circle.len() > names.len() { " after ..." } else { "" };
+            return Err(Error::bad_request(format!("members wait for each other: {}{more}", names.join(" after "))));
         }
         Ok(self)
     }

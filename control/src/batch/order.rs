@@ -13,11 +13,11 @@ type Writers = HashMap<String, usize>;
 ///
 /// # Errors
 /// `EBadRequest` if two members write one volume.
-pub(super) fn writers(members: &[Member]) -> Result<Writers> {
+pub(super) fn writers(members: &[Member], identify: &dyn Fn(&TaskVolume) -> String) -> Result<Writers> {
     let mut writers = Writers::new();
     for (index, member) in members.iter().enumerate() {
         let Some(volume) = member.work.destination()? else { continue };
-        if let Some(other) = writers.insert(volume.key(), index) {
+        if let Some(other) = writers.insert(identify(&volume), index) {
             let message = format!("{} and {} write the same volume, {volume}", members[other].id, member.id);
             return Err(Error::bad_request(message));
         }
@@ -26,11 +26,15 @@ pub(super) fn writers(members: &[Member]) -> Result<Writers> {
 }
 
 /// Has members wait for the success of the member that writes what they read, unless the file has that one wait for them.
-pub(super) fn add_implied(members: &mut [Member], writers: &Writers) -> Result<()> {
+pub(super) fn add_implied(
+    members: &mut [Member],
+    writers: &Writers,
+    identify: &dyn Fn(&TaskVolume) -> String,
+) -> Result<()> {
     let mut implied = Vec::new();
     for reader in 0..members.len() {
         let volumes = members[reader].work.sources()?;
-        let found = volumes.iter().filter_map(|volume| writers.get(&TaskVolume::key(volume)).copied());
+        let found = volumes.iter().filter_map(|volume| writers.get(&identify(volume)).copied());
         for writer in found.filter(|&writer| writer != reader) {
             let known = members[reader].after.iter_mut().find(|dependency| dependency.on == writer);
             if let Some(known) = known {

@@ -133,7 +133,8 @@ impl TaskVolume {
     }
 
     /// Returns a text that is the same for two names exactly if both are one volume, as far as names tell.
-    pub(crate) fn key(&self) -> String {
+    #[must_use]
+    pub fn key(&self) -> String {
         match self {
             Self::Path { node, path } => format!("file://{node}{}", path.shown()),
             Self::Socket { node, uri } => format!("{node} {}", plain_text(uri)),

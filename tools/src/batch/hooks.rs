@@ -63,15 +63,18 @@ impl<'a> HookRunner<'a> {
     /// # Errors
     /// What the system says.
     pub(super) fn new(request: &'a BatchRequest, state: &BatchState) -> Result<Self> {
-        let setup = match &request.hooks {
-            Some(folder) => {
-                let state = HookStateFolder::open(state.hooks_folder())?;
-                for leftover in state.kill_leftovers(LEFTOVERS_WAIT)? {
-                    tracing::warn!(?leftover, "killed what a hook had left behind");
-                }
-                Some(Setup { folder, state, subreaper: become_subreaper()? })
+        // An earlier run may have had hooks that this file has no more.
+        let state = (request.hooks.is_some() || state.hooks_folder().exists())
+            .then(|| HookStateFolder::open(state.hooks_folder()))
+            .transpose()?;
+        if let Some(state) = &state {
+            for leftover in state.kill_leftovers(LEFTOVERS_WAIT)? {
+                tracing::warn!(?leftover, "killed what a hook had left behind");
             }
-            None => None,
+        }
+        let setup = match (&request.hooks, state) {
+            (Some(folder), Some(state)) => Some(Setup { folder, state, subreaper: become_subreaper()? }),
+            (_, _) => None,
         };
         Ok(Self { setup, runs: BTreeMap::new(), epoch: now_ms() })
     }

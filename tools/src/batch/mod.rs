@@ -50,17 +50,17 @@ pub(crate) fn run(mut raw: RawBatch) -> Result<Exit> {
     let signals = StopSignals::catch()?;
     state_dir::prepare(&request.state_dir)?;
     let folder = StateFolder::lock(folder_of(&request.state_dir, &request.file))?;
-    let (state, ended) = match earlier::start(&request, folder)? {
-        Start::Run(state, ended) => (state, ended),
+    let start = match earlier::start(&request, folder)? {
+        Start::Run(start) => start,
         Start::HasEnded(end, members) => {
             report::already_ended(&request, end, &members);
             return Ok(Exit::Done);
         }
     };
-    let hooks = HookRunner::new(&request, &state)?;
+    let hooks = HookRunner::new(&request, &start.state)?;
     let engine = Engine::start(request.config)?;
     let began = Instant::now();
-    let run = BatchRun::new(&request, &engine, hooks, state, ended, Display::choose(request.output));
+    let run = BatchRun::new(&request, &engine, hooks, start, Display::choose(request.output));
     signals.stop(run.stop_target())?;
     let result = run.run()?;
     Ok(report::show(&request, &result, began.elapsed()))

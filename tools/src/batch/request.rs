@@ -3,7 +3,7 @@
 use crate::args::{RawBatch, RawOutput};
 use crate::copy::{checkpoint_key, engine_config, network_terms};
 use blockhaul_control::batch::{self, Batch, HookRun, Member, Place, Work};
-use blockhaul_control::model::{NodeId, TaskSpec};
+use blockhaul_control::model::{NodeId, TaskSpec, TaskVolume};
 use blockhaul_engine::engine::EngineConfig;
 use blockhaul_engine::error::{Error, Operation, Result, Side};
 use blockhaul_engine::journal::{JournalReader, default_checkpoint_path};
@@ -13,6 +13,7 @@ use blockhaul_engine::volume::{Locator, ReadOptions, open_source, usual_block, u
 use blockhaul_hooks::{HookFolder, HookName, HookOrder, HookRequest};
 use std::ffi::OsString;
 use std::io::Read;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// Largest batch file, in bytes: [`batch::MEMBERS_MAX`] members with long names fit.
@@ -78,7 +79,8 @@ impl BatchRequest {
         let config = engine_config(&engine, PathChoice::Auto)?;
         let here = node.map_or_else(local_node, NodeId::new)?;
         let text = read(&file)?;
-        let mut batch = batch::parse(&text, &Place::Local(here.clone()))?;
+        let file = file.canonicalize().map_err(|error| read_error(&file, &error))?;
+        let mut batch = batch::parse(&text, &Place::Local(here.clone()), &identify)?;
         if let Some(parallel) = parallel {
             batch.parallel = parallel.into();
         }
@@ -124,7 +126,7 @@ impl BatchRequest {
             (false, false) => RunMode::Resume,
         };
         let config = engine_config_for(&jobs, config);
-        let file = crate::state_dir::absolute_destination(&file);
+        check_own_files(&batch, &file, [Some(state_dir.as_path()), hooks.as_ref().map(HookFolder::path)])?;
         Ok(Self { batch, jobs, file, hooks, config, state_dir, mode, dry_run, output })
     }
 
@@ -163,6 +165,14 @@ impl MemberJob {
             Self::Copy(_) | Self::Run(_) => None,
         };
         self.volumes().into_iter().filter_map(Locator::path).chain(receipt).collect()
+    }
+
+    /// Returns the local path that a copy writes.
+    pub(super) fn destination_file(&self) -> Option<&Path> {
+        match self {
+            Self::Copy(spec) => spec.destination.path(),
+            Self::Verify(_) | Self::Run(_) => None,
+        }
     }
 
     /// Returns the name of what it does.
@@ -266,10 +276,44 @@ fn local_node() -> Result<NodeId> {
     name.and_then(|name| NodeId::new(name).ok()).map_or_else(|| NodeId::new("localhost"), Ok)
 }
 
+/// Returns a text that is the same for two names of one volume: of a local one by what its path leads to.
+fn identify(volume: &TaskVolume) -> String {
+    let TaskVolume::Path { path, .. } = volume else { return volume.key() };
+    match path.metadata() {
+        Ok(stat) if stat.file_type().is_block_device() => format!("device {}", stat.rdev()),
+        Ok(stat) => format!("inode {}:{}", stat.dev(), stat.ino()),
+        // It is created.
+        Err(_) => format!("path {}", crate::state_dir::absolute_destination(path).shown()),
+    }
+}
+
+/// Refuses a destination that is the batch file, or lies in one of these folders.
+fn check_own_files(batch: &Batch, file: &Path, folders: [Option<&Path>; 2]) -> Result<()> {
+    let inode = |path: &Path| path.metadata().ok().map(|stat| (stat.dev(), stat.ino()));
+    let folders: Vec<_> = folders.into_iter().flatten().filter_map(inode).collect();
+    for member in &batch.members {
+        let Some(TaskVolume::Path { path, .. }) = member.work.destination()? else { continue };
+        let resolved = path.canonicalize().unwrap_or_else(|_| crate::state_dir::absolute_destination(&path));
+        let is_file = inode(&path).is_some_and(|found| Some(found) == inode(file));
+        let is_inside = resolved.ancestors().filter_map(inode).any(|folder| folders.contains(&folder));
+        if is_file || is_inside {
+            let what = "its destination is the batch file, or lies in the state directory or the folder of hooks";
+            return Err(of_member(member, Error::bad_request(what)));
+        }
+    }
+    Ok(())
+}
+
+fn read_error(file: &Path, error: &std::io::Error) -> Error {
+    Error::io(Side::Caller, Operation::Read, error, format!("read the batch file {}", file.shown()))
+}
+
 fn read(file: &Path) -> Result<String> {
-    let failed = |error: &std::io::Error| {
-        Error::io(Side::Caller, Operation::Read, error, format!("read the batch file {}", file.shown()))
-    };
+    let failed = |error: &std::io::Error| read_error(file, error);
+    // A pipe has no path by which a second run would find its state.
+    if !file.metadata().map_err(|error| failed(&error))?.is_file() {
+        return Err(Error::bad_request(format!("{} is no batch file: it is no regular file", file.shown())));
+    }
     let opened = std::fs::File::open(file).map_err(|error| failed(&error))?;
     let mut text = Vec::new();
     opened.take(FILE_BYTES_MAX + 1).read_to_end(&mut text).map_err(|error| failed(&error))?;

@@ -11,6 +11,7 @@
 //! - A member with a hook runs until no process of the hook is left.
 
 use super::display::{Display, MemberProgress};
+use super::earlier::BatchStart;
 use super::hooks::{HookEnd, HookRunner, RunningHook};
 use super::request::{BatchRequest, MemberJob, RunMode};
 use super::state::{BatchState, EndState, MemberEnd, now_ms};
@@ -50,6 +51,8 @@ pub(super) struct BatchRun<'a> {
     hooks: HookRunner<'a>,
     /// Members whose hooks run again, and when.
     delayed: Vec<(Instant, usize)>,
+    /// Whether all members but clean-up are cancelled from the beginning.
+    is_cancelled: bool,
     stop: StopRequest,
     ended: Vec<Option<MemberEnd>>,
     totals: Totals,
@@ -123,8 +126,7 @@ impl<'a> BatchRun<'a> {
         request: &'a BatchRequest,
         engine: &'a Engine,
         hooks: HookRunner<'a>,
-        state: BatchState,
-        ended: Vec<Option<MemberEnd>>,
+        BatchStart { state, ended, is_cancelled }: BatchStart,
         display: Display,
     ) -> Self {
         let scheduler = Flow::default().scheduler();
@@ -147,6 +149,7 @@ impl<'a> BatchRun<'a> {
             running: Vec::new(),
             hooks,
             delayed: Vec::new(),
+            is_cancelled: is_cancelled || request.mode == RunMode::Cancel,
             stop,
             ended,
             totals: Totals { is_quiesced: true, ..Totals::default() },
@@ -165,11 +168,7 @@ impl<'a> BatchRun<'a> {
     /// The state could not be recorded: everything that ran was stopped.
     pub(super) fn run(mut self) -> Result<BatchResult> {
         self.stop.event.launch()?;
-        self.tasks.iter().for_each(|task| _ = task.schedule());
-        if self.request.mode == RunMode::Cancel {
-            self.cancel_others();
-        }
-        let outcome = self.run_until_over();
+        let outcome = self.begin().and_then(|()| self.run_until_over());
         if let Err(error) = outcome {
             self.stop_running(StopReason::RunnerInterrupt);
             while !self.running.is_empty() {
@@ -185,7 +184,23 @@ impl<'a> BatchRun<'a> {
             self.state.ended(end)?;
         }
         self.display.clear();
-        Ok(BatchResult { end, members: self.ended, totals: self.totals, first_error: self.first_error })
+        let first_error = self.first_error.take().or_else(|| self.recorded_error());
+        Ok(BatchResult { end, members: self.ended, totals: self.totals, first_error })
+    }
+
+    /// Schedules all members, and cancels what an earlier run has cancelled, or would have if it had not been killed.
+    fn begin(&mut self) -> Result<()> {
+        self.tasks.iter().for_each(|task| _ = task.schedule());
+        // The tasks of members that have ended end before anything is cancelled.
+        self.scheduler.progress();
+        if self.is_cancelled {
+            self.state.cancelled()?;
+        }
+        let has_failed = self.ended.iter().flatten().any(|end| end.state == EndState::Failed);
+        if self.is_cancelled || (has_failed && self.request.batch.on_failure == OnFailure::Stop) {
+            self.cancel_others();
+        }
+        Ok(())
     }
 
     fn run_until_over(&mut self) -> Result<()> {
@@ -308,37 +323,56 @@ impl<'a> BatchRun<'a> {
 
     /// Records the ends of members, and what follows from a failure. Returns whether there were any.
     fn record_ends(&mut self) -> Result<bool> {
-        let mut is_any = false;
-        loop {
-            let Some((member, result)) = lock(&self.ends).pop_front() else { return Ok(is_any) };
-            is_any = true;
-            let id = self.request.batch.members[member].id.clone();
+        let ended: Vec<_> = lock(&self.ends).drain(..).collect();
+        if ended.is_empty() {
+            return Ok(false);
+        }
+        let mut records = Vec::with_capacity(ended.len());
+        let mut has_failed = false;
+        for (member, result) in ended {
+            let id = self.request.batch.members[member].id.as_str();
             let end = match self.ended[member].take() {
                 Some(end) => end,
                 None => {
                     let result = self.explained(member, result.clone());
                     let end = end_of_member(&result);
-                    self.display.not_started(id.as_str(), end.state, &result);
+                    self.display.not_started(id, end.state, &result);
                     end
                 }
             };
-            self.state.member_ended(id.as_str(), &end)?;
-            let has_failed = end.state == EndState::Failed;
-            if let (true, None, Err(error)) = (has_failed, &self.first_error, result) {
-                self.first_error = Some(Error { message: format!("member {id}: {}", error.message), ..error });
+            if let (EndState::Failed, Err(error)) = (end.state, result) {
+                has_failed = true;
+                self.first_error.get_or_insert_with(|| of_member(id, error));
             }
+            records.push((id.to_owned(), end.clone()));
             self.ended[member] = Some(end);
-            if has_failed && self.request.batch.on_failure == OnFailure::Stop {
-                self.cancel_others();
-            }
         }
+        self.state.members_ended(&records)?;
+        if has_failed && self.request.batch.on_failure == OnFailure::Stop {
+            self.cancel_others();
+        }
+        Ok(true)
+    }
+
+    /// Returns the error of the member that failed first, or else was cancelled, as it was recorded.
+    fn recorded_error(&self) -> Option<Error> {
+        let first = |state| {
+            let members = self.request.batch.members.iter().zip(&self.ended);
+            let ends = members.filter_map(|(member, end)| Some((member, end.as_ref()?)));
+            ends.filter(|(_, end)| end.state == state).min_by_key(|(_, end)| end.ended_ms)
+        };
+        let (member, end) = first(EndState::Failed).or_else(|| first(EndState::Cancelled))?;
+        result_of_end(end).err().map(|error| of_member(member.id.as_str(), error))
     }
 
     /// Cancels every member that has not ended, except for clean-up.
     fn cancel_others(&mut self) {
-        let others: Vec<usize> = (0..self.tasks.len()).filter(|&member| !self.is_clean_up[member]).collect();
-        // The last one first: none starts because an earlier one was cancelled.
-        others.iter().rev().for_each(|&member| self.tasks[member].cancel());
+        // What waits for others comes before them: none starts, or is skipped, because an earlier one was cancelled.
+        for member in self.request.batch.order().into_iter().rev() {
+            if !self.is_clean_up[member] && self.ended[member].is_none() {
+                self.tasks[member].cancel();
+            }
+        }
         for running in self.running.iter().filter(|running| !self.is_clean_up[running.member]) {
             running.work.stop(StopReason::UserCancel);
         }
@@ -480,6 +514,10 @@ pub(super) fn end_of(members: &[Option<MemberEnd>]) -> EndState {
     } else {
         EndState::Succeeded
     }
+}
+
+fn of_member(id: &str, error: Error) -> Error {
+    Error { message: format!("member {id}: {}", error.message), ..error }
 }
 
 fn cancelled() -> Error {

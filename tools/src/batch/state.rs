@@ -21,7 +21,7 @@ use blockhaul_engine::journal::{JournalReader, JournalState};
 use blockhaul_engine::shown::Shown;
 use blockhaul_engine::spec::ResumePolicy;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -88,6 +88,8 @@ enum Record {
         #[serde(flatten)]
         end: MemberEnd,
     },
+    /// All members but clean-up are being cancelled.
+    Cancel {},
     End {
         state: EndState,
         ended_ms: u64,
@@ -100,6 +102,12 @@ struct Header {
     digest: String,
     file: String,
     started_ms: u64,
+    /// Boot of the host in which the run began, or went on last.
+    #[serde(default)]
+    boot_id: String,
+    /// Members whose copies refuse a checkpoint: it was there before this batch.
+    #[serde(default)]
+    foreign: BTreeSet<String>,
     /// Checkpoints that are not to be resumed, by member: when their copies first started, in ns since 1970.
     #[serde(default)]
     discarded: BTreeMap<String, i64>,
@@ -119,7 +127,22 @@ pub(crate) struct EarlierRun {
     pub(crate) digest: String,
     pub(crate) members: BTreeMap<String, MemberEnd>,
     pub(crate) end: Option<BatchEnd>,
-    discarded: BTreeMap<String, i64>,
+    /// Whether all members but clean-up were being cancelled.
+    pub(crate) is_cancelled: bool,
+    pub(crate) boot_id: String,
+    pub(crate) foreign: BTreeSet<String>,
+    pub(crate) discarded: BTreeMap<String, i64>,
+}
+
+/// What a run takes over.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    /// Members that have ended.
+    pub(crate) members: BTreeMap<String, MemberEnd>,
+    /// Members whose copies refuse a checkpoint.
+    pub(crate) foreign: BTreeSet<String>,
+    /// Checkpoints that are not resumed, by member: when their copies first started, in ns since 1970.
+    pub(crate) discarded: BTreeMap<String, i64>,
 }
 
 /// Locked folder of a batch.
@@ -136,6 +159,7 @@ pub(crate) struct BatchState {
     file: File,
     /// What copies do with checkpoints that are not discarded.
     resume_policy: ResumePolicy,
+    foreign: BTreeSet<String>,
     discarded: BTreeMap<String, i64>,
 }
 
@@ -188,11 +212,13 @@ impl StateFolder {
             Some(Ok(_)) | None => return Err(corrupt("it does not begin with a batch")),
             Some(Err(error)) => return Err(corrupt(&error.to_string())),
         };
-        let Header { digest, discarded, .. } = header;
-        let mut run = EarlierRun { digest, members: BTreeMap::new(), end: None, discarded };
+        let Header { digest, boot_id, foreign, discarded, .. } = header;
+        let members = BTreeMap::new();
+        let mut run = EarlierRun { digest, members, end: None, is_cancelled: false, boot_id, foreign, discarded };
         for record in records {
             match record.map_err(|error| corrupt(&error.to_string()))? {
                 Record::Member { member, end } => _ = run.members.insert(member, end),
+                Record::Cancel {} => run.is_cancelled = true,
                 Record::End { state, ended_ms } => run.end = Some(BatchEnd { state, ended_ms }),
                 Record::Batch(_) => return Err(corrupt("it holds two batches")),
             }
@@ -200,8 +226,7 @@ impl StateFolder {
         Ok(Some(run))
     }
 
-    /// Begins a run in which the `kept` members have ended already. The checkpoints of `discarded`, by their copies'
-    /// first start, are not resumed; others are as `resume_policy` says.
+    /// Begins a run. Checkpoints that are not `kept` apart are taken as `resume_policy` says.
     ///
     /// # Errors
     /// What the system says.
@@ -209,8 +234,7 @@ impl StateFolder {
         self,
         digest: &str,
         batch_file: &Path,
-        kept: &BTreeMap<String, MemberEnd>,
-        discarded: BTreeMap<String, i64>,
+        kept: &Kept,
         resume_policy: ResumePolicy,
     ) -> Result<BatchState> {
         for entry in std::fs::read_dir(&self.path).into_iter().flatten().flatten() {
@@ -223,10 +247,12 @@ impl StateFolder {
             digest: digest.to_owned(),
             file: batch_file.shown().to_string(),
             started_ms: now_ms(),
-            discarded: discarded.clone(),
+            boot_id: boot_id(),
+            foreign: kept.foreign.clone(),
+            discarded: kept.discarded.clone(),
         };
         let mut text = line(&Record::Batch(header));
-        for (member, end) in kept {
+        for (member, end) in &kept.members {
             text.extend(line(&Record::Member { member: member.clone(), end: end.clone() }));
         }
         let (new, path) = (self.path.join("state.new"), self.path.join("state"));
@@ -239,7 +265,8 @@ impl StateFolder {
             Ok(file)
         };
         let file = written().map_err(|error| io_error(&error, "write", &path))?;
-        Ok(BatchState { folder: self, file, resume_policy, discarded })
+        let (foreign, discarded) = (kept.foreign.clone(), kept.discarded.clone());
+        Ok(BatchState { folder: self, file, resume_policy, foreign, discarded })
     }
 
     /// Goes on with the run that was interrupted.
@@ -257,8 +284,8 @@ impl StateFolder {
             Ok(file)
         };
         let file = opened().map_err(|error| io_error(&error, "open", &path))?;
-        let discarded = earlier.discarded.clone();
-        Ok(BatchState { folder: self, file, resume_policy: ResumePolicy::Resume, discarded })
+        let (foreign, discarded) = (earlier.foreign.clone(), earlier.discarded.clone());
+        Ok(BatchState { folder: self, file, resume_policy: ResumePolicy::Resume, foreign, discarded })
     }
 
     /// Returns the members that have a finished receipt: their copies succeeded, and the process died before it
@@ -284,19 +311,29 @@ impl BatchState {
     pub(crate) fn resume_policy(&self, member: &str, checkpoint: &Path) -> ResumePolicy {
         let started_ns = || JournalReader::open(checkpoint).ok().map(|journal| journal.header().started_ns);
         match self.discarded.get(member) {
+            _ if self.foreign.contains(member) => ResumePolicy::Refuse,
             Some(&discarded) if started_ns() == Some(discarded) => ResumePolicy::Restart,
             Some(_) | None => self.resume_policy,
         }
     }
 
-    /// Records the end of a member.
+    /// Records the ends of members.
     ///
     /// # Errors
     /// What the system says.
-    pub(crate) fn member_ended(&mut self, member: &str, end: &MemberEnd) -> Result<()> {
-        self.append(&Record::Member { member: member.to_owned(), end: end.clone() })?;
-        remove(&self.receipt(member));
+    pub(crate) fn members_ended(&mut self, ends: &[(String, MemberEnd)]) -> Result<()> {
+        let record = |(member, end): &(String, MemberEnd)| Record::Member { member: member.clone(), end: end.clone() };
+        self.append(ends.iter().map(record))?;
+        ends.iter().for_each(|(member, _)| remove(&self.receipt(member)));
         Ok(())
+    }
+
+    /// Records that all members but clean-up are being cancelled.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn cancelled(&mut self) -> Result<()> {
+        self.append([Record::Cancel {}])
     }
 
     /// Records the end of the batch.
@@ -304,13 +341,20 @@ impl BatchState {
     /// # Errors
     /// What the system says.
     pub(crate) fn ended(&mut self, state: EndState) -> Result<()> {
-        self.append(&Record::End { state, ended_ms: now_ms() })
+        self.append([Record::End { state, ended_ms: now_ms() }])
     }
 
-    fn append(&mut self, record: &Record) -> Result<()> {
-        let written = self.file.write_all(&line(record)).and_then(|()| self.file.sync_data());
+    fn append(&mut self, records: impl IntoIterator<Item = Record>) -> Result<()> {
+        let lines: Vec<u8> = records.into_iter().flat_map(|record| line(&record)).collect();
+        let written = self.file.write_all(&lines).and_then(|()| self.file.sync_data());
         written.map_err(|error| io_error(&error, "write", &self.folder.path.join("state")))
     }
+}
+
+/// Returns what tells one boot of the host from another.
+pub(crate) fn boot_id() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
 }
 
 /// Returns the time in milliseconds since 1970.
@@ -340,7 +384,12 @@ fn line(record: &Record) -> Vec<u8> {
 fn io_error(error: &std::io::Error, what: &str, path: &Path) -> Error {
     let error =
         Error::io(Side::Caller, Operation::Journal, error, format!("{what} the state of the batch {}", path.shown()));
-    error.advise("use another state directory (--state-dir)")
+    let is_full = matches!(error.code, Code::NoSpace);
+    error.advise(if is_full {
+        "free some space, then run the same command again"
+    } else {
+        "make it writable, then run the same command again, or use another state directory (--state-dir)"
+    })
 }
 
 #[cfg(test)]
@@ -357,9 +406,9 @@ mod tests {
         let path = scratch.path().join("b");
         let mut state = StateFolder::lock(path.clone())
             .unwrap()
-            .begin("d", Path::new("/f"), &BTreeMap::new(), BTreeMap::new(), ResumePolicy::Refuse)
+            .begin("d", Path::new("/f"), &Kept::default(), ResumePolicy::Refuse)
             .unwrap();
-        state.member_ended("a", &end(EndState::Succeeded)).unwrap();
+        state.members_ended(&[("a".to_owned(), end(EndState::Succeeded))]).unwrap();
         assert_eq!(StateFolder::lock(path.clone()).unwrap_err().code, Code::Busy);
         drop(state);
         // The process died while it wrote.
@@ -369,7 +418,7 @@ mod tests {
         let earlier = folder.earlier_run().unwrap().unwrap();
         assert_eq!((earlier.members.len(), earlier.end), (1, None));
         let mut state = folder.resume(&earlier).unwrap();
-        state.member_ended("b", &end(EndState::Failed)).unwrap();
+        state.members_ended(&[("b".to_owned(), end(EndState::Failed))]).unwrap();
         state.ended(EndState::Failed).unwrap();
         drop(state);
         let earlier = StateFolder::lock(path).unwrap().earlier_run().unwrap().unwrap();

@@ -62,11 +62,12 @@ fn members_run_in_order_and_a_second_run_does_nothing() {
     let progress = first.lines.iter().filter(|line| line["event"] == "progress");
     assert!(progress.into_iter().all(|line| line["member"].is_string()), "{first:#?}");
 
-    scratch.file("first", b"changed since");
+    let changed = noise(2 * MIB, 9);
+    scratch.file("first", &changed);
     let second = run(&scratch, &[]);
     second.assert_done();
     assert_eq!((second.lines.len(), second.report()["ended_ms"].is_u64()), (1, true), "{second:#?}");
-    assert_eq!(scratch.read("first"), b"changed since");
+    assert_eq!(scratch.read("first"), changed);
     let again = run(&scratch, &["--restart"]);
     assert_eq!((again.code, again.error_code()), (Some(1), &Value::from("EExists")), "{again:#?}");
     run(&scratch, &["--restart", "--overwrite"]).assert_done();
@@ -100,16 +101,14 @@ fn a_failure_stops_the_rest_except_for_clean_up() {
     assert_eq!((failed.error_code(), &statuses[1].1), (&Value::from("ENotFound"), &Value::from("ENotFound")));
     assert!(failed.report()["error"]["message"].as_str().unwrap().starts_with("member fails: "), "{failed:#?}");
 
-    // Run again, it does what is left, and clean-up.
+    // Run again, it does what is left.
     scratch.file("missing", &noise(MIB, 2));
     scratch.file("batch.toml", text.as_bytes());
-    std::fs::remove_file(scratch.path("clean-up")).unwrap();
     let again = run(&scratch, &[]);
     again.assert_done();
     let mut members = started(&again);
     members.sort_unstable();
-    assert_eq!(members, ["clean-up", "fails", "needs", "slow", "waits"], "{again:#?}");
-    assert_eq!(report(&again, "after-failure")["status"], "skipped");
+    assert_eq!(members, ["fails", "needs", "slow", "waits"], "{again:#?}");
     assert_eq!(scratch.read("fails"), scratch.read("missing"));
     assert_eq!(scratch.read("slow"), scratch.read("a"));
 }
@@ -313,6 +312,117 @@ fn bars_take_few_lines_and_results_stay() {
     assert!(text.starts_with("succeeded: 30 of 30 members succeeded"), "{text}");
 }
 
+#[test]
+fn a_failure_stops_the_rest_also_when_the_process_dies_meanwhile() {
+    let scratch = Scratch::new();
+    scratch.file("a", &noise(16 * MIB, 1));
+    let text = [
+        copy(&scratch, "missing", "fails", ""),
+        copy(&scratch, "a", "slow", SLOW),
+        copy(&scratch, "a", "never", "after = ['slow']"),
+        copy(&scratch, "a", "clean-up", "after = ['slow:end']"),
+    ]
+    .concat();
+    batch(&scratch, &text);
+    assert_eq!(run(&scratch, &["--parallel", "1"]).code, Some(1));
+    // As if the process had died when it had recorded the failure, and nothing else.
+    let state = state_folder(&scratch).join("state");
+    let lines = std::fs::read_to_string(&state).unwrap();
+    let is_kept = |line: &&str| line.contains("\"record\":\"batch\"") || line.contains("\"member\":\"fails\"");
+    let kept: Vec<&str> = lines.lines().filter(is_kept).collect();
+    std::fs::write(&state, kept.join("\n") + "\n").unwrap();
+    std::fs::remove_file(scratch.path("clean-up")).unwrap();
+    let again = run(&scratch, &[]);
+    assert_eq!((again.code, started(&again)), (Some(1), vec!["clean-up"]), "{again:#?}");
+    assert_eq!(again.error_code(), "ENotFound", "the first error is that of the earlier run: {again:#?}");
+    assert_eq!(report(&again, "never")["status"], "cancelled");
+}
+
+#[test]
+fn two_names_of_one_volume_are_one_volume() {
+    let scratch = Scratch::new();
+    for name in ["a", "c"] {
+        scratch.file(name, &noise(MIB, 1));
+    }
+    scratch.file("b", b"");
+    std::os::unix::fs::symlink("b", scratch.path("link")).unwrap();
+    std::fs::hard_link(scratch.path("b"), scratch.path("hard")).unwrap();
+    std::fs::create_dir(scratch.path("d")).unwrap();
+    std::os::unix::fs::symlink("d", scratch.path("folder")).unwrap();
+    for (one, other) in [("b", "link"), ("b", "hard"), ("d/new", "folder/new")] {
+        let named = |id: &str, from: &str, to: &str| {
+            copy(&scratch, from, to, "").replace(&format!("id = '{to}'"), &format!("id = '{id}'"))
+        };
+        batch(&scratch, &[named("one", "a", one), named("other", "c", other)].concat());
+        let refused = run(&scratch, &["--overwrite"]);
+        refused.assert_failed(2, "EBadRequest");
+        assert!(refused.stderr.contains("write the same volume"), "{refused:#?}");
+    }
+    // What reads it under another name waits for it.
+    batch(&scratch, &[copy(&scratch, "link", "e", ""), copy(&scratch, "a", "b", SLOW)].concat());
+    let done = run(&scratch, &["--overwrite"]);
+    done.assert_done();
+    assert_eq!(started(&done), ["b", "e"]);
+    assert!(scratch.read("e") == scratch.read("a"));
+}
+
+#[test]
+fn a_batch_does_not_write_its_own_files() {
+    let scratch = Scratch::new();
+    scratch.file("a", &noise(MIB, 1));
+    std::fs::create_dir(scratch.path("state")).unwrap();
+    for own in ["batch.toml", "state/x"] {
+        let text = copy(&scratch, "a", own, "").replace(&format!("id = '{own}'"), "id = 'own'");
+        batch(&scratch, &text);
+        run(&scratch, &["--overwrite"]).assert_failed(2, "EBadRequest");
+        assert_eq!(scratch.read("batch.toml"), text.as_bytes());
+    }
+}
+
+#[test]
+fn success_is_believed_only_with_every_member_and_every_destination() {
+    let scratch = Scratch::new();
+    scratch.file("a", &noise(MIB, 1));
+    batch(&scratch, &[copy(&scratch, "a", "b", ""), copy(&scratch, "a", "c", "")].concat());
+    run(&scratch, &[]).assert_done();
+    std::fs::rename(scratch.path("b"), scratch.path("moved")).unwrap();
+    let gone = run(&scratch, &[]);
+    gone.assert_failed(1, "ENotFound");
+    assert!(gone.stderr.contains("member b"), "{gone:#?}");
+    std::fs::rename(scratch.path("moved"), scratch.path("b")).unwrap();
+    run(&scratch, &[]).assert_done();
+    let state = state_folder(&scratch).join("state");
+    let lines = std::fs::read_to_string(&state).unwrap();
+    let without: Vec<&str> = lines.lines().filter(|line| !line.contains("\"member\":\"b\"")).collect();
+    std::fs::write(&state, without.join("\n") + "\n").unwrap();
+    run(&scratch, &[]).assert_failed(1, "ECheckpointCorrupt");
+}
+
+#[test]
+fn a_copy_whose_checkpoint_is_of_no_use_starts_over_when_the_batch_runs_again() {
+    let scratch = Scratch::new();
+    scratch.file("a", &noise(8 * MIB, 1));
+    scratch.file("c", &noise(MIB, 2));
+    let text = [
+        copy(&scratch, "c", "done", ""),
+        copy(&scratch, "a", "b", SLOW),
+        copy(&scratch, "c", "after-end", "after = ['done:end']"),
+    ]
+    .concat();
+    batch(&scratch, &text);
+    let mut command = command(&scratch, &[]);
+    command.stderr(std::process::Stdio::piped());
+    let is_under_way = |line: &Value| line["durable"].as_u64() > Some(0) && line["member"] == "b";
+    stop_by(command, Signal::SIGINT, is_under_way);
+    std::fs::remove_file(scratch.path("b")).unwrap();
+    let refused = run(&scratch, &[]);
+    assert_eq!((refused.code, refused.error_code()), (Some(1), &Value::from("ECheckpointMismatch")), "{refused:#?}");
+    let again = run(&scratch, &[]);
+    again.assert_done();
+    assert_eq!(started(&again), ["b"], "what has succeeded stays, clean-up or not: {again:#?}");
+    assert!(scratch.read("b") == scratch.read("a"));
+}
+
 /// A folder of hooks that write a line into `log` each time they run.
 struct Hooks {
     folder: SafeDir,
@@ -461,4 +571,63 @@ fn a_stop_ends_a_hook_and_what_a_killed_batch_left_is_ended_by_the_next_run() {
         assert!(!lives(), "{signal}");
         assert_eq!(hooks.lines(), ["waits 1 42", "waits 1 42"]);
     }
+}
+
+#[test]
+fn cancelling_a_batch_with_hooks_is_no_success() {
+    let Some(hooks) = Hooks::new() else { return };
+    let scratch = Scratch::new();
+    scratch.file("a", &noise(8 * MIB, 1));
+    hooks.add("freeze", "");
+    hooks.add("thaw", "");
+    let check = format!("[[verify]]\nid = 'check'\nfrom = {:?}\nto = {:?}\n", scratch.path("a"), scratch.path("root"));
+    let text = [
+        hook("freeze", ""),
+        copy(&scratch, "a", "root", &format!("{SLOW}\nafter = ['freeze']")),
+        check,
+        hook("thaw", "after = ['root:end', 'check:end']"),
+    ]
+    .concat();
+    batch(&scratch, &text);
+    let mut command = hooks.command(&scratch, &[]);
+    command.stderr(std::process::Stdio::piped());
+    stop_by(command, Signal::SIGINT, |line| line["durable"].as_u64() > Some(0));
+    assert_eq!(hooks.lines(), ["freeze 1 42"], "a signal runs no clean-up");
+    let cancelled = hooks.run(&scratch, &["--cancel"]);
+    assert_eq!(
+        (cancelled.code, &cancelled.report()["status"]),
+        (Some(75), &Value::from("cancelled")),
+        "{cancelled:#?}"
+    );
+    for member in ["root", "check"] {
+        assert_eq!(report(&cancelled, member)["status"], "cancelled", "{cancelled:#?}");
+    }
+    assert_eq!(hooks.lines()[1..], ["thaw 1 42"]);
+    // Run again, the machine is frozen again, and the copy starts over.
+    let again = hooks.run(&scratch, &[]);
+    again.assert_done();
+    assert_eq!(hooks.lines()[2..], ["freeze 1 42", "thaw 1 42"]);
+    assert_eq!(report(&again, "root")["bytes"]["resumed"], 0);
+}
+
+#[test]
+fn after_another_boot_hooks_run_again_and_their_copies_start_over() {
+    let Some(hooks) = Hooks::new() else { return };
+    let scratch = Scratch::new();
+    scratch.file("a", &noise(8 * MIB, 1));
+    hooks.add("freeze", "");
+    batch(&scratch, &[hook("freeze", ""), copy(&scratch, "a", "b", &format!("{SLOW}\nafter = ['freeze']"))].concat());
+    let mut command = hooks.command(&scratch, &[]);
+    command.stderr(std::process::Stdio::piped());
+    stop_by(command, Signal::SIGKILL, |line| line["durable"].as_u64() > Some(0));
+    let state = state_folder(&scratch).join("state");
+    let lines = std::fs::read_to_string(&state).unwrap();
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    assert!(lines.contains(boot.trim()));
+    std::fs::write(&state, lines.replace(boot.trim(), "another")).unwrap();
+    let again = hooks.run(&scratch, &[]);
+    again.assert_done();
+    assert_eq!(hooks.lines(), ["freeze 1 42", "freeze 1 42"]);
+    assert_eq!(report(&again, "b")["bytes"]["resumed"], 0);
+    assert!(scratch.read("b") == scratch.read("a"));
 }
