@@ -59,6 +59,8 @@ struct ObservedState {
     granted: BTreeMap<Epoch, Instant>,
     /// Nodes that an operator has confirmed to be off.
     confirmed: BTreeSet<String>,
+    /// Times at which tasks were last seen to wait for something that may take its time.
+    waited: BTreeMap<TaskId, Instant>,
     /// Times at which the registrations of each process were deleted.
     gone: BTreeMap<String, Vec<Instant>>,
 }
@@ -495,14 +497,20 @@ impl InvariantChecker {
     /// Checks I5 once all faults are repaired at `since`: describes a task that could proceed and has not changed for a
     /// minute.
     pub(super) fn stuck(&self, since: Instant, unix_ms: u64) -> Option<String> {
-        let observed = self.observed();
+        let mut observed = self.observed();
+        let rests = |record: &TaskRecord| record.not_before_ms > unix_ms || observed.waits(record);
+        let waiting = observed.tasks.values().map(|seen| &seen.record);
+        let waiting = waiting.filter(|record| record.state == TaskState::Pending && rests(record));
+        let waiting: Vec<TaskId> = waiting.map(|record| record.id.clone()).collect();
+        let now = Instant::now();
+        observed.waited.extend(waiting.into_iter().map(|id| (id, now)));
         let is_stuck = |seen: &&CommittedTask| {
             let CommittedTask { record, changed } = seen;
-            let waits =
-                record.state == TaskState::Pending && (record.not_before_ms > unix_ms || observed.waits(record));
+            // What it waited for may have ended a moment ago.
+            let since = observed.waited.get(&record.id).map_or(since, |waited| since.max(*waited));
             let is_asleep = record.state.is_terminal()
                 || (record.state == TaskState::Paused && record.desired_state == DesiredState::Pause);
-            !waits && !is_asleep && (*changed).max(since).elapsed() > STUCK
+            !is_asleep && (*changed).max(since).elapsed() > STUCK
         };
         let stuck = observed.tasks.values().find(is_stuck)?;
         let CommittedTask { record, changed } = stuck;
