@@ -159,6 +159,18 @@ pub(crate) fn make_file(path: &Path, size: u64, data: &[(u64, usize)]) -> File {
     file
 }
 
+/// Tells whether a server listens, without connecting: a connection would count as a client. The socket's file is there
+/// before that.
+fn is_listened_on(socket: &Path) -> bool {
+    let table = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let listens = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        // The flag of a listening socket.
+        words.get(3) == Some(&"00010000") && words.last().is_some_and(|path| Path::new(path) == socket)
+    };
+    table.lines().any(listens)
+}
+
 /// A server of NBD exports on a unix socket, ended on drop.
 #[derive(Debug)]
 pub(crate) struct Server {
@@ -185,7 +197,7 @@ impl Server {
         let process = command.spawn();
         let mut server = Self { process: process.map_err(|error| format!("{program}: {error}"))?, directory };
         for _ in 0..500 {
-            if socket.exists() {
+            if is_listened_on(&socket) {
                 return Ok(server);
             }
             if let Ok(Some(status)) = server.process.try_wait() {
