@@ -21,8 +21,8 @@ fn tasks_run_after_others_although_the_runner_and_the_leader_die() {
 
     let first = cluster.wait_for_checkpoint("one");
     cluster.nodes[first].kill();
-    cluster.nodes[first].start();
     assert_ne!(cluster.wait_for_second_attempt("one"), first);
+    cluster.nodes[first].start();
     let leader = cluster.leader().expect("a node leads");
     cluster.nodes[leader].kill();
     cluster.nodes[leader].start();
