@@ -25,7 +25,7 @@ impl Task {
     }
 
     pub fn is_over(&self) -> bool {
-        matches!(self.state(), "SUCCEEDED" | "FAILED" | "CANCELLED")
+        matches!(self.state(), "SUCCEEDED" | "FAILED" | "CANCELLED" | "SKIPPED")
     }
 
     /// Returns the code of its last failure; empty if there was none.

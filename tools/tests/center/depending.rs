@@ -9,7 +9,8 @@ fn tasks_run_after_others_although_the_runner_and_the_leader_die() {
     let mut cluster = TestCluster::with(3, 3, &SHORT_SESSION);
     let pairs = ["one", "two"].map(|name| ExportPair::new(&cluster, name, 48 * MIB));
     for (pair, id) in pairs.iter().zip(["one", "two"]) {
-        pair.submit(&cluster, id, &["--limit", "4MiB/s"]);
+        // Slow enough that both run while nodes die.
+        pair.submit(&cluster, id, &["--limit", "512KiB/s"]);
     }
     let check = ["submit", "verify", &pairs[0].source.uri(), &pairs[0].destination.uri(), "--id", "check"];
     let after = ["--after", "one", "--after", "two:success"];
