@@ -82,17 +82,17 @@ fn walk(path: &Path) -> Result<(OwnedFd, FileIdentity)> {
         Error::os(Side::Engine, Operation::Open, errno, what)
     };
     let mut folder = open("/", TO_BE_JUDGED, Mode::empty()).map_err(|errno| failed(errno, &reached))?;
-    let mut identity = judge(&folder, path, &reached, user)?;
+    let mut identity = check_folder(&folder, path, &reached, user)?;
     for component in path.components() {
         let Component::Normal(name) = component else { continue };
         reached.push(name);
         folder = openat(&folder, name, TO_BE_JUDGED, Mode::empty()).map_err(|errno| failed(errno, &reached))?;
-        identity = judge(&folder, path, &reached, user)?;
+        identity = check_folder(&folder, path, &reached, user)?;
     }
     Ok((folder, identity))
 }
 
-fn judge(folder: &OwnedFd, path: &Path, reached: &Path, user: Uid) -> Result<FileIdentity> {
+fn check_folder(folder: &OwnedFd, path: &Path, reached: &Path, user: Uid) -> Result<FileIdentity> {
     let what = || format!("hooks folder {}: {}", path.shown(), reached.shown());
     let stat = fstat(folder).map_err(|errno| Error::os(Side::Engine, Operation::Stat, errno, what()))?;
     match trust::folder_fault(&stat, user) {

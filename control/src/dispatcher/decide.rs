@@ -151,7 +151,7 @@ fn drained(cluster: &ClusterState, entry: &TaskEntry, limits: &DecisionLimits, n
 /// Decides about a task that depends on others: it is skipped if a dependency is broken, and waits until all are met.
 fn waiting(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> (Decision, Option<Duration>) {
     let record = &entry.record;
-    match dependencies::judge(cluster, record) {
+    match dependencies::dependency_status(cluster, record) {
         DependencyStatus::Broken(error) => {
             let events = vec![TaskEvent::DependencyBroken(error)];
             (Decision::Transition { task: record.id.clone(), events }, None)

@@ -36,7 +36,7 @@ enum Verdict {
 }
 
 /// Judges the dependencies of a task.
-pub(crate) fn judge(cluster: &ClusterState, record: &TaskRecord) -> DependencyStatus {
+pub(crate) fn dependency_status(cluster: &ClusterState, record: &TaskRecord) -> DependencyStatus {
     if !record.is_unstarted() {
         return DependencyStatus::Met;
     }
