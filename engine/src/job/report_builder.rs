@@ -116,9 +116,10 @@ impl<'a> ReportBuilder<'a> {
     /// Leaves the journal as a checkpoint. It is closed, and its lock released, when this returns, unless something is
     /// in flight for ever.
     pub(crate) fn close_as_checkpoint(&self, recorder: JournalRecorder) {
-        if self.quiesced
-            && let Err(error) = recorder.journal.close()
-        {
+        if !self.quiesced {
+            return recorder.journal.close_later();
+        }
+        if let Err(error) = recorder.journal.close() {
             tracing::warn!(%error, "the checkpoint may be older than the report says");
         }
     }

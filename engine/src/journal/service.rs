@@ -169,7 +169,8 @@ impl JournalService {
         };
         let tasks = self.thread.tasks.as_ref().expect("the channel of tasks closes when the last handle is gone");
         tasks.send(task).map_err(|_| thread_gone())?;
-        Ok(JournalFile { commands: sender, file, path, name, _thread: Arc::clone(&self.thread) })
+        let thread = Arc::clone(&self.thread);
+        Ok(JournalFile { commands: sender, is_open: true, file, path, name, _thread: thread })
     }
 }
 
@@ -209,12 +210,14 @@ impl fmt::Debug for ServiceThread {
     }
 }
 
-/// An open, locked, unfinished journal. Dropping it is [`JournalFile::close`] without waiting. What blocks here waits
-/// for the journal thread and must not be called on it.
+/// An open, locked, unfinished journal. Dropping it is [`JournalFile::close`]: the file is closed, and its lock
+/// released, when the drop returns. What blocks here waits for the journal thread and must not be called on it.
 #[derive(Debug)]
 pub(crate) struct JournalFile {
     // Declared first: the channel must close, which ends the task, before the thread is joined.
     commands: UnboundedSender<JournalCommand>,
+    /// Whether the task still has to be told to end.
+    is_open: bool,
     file: Arc<LockedJournal>,
     path: Option<PathBuf>,
     name: String,
@@ -245,12 +248,12 @@ impl JournalFile {
     ///
     /// # Errors
     /// The error of an earlier append, or of the system. The file is left as it is then.
-    pub(crate) fn finish(self, finish: FinishRecord, keep: JournalDisposition<'_>) -> Result<()> {
+    pub(crate) fn finish(mut self, finish: FinishRecord, keep: JournalDisposition<'_>) -> Result<()> {
         let ending = match keep {
             JournalDisposition::Remove => FinalWrite::Leave,
             JournalDisposition::KeepInPlace | JournalDisposition::MoveTo(_) => FinalWrite::Finish(finish),
         };
-        self.ask(|reply| JournalCommand::End(ending, reply))??;
+        self.end(ending)?;
         keep.apply(&self.file, self.path.as_deref())
     }
 
@@ -258,14 +261,33 @@ impl JournalFile {
     ///
     /// # Errors
     /// The error of an earlier append, or of the system. Records that were synced before still count.
-    pub(crate) fn close(self) -> Result<()> {
-        self.ask(|reply| JournalCommand::End(FinalWrite::Commit, reply))?
+    pub(crate) fn close(mut self) -> Result<()> {
+        self.end(FinalWrite::Commit)
+    }
+
+    /// Leaves the journal as a checkpoint without waiting for its thread.
+    pub(crate) fn close_later(mut self) {
+        self.is_open = false;
+    }
+
+    fn end(&mut self, ending: FinalWrite) -> Result<()> {
+        self.is_open = false;
+        self.ask(|reply| JournalCommand::End(ending, reply))?
     }
 
     fn ask<T>(&self, command: impl FnOnce(mpsc::Sender<T>) -> JournalCommand) -> Result<T> {
         let (reply, answer) = mpsc::channel();
         _ = self.commands.send(command(reply));
         answer.recv().map_err(|_| thread_gone())
+    }
+}
+
+impl Drop for JournalFile {
+    fn drop(&mut self) {
+        if self.is_open {
+            // Who drops it has failed for another reason, and reports that one.
+            _ = self.end(FinalWrite::Commit);
+        }
     }
 }
 

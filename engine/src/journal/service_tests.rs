@@ -90,6 +90,20 @@ fn a_checkpoint_is_appended_to_where_it_stopped() {
 }
 
 #[test]
+fn a_dropped_journal_is_closed_and_can_be_reopened_at_once() {
+    let home = TempDir::new().unwrap();
+    for service in services() {
+        let path = home.path().join("checkpoint");
+        drop(service.create(JournalLocation::Replace(&path), &small()).unwrap());
+        for index in 0..30 {
+            let (mut journal, reader) = service.reopen(&path).unwrap();
+            assert_eq!(reader.records(), index);
+            journal.append(vec![leaves(index, 1, 4096)], |result| result.unwrap());
+        }
+    }
+}
+
+#[test]
 fn a_torn_end_is_cut_off_before_anything_is_appended() {
     let home = TempDir::new().unwrap();
     for service in services() {
