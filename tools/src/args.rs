@@ -4,7 +4,7 @@
 //! The code that resolves a request destructures the raw structure in full, so that a new flag does not compile until
 //! it is handled.
 
-use crate::center::args::{RawDrain, RawFence, RawList, RawQuery, RawRemove, RawSet, RawSubmit, RawTaskId};
+use crate::center::args::{RawCancel, RawDrain, RawFence, RawList, RawQuery, RawRemove, RawSet, RawSubmit, RawTaskId};
 use crate::log_args::RawLog;
 use blockhaul_engine::spec::{DigestKind, Direct, PathChoice, Reflink, Sparse};
 use blockhaul_engine::units::{parse_duration, parse_rate, parse_size};
@@ -49,8 +49,8 @@ pub(crate) enum Command {
     Get(RawTaskId),
     /// Follow a task until it ends; exits 0 succeeded, 1 failed or skipped, 75 cancelled
     Watch(RawTaskId),
-    /// Cancel a task
-    Cancel(RawTaskId),
+    /// Cancel a task; of a group, all members but its clean-up
+    Cancel(RawCancel),
     /// Pause a copy and free its slot
     Pause(RawTaskId),
     /// Resume a paused copy

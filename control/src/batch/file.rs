@@ -3,9 +3,7 @@
 //! Unknown keys are refused, so that a misspelt option never silently keeps its default. `[defaults]` holds for every
 //! copy that does not say otherwise; its `limit` and `node` also for comparisons, and its `node` and `timeout` for hooks.
 
-use super::{
-    Batch, HookRun, MEMBERS_MAX, Member, MemberDependency, OnFailure, PARALLEL_DEFAULT, PARALLEL_MAX, Place, Work,
-};
+use super::{Batch, HookRun, MEMBERS_MAX, Member, MemberDependency, OnFailure, PARALLEL_MAX, Place, Work};
 use crate::model::dependency::{check_dependencies, parse_dependency};
 use crate::model::fence_method::default_fence;
 use crate::model::{CopyTask, FenceMethod, NodeId, TaskId, TaskSpec, TaskVolume, UnknownFields, VerifyTask};
@@ -116,8 +114,9 @@ pub fn parse(text: &str, place: &Place, identify: &dyn Fn(&TaskVolume) -> String
         toml::from_str(text).map_err(|error| malformed(&one_line(&error, text)))?
     };
     let RawBatch { parallel, on_failure, defaults, copy, verify, run } = raw;
-    let parallel = parallel.unwrap_or(PARALLEL_DEFAULT);
-    if !(1..=PARALLEL_MAX).contains(&parallel) {
+    if let Some(parallel) = parallel
+        && !(1..=PARALLEL_MAX).contains(&parallel)
+    {
         return Err(Error::bad_request(format!("parallel is {parallel}: use 1 to {PARALLEL_MAX}")));
     }
     let count = copy.len() + verify.len() + run.len();
@@ -320,7 +319,7 @@ mod tests {
     #[test]
     fn members_take_defaults_and_may_say_otherwise() {
         let batch = parse(TWO, &here()).unwrap();
-        assert_eq!((batch.parallel, batch.on_failure), (2, OnFailure::Continue));
+        assert_eq!((batch.parallel, batch.on_failure), (Some(2), OnFailure::Continue));
         let ids: Vec<_> = batch.members.iter().map(|member| member.id.as_str()).collect();
         assert_eq!(ids, ["root", "copy-2", "verify-1"]);
         let Work::Task(TaskSpec::Copy(root)) = &batch.members[0].work else { unreachable!("it is a copy") };

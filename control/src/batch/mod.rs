@@ -21,7 +21,8 @@ use std::time::Duration;
 pub const MEMBERS_MAX: usize = 10_000;
 /// Most members of a circle that a message names.
 const CIRCLE_NAMED_MAX: usize = 10;
-/// Number of members that run at once, unless the file says otherwise.
+/// Number of members that run at once in one process, unless the file says otherwise. In a task center only the slots of
+/// the nodes count.
 pub const PARALLEL_DEFAULT: usize = 4;
 /// Largest number of members that may run at once.
 pub const PARALLEL_MAX: usize = 256;
@@ -42,8 +43,8 @@ pub enum OnFailure {
 pub struct Batch {
     /// BLAKE3 of the file, in hexadecimal digits.
     pub digest: String,
-    /// Number of members that run at once: 1 to [`PARALLEL_MAX`].
-    pub parallel: usize,
+    /// Number of members that run at once, 1 to [`PARALLEL_MAX`]; `None`: the file does not say.
+    pub parallel: Option<usize>,
     /// What happens to the others when a member has failed.
     pub on_failure: OnFailure,
     /// The members: 1 to [`MEMBERS_MAX`].

@@ -7,7 +7,7 @@ use super::now::Now;
 use super::rollback_detection::RecordVersion;
 use super::tasks::{AssignReply, WriteFailure};
 use super::write::Written;
-use super::{Dispatcher, TermEnd};
+use super::{Dispatcher, NOTIFY_GROUPS_EVERY, TermEnd};
 use crate::coord::paths;
 use crate::coord::{CoordError, Znode, Zxid};
 use crate::model::{Epoch, Holder, NodeId, Record, TaskId, TaskRecord, TaskState};
@@ -144,8 +144,27 @@ impl Dispatcher {
         self.notify(&id);
     }
 
-    /// Sends a task to the clients that watch it.
+    /// Sends a task to the clients that watch it, and its group, a little later, to those that watch the group.
     pub(crate) fn notify(&mut self, id: &TaskId) {
+        if let Some(member) = self.cluster.tasks.get(id).and_then(|entry| entry.record.group.as_ref())
+            && self.watchers.contains_key(&member.group)
+        {
+            self.changed_groups.insert(member.group.clone());
+        }
+        self.notify_watchers(id);
+    }
+
+    /// Sends the groups whose members have changed to the clients that watch them: seldom, as each is a sum over all
+    /// members.
+    pub(crate) fn notify_groups(&mut self, now: Duration) {
+        if self.changed_groups.is_empty() || now < self.groups_notified_at + NOTIFY_GROUPS_EVERY {
+            return;
+        }
+        self.groups_notified_at = now;
+        std::mem::take(&mut self.changed_groups).iter().for_each(|group| self.notify_watchers(group));
+    }
+
+    fn notify_watchers(&mut self, id: &TaskId) {
         let Some(watcher) = self.watchers.get(id) else { return };
         match self.describe(id) {
             Some(record) if watcher.receiver_count() > 0 => {

@@ -5,15 +5,18 @@
 //! call under way.
 
 use super::fleet::Fleet;
+use super::groups::{GroupMembers, Groups};
 use super::now::Now;
 use super::queue::Queue;
 use super::tasks::{AssignReply, TaskEntry, TaskRuntime, Tasks, UndrainedAttempt};
 use crate::coord::Zxid;
-use crate::model::{Dependency, Holder, NodeId, Progress, Registration, TaskId, TaskRecord, TaskState};
-use blockhaul_engine::flow::graph::Condition;
+use crate::model::{Dependency, Holder, NodeId, Progress, Registration, Submission, TaskId, TaskRecord, TaskState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Time after which a member that waits for others of its group is tried again in any case.
+const PLACE_CHECK: Duration = Duration::from_secs(10);
 
 /// Progress of fencing a lost runner with the fence program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +49,8 @@ pub(crate) struct ClusterState {
     /// Tasks that wait for others before their first attempt, by the tasks that they depend on; and tasks that are about to
     /// be stored.
     dependents: BTreeMap<TaskId, BTreeSet<TaskId>>,
+    /// Members of groups.
+    pub(crate) groups: Groups,
     /// Claims of tasks that are being assigned.
     reserved: BTreeMap<TaskId, Vec<String>>,
     due: BTreeSet<(Duration, TaskId)>,
@@ -74,10 +79,11 @@ impl ClusterState {
         }
         let freed: Vec<String> = before.as_ref().map(|before| before.record.claims.clone()).unwrap_or_default();
         let is_replaced = before.as_ref().is_some_and(|before| before.record.created_ms != record.created_ms);
+        let group = record.group.as_ref().map(|member| member.group.clone());
         let needed: Vec<TaskId> = record.after.iter().map(|dependency| dependency.task.clone()).collect();
         let waits = is_waiting(&record);
         let entry = updated_entry(before, Arc::new(record), version, created, now.boot);
-        self.index(&entry);
+        self.index(&entry, now.boot);
         let aged = self.tasks.insert(entry);
         self.rerank(&aged);
         self.free(freed.iter(), now.boot);
@@ -89,29 +95,76 @@ impl ClusterState {
             // They may be purged by now.
             needed.iter().for_each(|predecessor| self.make_due(predecessor, now.boot));
         }
+        if let Some(group) = group {
+            self.make_due(&group, now.boot);
+            self.offer_places(&group, now.boot);
+        }
+        self.wake_members(&id, now.boot);
         true
     }
 
     /// Removes a task that is no longer in the store.
     pub(crate) fn forget(&mut self, id: &TaskId, now: Duration) {
         self.unqueue(id);
+        self.unreserve(id, now);
         let Some(entry) = self.tasks.remove(id) else { return };
         self.unindex(&entry.record);
         self.clear_due(id);
         self.free(entry.record.claims.iter(), now);
         self.wake_dependents(id, now);
         entry.record.after.iter().for_each(|dependency| self.make_due(&dependency.task, now));
+        if let Some(member) = &entry.record.group {
+            self.make_due(&member.group, now);
+            self.offer_places(&member.group, now);
+        }
+        self.wake_members(id, now);
     }
 
-    /// Notes that a task that depends on others is about to be stored: they are kept.
-    pub(crate) fn announce_dependent(&mut self, id: &TaskId, after: &[(TaskId, Condition)]) {
-        for (task, _) in after {
-            self.dependents.entry(task.clone()).or_default().insert(id.clone());
+    /// Makes the members of a group due.
+    fn wake_members(&mut self, group: &TaskId, now: Duration) {
+        let Some(members) = self.groups.get(group) else { return };
+        let ids: Vec<TaskId> = members.ids().iter().cloned().collect();
+        ids.iter().for_each(|id| self.make_due(id, now));
+    }
+
+    /// Returns the number of further members of a group that may run; `None`: any.
+    pub(crate) fn places_left(&self, group: &TaskId) -> Option<usize> {
+        let parallel = self.tasks.get(group)?.record.spec.kind().group()?.parallel?;
+        let running = self.groups.get(group).map_or(0, GroupMembers::running);
+        Some((parallel as usize).saturating_sub(running))
+    }
+
+    /// Makes as many members due as may run now besides those that do.
+    fn offer_places(&mut self, group: &TaskId, now: Duration) {
+        let Some(left) = self.places_left(group) else { return };
+        let waiting = self.queue.first_blocked(&places_claim(group), left);
+        waiting.iter().for_each(|id| self.make_due(id, now));
+    }
+
+    /// Blocks a member until fewer members of its group run. It is tried again later in any case: those that could run
+    /// in its place may have to wait for something else.
+    pub(crate) fn await_place(&mut self, id: &TaskId, group: &TaskId, now: Duration) {
+        self.block(id, places_claim(group));
+        self.make_due(id, now + PLACE_CHECK);
+    }
+
+    /// Notes that a task is about to be stored: the tasks that it depends on are kept, and its group does not end.
+    pub(crate) fn announce(&mut self, submission: &Submission) {
+        for (task, _) in &submission.after {
+            self.dependents.entry(task.clone()).or_default().insert(submission.id.clone());
+        }
+        if let Some(group) = &submission.group {
+            self.groups.announce(&group.id, &submission.id);
         }
     }
 
     /// Notes that a task that was announced is stored, or is not.
-    pub(crate) fn retract_dependent(&mut self, id: &TaskId, after: &[(TaskId, Condition)], now: Duration) {
+    pub(crate) fn retract(&mut self, submission: &Submission, now: Duration) {
+        let Submission { id, after, group, .. } = submission;
+        if let Some(group) = group {
+            self.groups.retract(&group.id, id);
+            self.make_due(&group.id, now);
+        }
         let record = self.tasks.get(id).map(|entry| entry.record.clone()).filter(|record| is_waiting(record));
         for (task, _) in after {
             let is_named = record.as_ref().is_some_and(|record| record.after.iter().any(|kept| kept.task == *task));
@@ -131,9 +184,22 @@ impl ClusterState {
         }
     }
 
-    /// Tells whether a task waits for this one, or is about to.
+    /// Tells whether a task waits for this one, or is about to; or whether it is a group that has members, or the member of a
+    /// group that has not ended.
     pub(crate) fn is_needed(&self, id: &TaskId) -> bool {
-        self.dependents.contains_key(id)
+        self.dependents.contains_key(id) || self.groups.get(id).is_some() || self.is_member_of_live_group(id)
+    }
+
+    fn is_member_of_live_group(&self, id: &TaskId) -> bool {
+        let group = self.tasks.get(id).and_then(|entry| self.group(&entry.record));
+        group.is_some_and(|group| !group.state.is_terminal())
+    }
+
+    /// Returns the group of a member.
+    pub(crate) fn group(&self, record: &TaskRecord) -> Option<&TaskRecord> {
+        let member = record.group.as_ref()?;
+        let entry = self.tasks.get(&member.group)?;
+        (entry.record.created_ms == member.created_ms).then(|| &*entry.record)
     }
 
     /// Returns the tasks that wait for this one, or are about to.
@@ -147,8 +213,9 @@ impl ClusterState {
         dependents.iter().for_each(|dependent| self.make_due(dependent, now));
     }
 
-    fn index(&mut self, entry: &TaskEntry) {
+    fn index(&mut self, entry: &TaskEntry, now: Duration) {
         let record = &entry.record;
+        self.groups.index(record, now);
         if let Some(node) = record.node() {
             self.fleet.hold(node, &record.id, bytes(entry));
         }
@@ -163,6 +230,7 @@ impl ClusterState {
     }
 
     fn unindex(&mut self, record: &TaskRecord) {
+        self.groups.unindex(record, self.reserved.contains_key(&record.id));
         record.after.iter().for_each(|Dependency { task, .. }| self.remove_dependent(task, &record.id));
         if let Some(node) = record.node() {
             self.fleet.release(node, &record.id);
@@ -214,12 +282,21 @@ impl ClusterState {
             self.claimed.insert(claim.clone(), id.clone());
         }
         self.reserved.insert(id.clone(), claims.to_vec());
+        if let Some(entry) = self.tasks.get(id) {
+            self.groups.reserve(&entry.record);
+        }
     }
 
     /// Releases a reservation, except for the claims that the task's record has.
     pub(crate) fn unreserve(&mut self, id: &TaskId, now: Duration) {
         let Some(claims) = self.reserved.remove(id) else { return };
         self.fleet.unreserve(id);
+        if let Some(record) = self.tasks.get(id).map(|entry| entry.record.clone()) {
+            self.groups.unreserve(&record);
+            if let Some(member) = &record.group {
+                self.offer_places(&member.group, now);
+            }
+        }
         let kept = self.tasks.get(id).map(|entry| entry.record.claims.clone()).unwrap_or_default();
         let gone: Vec<&String> = claims.iter().filter(|claim| !kept.contains(claim)).collect();
         for claim in &gone {
@@ -323,6 +400,11 @@ impl ClusterState {
         let of = |entry: &TaskEntry| entry.record.attempts.last().is_some_and(|attempt| attempt.runner == *holder);
         self.tasks.of(TaskState::Lost).iter().filter(|id| self.tasks.get(id).is_some_and(of)).cloned().collect()
     }
+}
+
+/// Returns the text under which the members of a group wait that are kept from running by its bound.
+fn places_claim(group: &TaskId) -> String {
+    format!("group:{group}")
 }
 
 /// Tells whether a task's dependencies still count.

@@ -7,6 +7,7 @@
 use super::cluster_state::{ClusterState, FenceProgress};
 use super::decision::{Budget, Decision};
 use super::dependencies::{self, DependencyStatus};
+use super::groups;
 use super::now::Now;
 use super::place;
 use super::tasks::{AssignReply, TaskEntry};
@@ -102,6 +103,12 @@ fn decide_task(cluster: &ClusterState, entry: &TaskEntry, limits: &DecisionLimit
     }
     if let Some(drained) = drained(cluster, entry, limits, now) {
         return drained;
+    }
+    if let Some(spec) = record.spec.kind().group().filter(|_| !record.state.is_terminal()) {
+        return groups::decide_group(cluster, entry, spec, now);
+    }
+    if let Some(demanded) = groups::decide_member(cluster, record) {
+        return demanded;
     }
     let (decision, again) = match record.state {
         TaskState::Pending | TaskState::Paused if !record.after.is_empty() => waiting(cluster, entry, now),
@@ -210,7 +217,7 @@ fn assigned(
     }
     if let AssignReply::Refused { code, why } = &runtime.assign_reply {
         let is_only = matches!(record.spec.kind().node(), Ok(Some(_)));
-        if is_only && is_final(*code) && record.desired_state == DesiredState::Run {
+        if is_only && is_final(*code) && record.desired() == DesiredState::Run {
             return transition(failed(record, failure(*code, why)));
         }
         return transition(TaskEvent::Revoked { code: *code, why: format!("{}: {why}", holder.node) });
@@ -228,7 +235,7 @@ fn assigned(
     let (id, holder) = (record.id.clone(), holder.clone());
     match runtime.assign_reply {
         AssignReply::NotCalled if record.state == TaskState::Assigned => (Decision::Assign(id, holder), None),
-        AssignReply::Accepted if record.desired_state != DesiredState::Run => (Decision::Notify(id, holder), None),
+        AssignReply::Accepted if record.desired() != DesiredState::Run => (Decision::Notify(id, holder), None),
         _ => (Decision::Query(id, holder), None),
     }
 }
@@ -240,7 +247,7 @@ fn running(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> (Decision, Op
     if cluster.fleet.peer(holder).is_none() {
         return (Decision::Transition { task: record.id.clone(), events: vec![TaskEvent::RunnerLost] }, None);
     }
-    if (record.desired_state == DesiredState::Run && !runtime.needs_notification) || runtime.is_calling {
+    if (record.desired() == DesiredState::Run && !runtime.needs_notification) || runtime.is_calling {
         return idle(record, None);
     }
     if runtime.next_call > now.boot {
@@ -261,7 +268,7 @@ fn lost(cluster: &ClusterState, entry: &TaskEntry, limits: &DecisionLimits, now:
                 transition(TaskEvent::RunnerReturned)
             }
             Some(_) => transition(TaskEvent::Fenced(FenceProof::NodeBack)),
-            None if record.desired_state == DesiredState::Run => idle(record, None),
+            None if record.desired() == DesiredState::Run => idle(record, None),
             None if runtime.since + limits.quiet_after <= now.boot => transition(TaskEvent::Fenced(FenceProof::Waited)),
             None => idle(record, Some(runtime.since + limits.quiet_after)),
         },
@@ -281,13 +288,18 @@ fn lost(cluster: &ClusterState, entry: &TaskEntry, limits: &DecisionLimits, now:
     }
 }
 
-/// Decides about an ended task: purges it once its retention has passed by every clock, and no other task waits for it.
+/// Decides about an ended task: purges it once its retention has passed by every clock, and no other task needs it. A
+/// member is kept as long as its group, which is purged last.
 fn ended(cluster: &ClusterState, record: &TaskRecord, limits: &DecisionLimits, now: Now) -> Decision {
     if !record.claims.is_empty() || cluster.is_needed(&record.id) {
         return Decision::Idle(record.id.clone());
     }
+    let group = cluster.group(record).unwrap_or(record);
+    if group.members.as_ref().is_some_and(|members| members.is_removed) {
+        return Decision::Purge(record.id.clone());
+    }
     let retention_ms = u64::try_from(limits.retention.as_millis()).unwrap_or(u64::MAX);
-    let end_ms = record.updated_ms.saturating_add(retention_ms);
+    let end_ms = record.updated_ms.max(group.updated_ms).saturating_add(retention_ms);
     let left = match now.sure_ms {
         Some(sure_ms) if end_ms <= sure_ms => return Decision::Purge(record.id.clone()),
         // Clocks may be set right meanwhile.

@@ -32,6 +32,13 @@ pub(crate) enum Decision {
     Queue(TaskId, Option<NodeId>),
     /// Block the task until this claim of another task is free.
     Block(TaskId, String),
+    /// Block the task until fewer members of its group run.
+    AwaitPlace {
+        /// The task.
+        task: TaskId,
+        /// Its group.
+        group: TaskId,
+    },
     /// Decide about the task again at this boot time.
     WakeAt(TaskId, Duration),
     /// Do nothing about the task until something changes.
@@ -56,7 +63,11 @@ impl Budget {
                 self.spend_call()
             }
             Decision::Interrupt(_) | Decision::Fence(_) => self.spend_call(),
-            Decision::Queue(..) | Decision::Block(..) | Decision::WakeAt(..) | Decision::Idle(_) => true,
+            Decision::Queue(..)
+            | Decision::Block(..)
+            | Decision::AwaitPlace { .. }
+            | Decision::WakeAt(..)
+            | Decision::Idle(_) => true,
         }
     }
 

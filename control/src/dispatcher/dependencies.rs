@@ -78,7 +78,7 @@ fn predecessor<'a>(cluster: &'a ClusterState, dependency: &Dependency) -> Option
 
 /// Tells whether a task has ended and no write of it can land any more: it has no claims left, and each attempt has
 /// drained.
-fn is_settled(record: &TaskRecord) -> bool {
+pub(crate) fn is_settled(record: &TaskRecord) -> bool {
     record.state.is_terminal() && record.claims.is_empty() && record.is_quiet()
 }
 

@@ -48,6 +48,7 @@ impl Dispatcher {
                 }
             }
             Decision::Block(task, claim) => self.cluster.block(&task, claim),
+            Decision::AwaitPlace { task, group } => self.cluster.await_place(&task, &group, now.boot),
             Decision::WakeAt(task, until) => {
                 self.cluster.clear_due(&task);
                 self.cluster.queue.remove(&task);
@@ -75,6 +76,7 @@ impl Dispatcher {
         let holder = entry.record.holder.clone();
         for event in &events {
             match (event, &holder) {
+                (TaskEvent::MemberFailed(error), _) => tracing::warn!(group = %id, %error, "member of a group failed"),
                 (TaskEvent::Assigned { to, claims }, _) => {
                     self.cluster.unqueue(id);
                     self.cluster.reserve(id, &to.node, claims);

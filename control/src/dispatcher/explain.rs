@@ -2,10 +2,11 @@
 
 use super::cluster_state::{ClusterState, FenceProgress};
 use super::dependencies::waiting_reason;
+use super::groups::{GroupDemand, GroupMembers, demand_reason, group_demand, group_reason};
 use super::now::Now;
 use super::place::{EligibleNodes, eligible_nodes};
 use super::tasks::{AssignReply, TaskEntry};
-use crate::model::{FenceMethod, NodeId, TaskRecord, TaskState};
+use crate::model::{DesiredState, FenceMethod, NodeId, Progress, TaskRecord, TaskState};
 use crate::peers::StartStage;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,16 +25,24 @@ pub(crate) fn describe(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> A
     let is_held = entry.runtime.next_write > now.boot || entry.runtime.is_busy;
     let write_failure = entry.runtime.write_failure.as_ref().filter(|_| is_held && !record.state.is_terminal());
     let write_failure = write_failure.map(|write_failure| format!("record cannot be written: {}", write_failure.why));
+    let group = record.spec.kind().group().filter(|_| !record.state.is_terminal());
     let reason = write_failure.or_else(|| match record.state {
+        _ if group.is_some() => group.map(|spec| group_reason(cluster, record, spec)),
         TaskState::Pending => pending_reason(cluster, entry, now),
         TaskState::Assigned | TaskState::Cancelling if !record.has_begun() => not_begun_reason(entry, now),
         TaskState::Lost => lost_reason(cluster, record),
         _ => None,
     });
-    if live.is_none() && reason.is_none() {
+    if live.is_none() && reason.is_none() && !record.is_group() && record.group.is_none() {
         return record.clone();
     }
     let mut shown = (**record).clone();
+    shown.desired_state = shown_desire(cluster, record);
+    if let Some(state) = &mut shown.members {
+        let members = cluster.groups.get(&record.id);
+        state.counts = members.map(GroupMembers::counts).unwrap_or_default();
+        shown.progress = members.map(|members| total_progress(cluster, members)).unwrap_or_default();
+    }
     if let Some(live) = live {
         shown.progress = live;
     }
@@ -43,11 +52,46 @@ pub(crate) fn describe(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> A
     Arc::new(shown)
 }
 
+/// Returns what is wanted of a task: the stronger one of what its client and its group want.
+fn shown_desire(cluster: &ClusterState, record: &TaskRecord) -> DesiredState {
+    let by_group = match group_demand(cluster, record) {
+        GroupDemand::Pause => DesiredState::Pause,
+        GroupDemand::Cancel => DesiredState::Cancel,
+        GroupDemand::Run | GroupDemand::AwaitSeal | GroupDemand::Orphaned => DesiredState::Run,
+    };
+    if record.state.is_terminal() { record.desired() } else { record.desired().max(by_group) }
+}
+
+/// Returns the progress of all members together. The time that is left is that of the whole at the present rate.
+fn total_progress(cluster: &ClusterState, members: &GroupMembers) -> Progress {
+    let of = |id| cluster.tasks.get(id).map(|entry| entry.telemetry().unwrap_or(entry.record.progress));
+    let mut total = members.ids().iter().filter_map(of).fold(Progress::default(), |total, one| Progress {
+        planned: total.planned + one.planned,
+        issued: total.issued + one.issued,
+        written: total.written + one.written,
+        durable: total.durable + one.durable,
+        verified: total.verified + one.verified,
+        rate_bytes_per_second: total.rate_bytes_per_second + one.rate_bytes_per_second,
+        eta_seconds: None,
+    });
+    let rate = total.rate_bytes_per_second;
+    #[allow(clippy::cast_precision_loss, reason = "an estimate")]
+    let left = (rate > 0).then(|| total.planned.saturating_sub(total.written) as f64 / rate as f64);
+    total.eta_seconds = left;
+    total
+}
+
 /// Explains why a pending task is not assigned; `None` if it is about to be.
 fn pending_reason(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Option<String> {
     let (record, runtime) = (&entry.record, &entry.runtime);
+    if let Some(reason) = demand_reason(cluster, record) {
+        return Some(reason);
+    }
     if let Some(reason) = waiting_reason(cluster, record) {
         return Some(reason);
+    }
+    if let (Some(member), Some(0)) = (&record.group, places_left(cluster, record)) {
+        return Some(format!("waiting for other members of {}: as many run as its batch allows", member.group));
     }
     if let Some(claim) = &runtime.blocked_by {
         let owner = cluster.claimed.get(claim).map_or_else(|| String::from("another task"), |id| format!("task {id}"));
@@ -93,6 +137,12 @@ fn pending_reason(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Option
         return Some(String::from("waiting for a runner: all are full, draining or stopping"));
     }
     (!refusing.is_empty()).then(|| format!("waiting: refused by {}", refusing.join(", ")))
+}
+
+/// Returns the number of further members of the task's group that may run, if there is a bound and it has not run yet.
+fn places_left(cluster: &ClusterState, record: &TaskRecord) -> Option<usize> {
+    let member = record.group.as_ref().filter(|_| record.is_unstarted())?;
+    cluster.places_left(&member.group)
 }
 
 /// Names the nodes that have failed a task by faults of their own, and the eligible ones.

@@ -18,6 +18,8 @@ pub(super) const PAGE_MAX: usize = 500;
 pub(crate) struct Query {
     /// Only tasks of this state.
     pub state: Option<TaskState>,
+    /// Only members of this group.
+    pub group: Option<TaskId>,
     /// Only tasks after this one in the order of ids.
     pub after: Option<TaskId>,
     /// Most tasks; 0 and anything above [`PAGE_MAX`] mean [`PAGE_MAX`].

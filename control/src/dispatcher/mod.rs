@@ -26,6 +26,7 @@ mod event;
 mod explain;
 mod fence;
 mod fleet;
+mod groups;
 mod handle;
 mod rollback_detection;
 mod now;
@@ -47,9 +48,8 @@ use crate::cluster::clock_skew::ClockSkew;
 use crate::cluster::election::LeaderTerm;
 use crate::coord::Session;
 use crate::liveness::LivenessCounter;
-use crate::model::{TaskId, TaskRecord, TaskSpec};
+use crate::model::{Submission, TaskId, TaskRecord};
 use crate::peers::RunnerClient;
-use blockhaul_engine::flow::graph::Condition;
 use cluster_state::ClusterState;
 use decide::{DecisionLimits, decide};
 use decision::Budget;
@@ -58,7 +58,7 @@ use handle::{Reply, Request};
 use now::Now;
 use pending_mutations::PendingMutations;
 use reads::Reads;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,6 +72,8 @@ const WRITES_MAX: usize = 64;
 const CALLS_MAX: usize = 256;
 /// Most requests that are served in one turn, and most rounds of decisions.
 const REQUESTS_A_TURN: usize = 64;
+/// Shortest time between two notifications about groups.
+const NOTIFY_GROUPS_EVERY: Duration = Duration::from_millis(250);
 /// Longest pause between two turns: due times are of the boot-time clock, which may differ from the timer's.
 const TURN_EVERY: Duration = Duration::from_secs(1);
 
@@ -134,8 +136,8 @@ pub(crate) enum TermEnd {
     HistoryLost,
 }
 
-/// Client that waits for a new task to be stored: the submitted work, what it depends on, and the channel for the answer.
-type Submitter = (TaskSpec, Vec<(TaskId, Condition)>, Reply<Arc<TaskRecord>>);
+/// Client that waits for a new task to be stored: what it has submitted, and the channel for the answer.
+type Submitter = (Submission, Reply<Arc<TaskRecord>>);
 
 /// The dispatcher of one term.
 #[derive(Debug)]
@@ -155,6 +157,10 @@ pub(crate) struct Dispatcher {
     /// Clients that wait for a new task to be stored, by its id.
     submitters: BTreeMap<TaskId, Vec<Submitter>>,
     watchers: BTreeMap<TaskId, watch::Sender<Arc<TaskRecord>>>,
+    /// Watched groups whose members have changed since the last notification.
+    changed_groups: BTreeSet<TaskId>,
+    /// Boot time of the last notification about groups.
+    groups_notified_at: Duration,
     /// Task whose record has changed last.
     latest: Option<TaskId>,
     /// Boot time of the last turn.
@@ -198,6 +204,8 @@ impl Dispatcher {
             calls_inflight: 0,
             submitters: BTreeMap::new(),
             watchers: BTreeMap::new(),
+            changed_groups: BTreeSet::new(),
+            groups_notified_at: Duration::ZERO,
             latest: None,
             turned_at: Duration::ZERO,
             wall_lead_ms: u64::MAX,
@@ -266,6 +274,7 @@ impl Dispatcher {
             self.serve(request);
         }
         self.start_mutations(now);
+        self.notify_groups(now.boot);
         self.cluster.fleet.end_backoffs(now.boot);
         // Each round changes the cluster state that the next one reads. The bound keeps a defect from spinning.
         for _ in 0..REQUESTS_A_TURN {
@@ -282,7 +291,8 @@ impl Dispatcher {
     /// Returns how long the loop may wait if nothing happens.
     fn pause(&self) -> Duration {
         let due = self.cluster.next_due().filter(|_| self.reads.is_loaded);
-        let next = [due, self.reads.next_due(), self.mutations.next_due()].into_iter().flatten().min();
+        let groups = (!self.changed_groups.is_empty()).then_some(self.groups_notified_at + NOTIFY_GROUPS_EVERY);
+        let next = [due, self.reads.next_due(), self.mutations.next_due(), groups].into_iter().flatten().min();
         match next {
             // What is still due waits for the budget that the end of a job frees, or for the connection.
             Some(next) if next <= self.turned_at => TURN_EVERY,

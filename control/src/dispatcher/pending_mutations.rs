@@ -78,6 +78,10 @@ impl Dispatcher {
         if pending.mutation == Mutation::Remove {
             return self.remove(id, pending);
         }
+        if let Err(error) = self.check_seal(&entry.record, &pending.mutation) {
+            let _ = pending.reply.send(Err(error));
+            return;
+        }
         match apply_mutation(&entry.record, &pending.mutation, now.unix_ms) {
             Err(error) => {
                 let _ = pending.reply.send(Err(error));
@@ -90,19 +94,40 @@ impl Dispatcher {
         }
     }
 
-    /// Deletes a task's record, unless the task has not ended or an attempt may still write.
+    /// Refuses to seal a group some of whose members are not stored.
+    fn check_seal(&self, record: &TaskRecord, mutation: &Mutation) -> Result<()> {
+        let (Mutation::Command(TaskCommand::Seal), Some(spec)) = (mutation, record.spec.kind().group()) else {
+            return Ok(());
+        };
+        let stored = self.cluster.groups.get(&record.id).map_or(0, |members| members.ids().len());
+        let is_sealed = record.members.as_ref().is_some_and(|members| members.sealed_ms.is_some());
+        if is_sealed || stored == spec.members as usize {
+            return Ok(());
+        }
+        let message = format!("{stored} of {} members of {} are stored: store the rest first", spec.members, record.id);
+        Err(Error { retryable: true, ..busy(message) })
+    }
+
+    /// Deletes a task's record, unless the task has not ended or an attempt may still write. The records of a group and
+    /// of its members are deleted by and by, once the group's record says so.
     fn remove(&mut self, id: &TaskId, pending: PendingMutation) {
         let Some(entry) = self.cluster.tasks.get(id) else { return };
         let record = entry.record.clone();
-        let refused = match pending.removed {
+        let group = self.cluster.group(&record);
+        let refused = match &pending.removed {
             // Deleted by an earlier try, and another task has the id by now.
-            Some(removed) if !record.state.is_terminal() => Some(Ok(removed)),
+            Some(removed) if !record.state.is_terminal() => Some(Ok(removed.clone())),
             _ if !record.state.is_terminal() => {
                 Some(Err(busy(format!("{id} is {}: cancel it first", record.state.as_str()))))
             }
             _ if !record.claims.is_empty() => {
                 let message = format!("an earlier attempt of {id} may still write its destination: retry later");
                 Some(Err(Error { retryable: true, ..busy(message) }))
+            }
+            _ if record.is_group() => None,
+            _ if group.is_some() => {
+                let group = group.map(|group| group.id.to_string()).unwrap_or_default();
+                Some(Err(busy(format!("{id} is a member of {group}: remove that"))))
             }
             _ if self.cluster.is_needed(id) => {
                 let dependent = self.cluster.dependents(id).next().map(ToString::to_string).unwrap_or_default();
@@ -116,7 +141,19 @@ impl Dispatcher {
             return;
         }
         tracing::info!(task = %id, "task removed by its client");
+        if record.is_group() {
+            return self.start_removal(id, &record, pending);
+        }
         self.delete(id, WriteOrigin::Mutation(PendingMutation { removed: Some(record), ..pending }));
+    }
+
+    fn start_removal(&mut self, id: &TaskId, record: &TaskRecord, pending: PendingMutation) {
+        match state_machine::next(record, TaskEvent::RemovalRequested, self.clock.unix_ms()) {
+            Ok(after) => self.write(id, after, WriteOrigin::Mutation(pending)),
+            Err(illegal) => {
+                let _ = pending.reply.send(Err(transition_error(record, &illegal)));
+            }
+        }
     }
 
     fn answer(&mut self, id: &TaskId, reply: Reply<Arc<TaskRecord>>) {
@@ -192,6 +229,9 @@ fn apply_mutation(record: &TaskRecord, mutation: &Mutation, now_ms: u64) -> Resu
     match mutation {
         Mutation::Command(TaskCommand::Cancel) if record.state.is_terminal() => Ok(record.clone()),
         Mutation::Command(TaskCommand::Cancel) => step(TaskEvent::CancelRequested),
+        Mutation::Command(TaskCommand::CancelAll) if record.state.is_terminal() => Ok(record.clone()),
+        Mutation::Command(TaskCommand::CancelAll) => step(TaskEvent::CancelAllRequested),
+        Mutation::Command(TaskCommand::Seal) => step(TaskEvent::Sealed),
         Mutation::Command(TaskCommand::Pause) => step(TaskEvent::PauseRequested),
         Mutation::Command(TaskCommand::Resume) => step(TaskEvent::ResumeRequested),
         Mutation::Command(TaskCommand::Limit(Some(0))) => {

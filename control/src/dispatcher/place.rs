@@ -8,7 +8,7 @@ use super::now::Now;
 use super::queue::Rank;
 use super::tasks::TaskEntry;
 use crate::model::state_machine::TaskEvent;
-use crate::model::{Failure, Holder, NodeId, Registration, TaskRecord};
+use crate::model::{Failure, Holder, NodeId, Registration, TaskId, TaskRecord};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -52,6 +52,7 @@ impl<'a> QueueHeads<'a> {
 pub(crate) fn assign_ready(cluster: &ClusterState, now: Now, budget: &mut Budget, decisions: &mut Vec<Decision>) {
     let mut heads = QueueHeads::new(cluster);
     let mut slots = FreeSlots { cluster, assigned: BTreeMap::new() };
+    let mut places = FreePlaces { cluster, taken: BTreeMap::new() };
     let mut claims = BTreeSet::new();
     let mut passed_over = 0;
     while let Some((rank, queue)) = heads.heads.pop_first() {
@@ -60,6 +61,11 @@ pub(crate) fn assign_ready(cluster: &ClusterState, now: Now, budget: &mut Budget
             continue;
         };
         let pinned = heads.queues[queue].0;
+        if let Some(group) = places.full_group(&entry.record) {
+            decisions.push(Decision::AwaitPlace { task: rank.task.clone(), group: group.clone() });
+            heads.advance(queue);
+            continue;
+        }
         let decision = match slots.choose(entry, pinned, now) {
             Choice::NoFreeSlot => continue,
             Choice::InBackoff(until) => Decision::WakeAt(rank.task.clone(), until),
@@ -79,6 +85,7 @@ pub(crate) fn assign_ready(cluster: &ClusterState, now: Now, budget: &mut Budget
         }
         if let Decision::Transition { .. } | Decision::Resolve(..) = decision {
             slots.count(&decision);
+            places.count(&entry.record);
         }
         decisions.push(decision);
         heads.advance(queue);
@@ -117,6 +124,28 @@ enum Choice {
     NoneEligible(Failure),
     /// This runner gets the task.
     Runner(Holder),
+}
+
+/// Numbers of further members of each group that may run, less those that this decision assigns.
+struct FreePlaces<'a> {
+    cluster: &'a ClusterState,
+    taken: BTreeMap<&'a TaskId, usize>,
+}
+
+impl<'a> FreePlaces<'a> {
+    /// Returns the group of a task that has not run yet, if as many other members run as may.
+    fn full_group(&self, record: &'a TaskRecord) -> Option<&'a TaskId> {
+        // One that has run holds its place until it ends.
+        let group = record.group.as_ref().filter(|_| record.is_unstarted()).map(|member| &member.group)?;
+        let left = self.cluster.places_left(group)?;
+        (left <= self.taken.get(group).copied().unwrap_or_default()).then_some(group)
+    }
+
+    fn count(&mut self, record: &'a TaskRecord) {
+        if let Some(member) = record.group.as_ref().filter(|_| record.is_unstarted()) {
+            *self.taken.entry(&member.group).or_default() += 1;
+        }
+    }
 }
 
 /// Free slots of the runners, less those that this decision assigns.

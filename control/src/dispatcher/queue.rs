@@ -90,6 +90,11 @@ impl Queue {
         }
     }
 
+    /// Returns the first tasks that wait for a claim, at most `count`.
+    pub(crate) fn first_blocked(&self, claim: &str, count: usize) -> Vec<TaskId> {
+        self.blocked.get(claim).into_iter().flatten().take(count).cloned().collect()
+    }
+
     /// Removes and returns the tasks that waited for a claim.
     pub(crate) fn take_blocked(&mut self, claim: &str) -> BTreeSet<TaskId> {
         self.blocked.remove(claim).unwrap_or_default()

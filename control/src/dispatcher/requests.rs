@@ -4,13 +4,14 @@ use super::event::{Event, WriteOrigin};
 use super::handle::{Mutation, PAGE_MAX, Page, Query, Reply, Request};
 use super::pending_mutations::{not_found, store_error};
 use super::status::{RunnerSummary, RunningTotals, Status};
+use super::tasks::TaskEntry;
 use super::{Dispatcher, explain};
 use crate::cluster::election::CommitError;
 use crate::coord::paths;
 use crate::coord::{CoordError, CreateMode, Op};
 use crate::model::{
-    Dependency, Drain, DrainMode, FenceMethod, NodeId, OpId, Record, Submission, TaskId, TaskRecord, TaskSpec,
-    TaskState,
+    Dependency, DesiredState, Drain, DrainMode, FenceMethod, GroupName, Membership, NodeId, OpId, Record, Submission,
+    TaskId, TaskRecord, TaskState,
 };
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::flow::graph::Condition;
@@ -67,8 +68,7 @@ impl Dispatcher {
     }
 
     fn submit(&mut self, submission: Submission, reply: Reply<Arc<TaskRecord>>) {
-        let after = submission.after.clone();
-        let record = match self.new_record(submission) {
+        let record = match self.new_record(submission.clone()) {
             Ok(record) => record,
             Err(error) => {
                 let _ = reply.send(Err(error));
@@ -77,15 +77,14 @@ impl Dispatcher {
         };
         let id = record.id.clone();
         let waiting = self.submitters.entry(id.clone()).or_default();
-        let announced = after.clone();
-        waiting.push((record.spec.clone(), after, reply));
+        waiting.push((submission.clone(), reply));
         if waiting.len() > 1 {
             return;
         }
         if self.cluster.tasks.get(&id).is_some() {
             return self.answer_submitters(&id);
         }
-        self.cluster.announce_dependent(&id, &announced);
+        self.cluster.announce(&submission);
         self.start_write(id, WriteOrigin::Submitted, move |writer| writer.create(record));
     }
 
@@ -95,12 +94,13 @@ impl Dispatcher {
             return Err(Error::new(Code::Unsupported, Side::Caller, Operation::Parse, message));
         }
         let live = self.cluster.tasks.len() - self.cluster.tasks.ended().len();
-        if self.cluster.tasks.get(&submission.id).is_none() && live >= self.config.tasks_max {
+        let members = submission.spec.kind().group().map_or(0, |group| group.members as usize);
+        if self.cluster.tasks.get(&submission.id).is_none() && live + members >= self.config.tasks_max {
             let message = format!("too many tasks: {live} have not ended; wait for some, or cancel them");
             return Err(Error::new(Code::Overloaded, Side::Coordination, Operation::Write, message));
         }
-        let after = self.dependencies(&submission)?;
-        let record = TaskRecord { after, ..TaskRecord::new(submission, self.clock.unix_ms()) };
+        let (after, group) = (self.dependencies(&submission)?, self.membership(&submission)?);
+        let record = TaskRecord { after, group, ..TaskRecord::new(submission, self.clock.unix_ms()) };
         let own = TaskRecord { after: Vec::new(), ..record.clone() };
         match own.encode().len() {
             0..=NEW_BYTES_MAX => Ok(record),
@@ -132,14 +132,42 @@ impl Dispatcher {
         submission.after.iter().map(one).collect()
     }
 
+    /// Returns the membership of a new task: its group must be there, must not be complete, and must not be ending.
+    fn membership(&self, submission: &Submission) -> Result<Option<Membership>> {
+        let Some(GroupName { id, clean_up }) = &submission.group else { return Ok(None) };
+        // A member that is submitted again may be in a group that is sealed by now.
+        if self.cluster.tasks.get(&submission.id).is_some() {
+            return Ok(None);
+        }
+        let refused = |code, message| Err(Error::new(code, Side::Caller, Operation::Parse, message));
+        let Some(entry) = self.cluster.tasks.get(id) else {
+            return refused(Code::NotFound, format!("it is to be a member of {id}, which does not exist"));
+        };
+        let record = &entry.record;
+        let Some(spec) = record.spec.kind().group() else {
+            return refused(Code::BadRequest, format!("{id} is no group, and can have no members"));
+        };
+        if submission.spec.kind().group().is_some() {
+            return refused(Code::BadRequest, format!("{} is a group: a group cannot be a member", submission.id));
+        }
+        let stored = self.cluster.groups.get(id).map_or(0, |members| members.ids().len());
+        if record.state != TaskState::Pending || stored >= spec.members as usize {
+            let message = format!("{id} takes no further members: it is {}, and has {stored}", record.state.as_str());
+            let error = Error::new(Code::Busy, Side::Caller, Operation::Parse, message);
+            return Err(Error { retryable: false, ..error });
+        }
+        let (group, created_ms) = (id.clone(), record.created_ms);
+        Ok(Some(Membership { group, created_ms, clean_up: *clean_up, desired_state: DesiredState::Run }))
+    }
+
     /// Answers the clients that have submitted a task of this id, which is stored by now: those with other work get
     /// `EExists`.
     pub(crate) fn answer_submitters(&mut self, id: &TaskId) {
         let now = self.clock.boot_time();
-        for (spec, after, reply) in self.submitters.remove(id).unwrap_or_default() {
-            self.cluster.retract_dependent(id, &after, now);
+        for (submission, reply) in self.submitters.remove(id).unwrap_or_default() {
+            self.cluster.retract(&submission, now);
             let answer = match self.cluster.tasks.get(id) {
-                Some(entry) if is_same_request(&entry.record, &spec, &after) => {
+                Some(entry) if is_same_request(&entry.record, &submission) => {
                     self.describe(id).ok_or_else(|| not_found(id))
                 }
                 _ => {
@@ -154,8 +182,8 @@ impl Dispatcher {
     /// Answers the clients whose task could not be stored.
     pub(crate) fn refuse_submitters(&mut self, id: &TaskId, error: &Error) {
         let now = self.clock.boot_time();
-        for (_, after, reply) in self.submitters.remove(id).unwrap_or_default() {
-            self.cluster.retract_dependent(id, &after, now);
+        for (submission, reply) in self.submitters.remove(id).unwrap_or_default() {
+            self.cluster.retract(&submission, now);
             let _ = reply.send(Err(error.clone()));
         }
     }
@@ -163,7 +191,10 @@ impl Dispatcher {
     fn list(&self, query: &Query) -> Page {
         let limit = if query.limit == 0 { PAGE_MAX } else { query.limit.min(PAGE_MAX) };
         let now = self.now();
-        let mut entries = self.cluster.tasks.page(query.state, query.after.as_ref());
+        let is_listed = |entry: &&TaskEntry| {
+            query.group.is_none() || entry.record.group.as_ref().map(|member| &member.group) == query.group.as_ref()
+        };
+        let mut entries = self.cluster.tasks.page(query.state, query.after.as_ref()).filter(is_listed);
         let tasks: Vec<_> =
             entries.by_ref().take(limit).map(|entry| explain::describe(&self.cluster, entry, now)).collect();
         let next = entries.next().and_then(|_| tasks.last().map(|last| last.id.clone()));
@@ -264,10 +295,13 @@ impl Dispatcher {
     }
 }
 
-/// Tells whether a stored task was made from a request for the same work after the same tasks.
-fn is_same_request(record: &TaskRecord, spec: &TaskSpec, after: &[(TaskId, Condition)]) -> bool {
+/// Tells whether a stored task was made from a request for the same work after the same tasks in the same group.
+fn is_same_request(record: &TaskRecord, submission: &Submission) -> bool {
     let stored = record.after.iter().map(|dependency| (&dependency.task, dependency.condition));
-    record.spec.is_same_work(spec) && stored.eq(after.iter().map(|(task, condition)| (task, *condition)))
+    let group = record.group.as_ref().map(|member| (&member.group, member.clean_up));
+    record.spec.is_same_work(&submission.spec)
+        && stored.eq(submission.after.iter().map(|(task, condition)| (task, *condition)))
+        && group == submission.group.as_ref().map(|group| (&group.id, group.clean_up))
 }
 
 /// Tells whether a node is or was registered: its lease record is never deleted.

@@ -16,6 +16,17 @@ pub struct Submission {
     pub spec: TaskSpec,
     /// Tasks that it waits for, and how each has to end.
     pub after: Vec<(TaskId, Condition)>,
+    /// Group that it is to be a member of.
+    pub group: Option<GroupName>,
+}
+
+/// Group of a new member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupName {
+    /// Id of the group.
+    pub id: TaskId,
+    /// Whether the member runs although its group is stopping.
+    pub clean_up: bool,
 }
 
 impl Submission {
@@ -29,14 +40,18 @@ impl Submission {
 /// Command of a client to an existing task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TaskCommand {
-    /// Cancel it.
+    /// Cancel it. A group: spare its clean-up.
     Cancel,
+    /// Cancel a group and its clean-up.
+    CancelAll,
     /// Pause it.
     Pause,
     /// Resume it.
     Resume,
     /// Limit it, in bytes per second; `None`: no limit.
     Limit(Option<u64>),
+    /// Seal a group: all its members are stored.
+    Seal,
 }
 
 /// Drain request of an operator.

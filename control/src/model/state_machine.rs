@@ -14,6 +14,8 @@
 //!
 //!  PENDING, PAUSED -- DependencyBroken --> SKIPPED   (before the first attempt)
 //! ```
+//! The states of a group, which no runner holds, are in [`group`].
+//!
 //! Where several states follow an event, the desired state and the number of failures decide.
 //!
 //! What always holds of a record that this function made:
@@ -23,6 +25,8 @@
 //! - `failures` falls only when more is durable than ever before: a task without progress fails after `max_attempts`.
 //! - The holder of a task holds its claims. A task that ended keeps its claims, without a holder, while an earlier
 //!   attempt may still write: no other task may have the destination before.
+
+mod group;
 
 use crate::model::{
     Attempt, DesiredState, DurableMap, Epoch, Failure, FenceMethod, Holder, NodeFault, NodeId, Progress, TaskRecord,
@@ -81,6 +85,21 @@ pub(crate) enum TaskEvent {
     ResumeRequested,
     /// Client: limit it, in bytes per second; `None`: no limit.
     LimitRequested(Option<u64>),
+    /// Client, of a group: cancel it, clean-up included.
+    CancelAllRequested,
+    /// Client, of a group: all members are stored.
+    Sealed,
+    /// Client, of a group that has ended: its record and those of its members are to be deleted.
+    RemovalRequested,
+    /// Leader, of a group: a member has failed, or is missing. Only the first failure is kept.
+    MemberFailed(Failure),
+    /// Leader, of a group: its last member has ended, and no write of any can land any more.
+    MembersEnded {
+        /// Whether a member was cancelled.
+        is_cancelled: bool,
+    },
+    /// Leader, of a member: its group wants this of it.
+    GroupRequested(DesiredState),
     /// Runner: the destination is open, locked and checked; writing may begin once this is stored.
     Started {
         /// Epoch of the grant of its claims.
@@ -251,6 +270,12 @@ impl TaskRecord {
             TaskEvent::PauseRequested => self.pause_requested(),
             TaskEvent::ResumeRequested => self.resume_requested(),
             TaskEvent::LimitRequested(limit) => self.limit_requested(limit),
+            TaskEvent::CancelAllRequested => self.cancel_all_requested(),
+            TaskEvent::Sealed => self.sealed_by_client(now_ms),
+            TaskEvent::RemovalRequested => self.removal_requested(),
+            TaskEvent::MemberFailed(error) => self.member_failed(error),
+            TaskEvent::MembersEnded { is_cancelled } => self.members_ended(is_cancelled),
+            TaskEvent::GroupRequested(desired_state) => self.group_requested(desired_state),
             TaskEvent::Started { epoch } => self.started(epoch),
             TaskEvent::Checkpointed(checkpoint) => self.checkpointed(checkpoint),
             TaskEvent::Written(checkpoint) => self.written(checkpoint),
@@ -268,7 +293,7 @@ impl TaskRecord {
         // Claims that are dropped here would never be removed.
         let keeps_claims = !claims.is_empty() && self.claims.iter().all(|claim| claims.contains(claim));
         self.expect(
-            self.state == TaskState::Pending && self.desired_state == DesiredState::Run && keeps_claims,
+            self.state == TaskState::Pending && self.desired() == DesiredState::Run && keeps_claims,
             "assigned",
         )?;
         self.state = TaskState::Assigned;
@@ -315,7 +340,7 @@ impl TaskRecord {
 
     fn dependency_broken(&mut self, error: Failure) -> Result<(), IllegalTransition> {
         let is_waiting = matches!(self.state, TaskState::Pending | TaskState::Paused) && self.is_unstarted();
-        self.expect(is_waiting && !self.after.is_empty(), "skipped")?;
+        self.expect(is_waiting && (!self.after.is_empty() || self.group.is_some()), "skipped")?;
         self.state = TaskState::Skipped;
         self.reason = error.to_string();
         self.error = Some(error);
@@ -343,8 +368,7 @@ impl TaskRecord {
 
     fn runner_returned(&mut self) -> Result<(), IllegalTransition> {
         self.expect(self.state == TaskState::Lost && self.holder.is_some(), "continued")?;
-        self.state =
-            if self.desired_state == DesiredState::Cancel { TaskState::Cancelling } else { TaskState::Running };
+        self.state = if self.desired() == DesiredState::Cancel { TaskState::Cancelling } else { TaskState::Running };
         self.reason.clear();
         Ok(())
     }
@@ -357,7 +381,7 @@ impl TaskRecord {
             FenceProof::LeaseOver => fence == FenceMethod::Lease,
             FenceProof::Command => fence == FenceMethod::Command,
             FenceProof::Operator => true,
-            FenceProof::Waited => fence == FenceMethod::Local && self.desired_state != DesiredState::Run,
+            FenceProof::Waited => fence == FenceMethod::Local && self.desired() != DesiredState::Run,
         };
         if !is_proof {
             return Err(IllegalTransition::NoProof { proof, fence });
@@ -385,38 +409,45 @@ impl TaskRecord {
     fn cancel_requested(&mut self) -> Result<(), IllegalTransition> {
         self.expect(!self.state.is_terminal(), "cancelled")?;
         self.desired_state = DesiredState::Cancel;
-        match self.state {
-            TaskState::Pending | TaskState::Paused => self.settle(),
-            TaskState::Assigned | TaskState::Running | TaskState::Verifying => self.state = TaskState::Cancelling,
-            TaskState::Lost | TaskState::Cancelling => {}
-            TaskState::Succeeded | TaskState::Failed | TaskState::Cancelled | TaskState::Skipped => {
-                unreachable!("refused above")
-            }
-        }
+        self.apply_desired();
         Ok(())
     }
 
     fn pause_requested(&mut self) -> Result<(), IllegalTransition> {
         self.expect_pausable("paused")?;
-        self.expect(!self.state.is_terminal() && self.desired_state != DesiredState::Cancel, "paused")?;
+        self.expect(!self.state.is_terminal() && self.desired() != DesiredState::Cancel, "paused")?;
         self.desired_state = DesiredState::Pause;
-        if self.state == TaskState::Pending {
-            self.settle();
-        }
+        self.apply_desired();
         Ok(())
     }
 
     fn resume_requested(&mut self) -> Result<(), IllegalTransition> {
         self.expect_pausable("resumed")?;
-        self.expect(!self.state.is_terminal() && self.desired_state != DesiredState::Cancel, "resumed")?;
+        self.expect(!self.state.is_terminal() && self.desired() != DesiredState::Cancel, "resumed")?;
         self.desired_state = DesiredState::Run;
-        if self.state == TaskState::Paused {
-            if self.reason == PAUSED_BY_USER {
-                self.reason.clear();
-            }
-            self.settle();
-        }
+        self.apply_desired();
         Ok(())
+    }
+
+    /// Applies a change of what the client or the group wants. A runner that holds the task applies it later.
+    fn apply_desired(&mut self) {
+        if self.is_group() {
+            return self.settle_group();
+        }
+        match (self.desired(), self.state) {
+            (DesiredState::Cancel, TaskState::Pending | TaskState::Paused) => self.settle(),
+            (DesiredState::Cancel, TaskState::Assigned | TaskState::Running | TaskState::Verifying) => {
+                self.state = TaskState::Cancelling;
+            }
+            (DesiredState::Pause, TaskState::Pending) => self.settle(),
+            (DesiredState::Run, TaskState::Paused) => {
+                if self.reason == PAUSED_BY_USER {
+                    self.reason.clear();
+                }
+                self.settle();
+            }
+            _ => {}
+        }
     }
 
     fn limit_requested(&mut self, limit: Option<u64>) -> Result<(), IllegalTransition> {
@@ -425,7 +456,7 @@ impl TaskRecord {
     }
 
     fn started(&mut self, epoch: Epoch) -> Result<(), IllegalTransition> {
-        self.expect(self.state == TaskState::Assigned && self.desired_state == DesiredState::Run, "begun")?;
+        self.expect(self.state == TaskState::Assigned && self.desired() == DesiredState::Run, "begun")?;
         let has_lock = self.spec.kind().fence() == FenceMethod::Local;
         for attempt in &mut self.attempts {
             match attempt.ended_ms {
@@ -536,7 +567,7 @@ impl TaskRecord {
         if code == Code::LeaseLost {
             self.failures = self.failures.saturating_add(1);
         }
-        self.reason = match (code, self.desired_state) {
+        self.reason = match (code, self.desired()) {
             (Code::Cancelled, DesiredState::Pause) => String::from(PAUSED_BY_USER),
             (Code::Cancelled, DesiredState::Cancel) => String::from("cancelled by user"),
             _ => format!("returned with {code}"),
@@ -575,7 +606,7 @@ impl TaskRecord {
 
     /// Chooses the state of a task without a holder.
     fn settle(&mut self) {
-        self.state = match self.desired_state {
+        self.state = match self.desired() {
             DesiredState::Cancel => TaskState::Cancelled,
             _ if self.failures >= self.max_attempts => TaskState::Failed,
             DesiredState::Pause => TaskState::Paused,
@@ -587,7 +618,7 @@ impl TaskRecord {
         if holds {
             Ok(())
         } else {
-            Err(IllegalTransition::WrongState { state: self.state, desired_state: self.desired_state, event })
+            Err(IllegalTransition::WrongState { state: self.state, desired_state: self.desired(), event })
         }
     }
 

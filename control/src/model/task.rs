@@ -1,8 +1,8 @@
 //! Defines the record of a task.
 
 use super::{
-    Dependency, DurableMap, Epoch, Failure, Holder, NodeFault, NodeId, OpId, Record, Submission, TaskId, TaskSpec,
-    UnknownFields, is_zero,
+    Dependency, DurableMap, Epoch, Failure, GroupState, Holder, Membership, NodeFault, NodeId, OpId, Record,
+    Submission, TaskId, TaskSpec, UnknownFields, is_zero,
 };
 use blockhaul_engine::error::Code;
 use blockhaul_engine::flow::graph::Outcome;
@@ -22,6 +22,12 @@ pub struct TaskRecord {
     /// Tasks that it waits for before its first attempt.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub after: Vec<Dependency>,
+    /// Group that it is a member of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<Membership>,
+    /// What a group knows of its members; `None` of any other task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub members: Option<GroupState>,
     /// How far it is.
     pub state: TaskState,
     /// State that its client wants.
@@ -121,8 +127,8 @@ impl TaskState {
     }
 }
 
-/// State that a client wants of a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// State that a client wants of a task. Of two, the later one is the stronger one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DesiredState {
     /// It runs to its end.
@@ -186,14 +192,17 @@ pub struct Progress {
 }
 
 impl TaskRecord {
-    /// Creates the record of a new task that waits for no other one. `now_ms`: milliseconds since 1970.
+    /// Creates the record of a new task that waits for no other one and is in no group. `now_ms`: milliseconds since 1970.
     #[must_use]
     pub fn new(order: Submission, now_ms: u64) -> Self {
-        let Submission { id, priority, max_attempts, spec, after: _ } = order;
+        let Submission { id, priority, max_attempts, spec, after: _, group: _ } = order;
+        let members = spec.kind().group().map(|_| GroupState::default());
         Self {
             id,
             spec,
             after: Vec::new(),
+            group: None,
+            members,
             state: TaskState::Pending,
             desired_state: DesiredState::Run,
             priority,
@@ -222,6 +231,18 @@ impl TaskRecord {
     #[must_use]
     pub fn is_quiet(&self) -> bool {
         self.attempts.iter().all(|attempt| attempt.quiet || attempt.ended_ms.is_none())
+    }
+
+    /// Tells whether it is a group.
+    #[must_use]
+    pub fn is_group(&self) -> bool {
+        self.members.is_some()
+    }
+
+    /// Returns the state that is wanted of it: the stronger one of what its client and its group want.
+    #[must_use]
+    pub fn desired(&self) -> DesiredState {
+        self.group.as_ref().map_or(self.desired_state, |member| member.desired_state.max(self.desired_state))
     }
 
     /// Tells whether it has never been assigned, so that its dependencies still count.

@@ -37,7 +37,14 @@ mod tests {
 
     fn record(spec: TaskSpec) -> TaskRecord {
         TaskRecord::new(
-            Submission { id: TaskId::new("t").unwrap(), priority: 0, max_attempts: 5, spec, after: Vec::new() },
+            Submission {
+                id: TaskId::new("t").unwrap(),
+                priority: 0,
+                max_attempts: 5,
+                spec,
+                after: Vec::new(),
+                group: None,
+            },
             1,
         )
     }

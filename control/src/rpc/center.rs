@@ -66,11 +66,12 @@ impl Center for CenterService {
         let dispatcher = self.roles.dispatcher()?;
         let order = Submission::check(request.into_inner(), self.here.as_ref()).map_err(RpcError::from)?;
         // What is known already was looked at when it was new.
-        if dispatcher.get(&order.id).await.is_err() {
+        let existed = dispatcher.get(&order.id).await.is_ok();
+        if !existed {
             look_at_source(&order).await.map_err(RpcError::from)?;
         }
         let task = dispatcher.submit(order).await.map_err(RpcError::from)?;
-        reply(&task)
+        Ok(Response::new(wire::Task { existed, ..wire::Task::from(&*task) }))
     }
 
     async fn get(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
@@ -82,10 +83,12 @@ impl Center for CenterService {
 
     async fn list(&self, request: Request<wire::ListRequest>) -> Answer<wire::ListReply> {
         let dispatcher = self.roles.dispatcher()?;
-        let wire::ListRequest { state, after } = request.into_inner();
+        let wire::ListRequest { state, after, group } = request.into_inner();
         let state = (!state.is_empty()).then(|| state_of(&state)).transpose().map_err(RpcError::from)?;
         let after = (!after.is_empty()).then(|| TaskId::new(after)).transpose().map_err(RpcError::from)?;
-        let found = dispatcher.list(Query { state, after, limit: PAGE_ITEMS_MAX }).await.map_err(RpcError::from)?;
+        let group = (!group.is_empty()).then(|| TaskId::new(group)).transpose().map_err(RpcError::from)?;
+        let found =
+            dispatcher.list(Query { state, group, after, limit: PAGE_ITEMS_MAX }).await.map_err(RpcError::from)?;
         let (tasks, next) = page(found.tasks.iter().map(|task| wire::Task::from(&**task)), |task| task.id.clone());
         let next = if next.is_empty() { found.next.map(String::from).unwrap_or_default() } else { next };
         Ok(Response::new(wire::ListReply { tasks, next }))
@@ -104,8 +107,14 @@ impl Center for CenterService {
     }
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
-    async fn cancel(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
-        self.command(request.into_inner().id, TaskCommand::Cancel).await
+    async fn seal(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
+        self.command(request.into_inner().id, TaskCommand::Seal).await
+    }
+
+    #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
+    async fn cancel(&self, request: Request<wire::CancelRequest>) -> Answer<wire::Task> {
+        let wire::CancelRequest { id, all } = request.into_inner();
+        self.command(id, if all { TaskCommand::CancelAll } else { TaskCommand::Cancel }).await
     }
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]

@@ -27,8 +27,8 @@ type Stub = center_client::CenterClient<Channel>;
 /// Longest wait before the user is told what a call waits for.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
-/// Calls a center.
-#[derive(Debug)]
+/// Calls a center. A clone makes its calls at the same time, over the same connections.
+#[derive(Clone, Debug)]
 pub struct CenterClient {
     channels: Channels,
     addresses: Vec<String>,
@@ -67,8 +67,10 @@ verbs! {
     get(TaskName) -> Task;
     /// Returns one page of tasks.
     list(ListRequest) -> ListReply;
+    /// Lets the members of a group start.
+    seal(TaskName) -> Task;
     /// Cancels a task.
-    cancel(TaskName) -> Task;
+    cancel(CancelRequest) -> Task;
     /// Pauses a copy.
     pause(TaskName) -> Task;
     /// Resumes a paused copy.

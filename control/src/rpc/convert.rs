@@ -31,6 +31,19 @@ impl From<&TaskRecord> for wire::Task {
             updated_ms: task.updated_ms,
             attempts: task.attempts.iter().map(wire::Attempt::from).collect(),
             after: task.after.iter().map(wire::Dependency::from).collect(),
+            group: task
+                .group
+                .as_ref()
+                .map(|member| wire::Membership { group: member.group.to_string(), clean_up: member.clean_up }),
+            members: task.members.as_ref().map(|members| wire::Members {
+                states: members
+                    .counts
+                    .iter()
+                    .map(|(state, count)| (state.as_str().to_owned(), *count as u64))
+                    .collect(),
+                sealed: members.sealed_ms.is_some(),
+            }),
+            existed: false,
         }
     }
 }

@@ -6,13 +6,14 @@ use crate::model::{Summary, TaskSpec};
 use crate::timestamp::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// Task for people and scripts. Serialises with exactly these names; what does not apply is `null`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TaskView {
     /// Name of the task.
     pub id: String,
-    /// `copy`, `noop` or `verify`.
+    /// `copy`, `verify`, `noop` or `group`.
     pub kind: &'static str,
     /// State, as `RUNNING`.
     pub state: String,
@@ -48,6 +49,10 @@ pub struct TaskView {
     pub updated_at: Timestamp,
     /// Tasks that it waits for, or waited for.
     pub after: Vec<DependencyView>,
+    /// Group that it is a member of.
+    pub group: Option<String>,
+    /// Of a group: number of stored members in each state.
+    pub members: Option<BTreeMap<String, u64>>,
     /// Last attempts, oldest first.
     pub attempts: Vec<AttemptView>,
 }
@@ -135,6 +140,8 @@ impl From<wire::Task> for TaskView {
             created_at: Timestamp(task.created_ms),
             updated_at: Timestamp(task.updated_ms),
             after: task.after.into_iter().map(DependencyView::from).collect(),
+            group: task.group.map(|member| member.group),
+            members: task.members.map(|members| members.states.into_iter().collect()),
             attempts: task.attempts.into_iter().map(AttemptView::from).collect(),
         }
     }
@@ -176,7 +183,7 @@ mod tests {
 
     /// Field names in the order of the design, `attempts` last.
     const NAMES: &str = "id kind state desired_state reason priority fence source destination node attempt epoch progress limit error \
-        report created_at updated_at after attempts";
+        report created_at updated_at after group members attempts";
 
     #[test]
     fn a_task_has_exactly_the_names_of_the_contract() {

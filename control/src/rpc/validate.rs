@@ -2,7 +2,7 @@
 
 use super::wire;
 use crate::model::dependency::{check_dependencies, parse_dependency};
-use crate::model::{NodeId, Submission, TaskId, TaskSpec};
+use crate::model::{GroupName, NodeId, Submission, TaskId, TaskSpec};
 use blockhaul_engine::error::{Error, Result};
 use blockhaul_engine::flow::graph::Condition;
 
@@ -18,7 +18,7 @@ impl Submission {
     /// # Errors
     /// `EBadRequest` for names and numbers out of their ranges; and as `destination::check`.
     pub fn check(request: wire::SubmitRequest, here: Option<&NodeId>) -> Result<Self> {
-        let wire::SubmitRequest { id, priority, max_attempts, spec, after } = request;
+        let wire::SubmitRequest { id, priority, max_attempts, spec, after, group } = request;
         let priority = u8::try_from(priority).ok().filter(|priority| *priority <= 9);
         let max_attempts = if max_attempts == 0 { MAX_ATTEMPTS_DEFAULT } else { max_attempts };
         if max_attempts > MAX_ATTEMPTS_MAX {
@@ -32,8 +32,13 @@ impl Submission {
             max_attempts,
             spec: checked(spec, here)?,
             after: dependencies(after)?,
+            group: group.map(group_name).transpose()?,
         })
     }
+}
+
+fn group_name(wire::Membership { group, clean_up }: wire::Membership) -> Result<GroupName> {
+    Ok(GroupName { id: TaskId::new(group)?, clean_up })
 }
 
 fn dependencies(after: Vec<wire::Dependency>) -> Result<Vec<(TaskId, Condition)>> {

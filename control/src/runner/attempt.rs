@@ -305,7 +305,7 @@ impl Attempt {
         if let Some(running) = self.running() {
             running.set_limit(record.spec.kind().limit());
         }
-        if record.desired_state != DesiredState::Run || record.state == TaskState::Cancelling {
+        if record.desired() != DesiredState::Run || record.state == TaskState::Cancelling {
             self.stop(StopReason::UserCancel);
         }
     }

@@ -13,6 +13,10 @@ fn name(id: &str) -> wire::TaskName {
     wire::TaskName { id: id.to_owned() }
 }
 
+fn cancel(id: &str) -> wire::CancelRequest {
+    wire::CancelRequest { id: id.to_owned(), all: false }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_is_done_and_its_record_says_so() {
     let room = Room::new();
@@ -73,7 +77,7 @@ async fn a_running_copy_is_paused_limited_and_goes_on() {
     let done = TaskView::from(client.follow("t", |_| ()).await.unwrap());
     assert_eq!((done.state.as_str(), done.attempts.len(), done.limit), ("SUCCEEDED", 2, None));
     assert_eq!(std::fs::read(room.volume("b")).unwrap(), bytes);
-    assert_eq!(client.cancel(name("t")).await.unwrap().state, "SUCCEEDED");
+    assert_eq!(client.cancel(cancel("t")).await.unwrap().state, "SUCCEEDED");
 }
 
 async fn until(client: &mut blockhaul_control::rpc::client::CenterClient, state: &str) -> TaskView {
@@ -131,9 +135,9 @@ async fn noops_exercise_the_center_and_cannot_be_paused() {
     assert_eq!(client.follow("short", |_| ()).await.unwrap().state, "SUCCEEDED");
     client.submit(noop("long", 600_000)).await.unwrap();
     assert_eq!(client.pause(name("long")).await.unwrap_err().error.code, Code::Unsupported);
-    client.cancel(name("long")).await.unwrap();
+    client.cancel(cancel("long")).await.unwrap();
     assert_eq!(client.follow("long", |_| ()).await.unwrap().state, "CANCELLED");
-    assert_eq!(client.cancel(name("none")).await.unwrap_err().error.code, Code::NotFound);
+    assert_eq!(client.cancel(cancel("none")).await.unwrap_err().error.code, Code::NotFound);
 }
 
 #[tokio::test(flavor = "multi_thread")]

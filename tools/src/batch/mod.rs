@@ -19,6 +19,8 @@ mod request;
 mod run;
 mod state;
 
+pub(crate) use request::read_batch_file;
+
 use crate::args::RawBatch;
 use crate::exit::Exit;
 use crate::output;

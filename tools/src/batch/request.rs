@@ -23,6 +23,8 @@ const FILE_BYTES_MAX: u64 = 32 << 20;
 #[derive(Debug)]
 pub(super) struct BatchRequest {
     pub(super) batch: Batch,
+    /// Number of members that run at once.
+    pub(super) parallel: usize,
     /// What each member is, in the order of the batch's members.
     pub(super) jobs: Vec<MemberJob>,
     /// Absolute path of the batch file.
@@ -78,12 +80,10 @@ impl BatchRequest {
         } = raw;
         let config = engine_config(&engine, PathChoice::Auto)?;
         let here = node.map_or_else(local_node, NodeId::new)?;
-        let text = read(&file)?;
+        let text = read_batch_file(&file)?;
         let file = file.canonicalize().map_err(|error| read_error(&file, &error))?;
-        let mut batch = batch::parse(&text, &Place::Local(here.clone()), &identify)?;
-        if let Some(parallel) = parallel {
-            batch.parallel = parallel.into();
-        }
+        let batch = batch::parse(&text, &Place::Local(here.clone()), &identify)?;
+        let parallel = parallel.map_or_else(|| batch.parallel.unwrap_or(batch::PARALLEL_DEFAULT), usize::from);
         let state_dir = crate::state_dir::locate(state_dir.as_deref(), variable)?;
         let network = network_terms(&network);
         let hooks = open_hooks(&batch, hooks_dir.as_deref())?;
@@ -116,7 +116,10 @@ impl BatchRequest {
                     let spec = verify.job()?.spec();
                     MemberJob::Verify(Box::new(VerifySpec { block_size: config.block_size, network, ..spec }))
                 }
-                Work::Task(TaskSpec::Noop(_)) => return Err(Error::bad_request("a batch file cannot describe a noop")),
+                Work::Task(spec @ (TaskSpec::Noop(_) | TaskSpec::Group(_))) => {
+                    let message = format!("a batch file cannot describe a {}", spec.summary().kind);
+                    return Err(Error::bad_request(message));
+                }
             });
         }
         jobs.iter().try_for_each(MemberJob::check)?;
@@ -127,7 +130,7 @@ impl BatchRequest {
         };
         let config = engine_config_for(&jobs, config);
         check_own_files(&batch, &file, [Some(state_dir.as_path()), hooks.as_ref().map(HookFolder::path)])?;
-        Ok(Self { batch, jobs, file, hooks, config, state_dir, mode, dry_run, output })
+        Ok(Self { batch, parallel, jobs, file, hooks, config, state_dir, mode, dry_run, output })
     }
 
     /// Returns the local volumes and receipts of all members.
@@ -308,7 +311,7 @@ fn read_error(file: &Path, error: &std::io::Error) -> Error {
     Error::io(Side::Caller, Operation::Read, error, format!("read the batch file {}", file.shown()))
 }
 
-fn read(file: &Path) -> Result<String> {
+pub(crate) fn read_batch_file(file: &Path) -> Result<String> {
     let failed = |error: &std::io::Error| read_error(file, error);
     // A pipe has no path by which a second run would find its state.
     if !file.metadata().map_err(|error| failed(&error))?.is_file() {

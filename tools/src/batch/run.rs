@@ -223,7 +223,7 @@ impl<'a> BatchRun<'a> {
                 return Ok(());
             }
             self.show();
-            for delivery in self.queue.poll(self.request.batch.parallel, self.display.interval()) {
+            for delivery in self.queue.poll(self.request.parallel, self.display.interval()) {
                 match (self.take(&delivery.event), &delivery.report) {
                     (Some(Running { member, work: RunningWork::Hook(hook), .. }), _) => self.hook_ended(member, &hook),
                     (Some(Running { member, .. }), Some(report)) => self.job_ended(member, report),
@@ -249,7 +249,7 @@ impl<'a> BatchRun<'a> {
 
     /// Starts the next ready member if there is a place. Returns whether one has left the queue.
     fn start_ready(&mut self) -> Result<bool> {
-        if self.running.len() >= self.request.batch.parallel {
+        if self.running.len() >= self.request.parallel {
             return Ok(false);
         }
         let Some(member) = lock(&self.ready).pop_front() else { return Ok(false) };

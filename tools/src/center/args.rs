@@ -5,6 +5,7 @@ use blockhaul_control::rpc::tls::RawTls;
 use blockhaul_engine::units::{parse_duration, parse_rate};
 use clap::{Args, Subcommand};
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Addresses of a center, and the form of the output.
@@ -40,6 +41,8 @@ pub(crate) enum RawWork {
     Copy(Box<RawCopyTask>),
     /// Compare two volumes, or a volume with a receipt
     Verify(RawVerifyTask),
+    /// Submit the members of a batch file as a group: one task that ends with its last member
+    Batch(RawBatchTask),
     /// Do nothing for a while, to test a center
     Noop(RawNoopTask),
 }
@@ -139,10 +142,43 @@ pub(crate) struct RawNoopTask {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct RawBatchTask {
+    /// TOML or JSON file that describes the members
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// ID of the group; its members are ID.MEMBER [default: the file's name and a digest of its content]
+    #[arg(long, value_name = "ID")]
+    pub(crate) id: Option<String>,
+    /// Priority of all members, from 0 to 9; higher runs first, and each minute of waiting adds one
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) priority: u32,
+    /// Fail a member after this many failures without progress, 1 to 100; interruptions do not count [default: 5]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_attempts: Option<u32>,
+    /// Follow the group until it ends; exits 0 succeeded, 1 failed, 75 cancelled
+    #[arg(long)]
+    pub(crate) wait: bool,
+    #[command(flatten)]
+    pub(crate) center: RawCenter,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct RawTaskId {
     /// Task ID
     #[arg(value_name = "ID")]
     pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) center: RawCenter,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RawCancel {
+    /// Task ID
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// Of a group: also cancel its clean-up, which otherwise runs
+    #[arg(long)]
+    pub(crate) all: bool,
     #[command(flatten)]
     pub(crate) center: RawCenter,
 }
@@ -181,6 +217,9 @@ pub(crate) struct RawList {
     /// List only tasks in this state, such as RUNNING
     #[arg(long, value_name = "S")]
     pub(crate) state: Option<String>,
+    /// List only the members of this group
+    #[arg(long, value_name = "ID")]
+    pub(crate) group: Option<String>,
     #[command(flatten)]
     pub(crate) center: RawCenter,
 }

@@ -4,13 +4,18 @@
 //! Each command resolves its flags, makes its call, and shows the reply. The client finds the leader and retries.
 
 pub(crate) mod args;
+mod batch;
 mod show;
 mod submit;
 
 use crate::exit::Exit;
 use crate::output::print_stderr;
 use crate::start_logging;
-use args::{RawCenter, RawDrain, RawFence, RawList, RawQuery, RawRemove, RawSet, RawSubmit, RawTaskId};
+use args::{
+    RawBatchTask, RawCancel, RawCenter, RawDrain, RawFence, RawList, RawQuery, RawRemove, RawSet, RawSubmit, RawTaskId,
+    RawWork,
+};
+use batch::GroupSubmission;
 use blockhaul_control::clock::HostClock;
 use blockhaul_control::rpc::channels::Channels;
 use blockhaul_control::rpc::client::CenterClient;
@@ -20,6 +25,7 @@ use blockhaul_control::rpc::tls::Tls;
 use blockhaul_control::rpc::wire;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::resource_check::{RUNTIME_DESCRIPTORS, require_descriptors};
+use submit::SingleTask;
 use tokio::runtime::{Builder, Runtime};
 
 /// A client of a center, and how its replies are shown.
@@ -59,6 +65,22 @@ impl CenterSession {
         Ok(exit_of(&task))
     }
 
+    /// Shows a submitted task, and follows it if the user wants to. What existed already does not look like a new task.
+    fn submitted(&mut self, task: wire::Task, wait: bool) -> Result<Exit> {
+        let existed = task.existed;
+        let task = TaskView::from(task);
+        if existed {
+            let since = if task.is_over() { "since" } else { "last changed" };
+            let TaskView { id, state, updated_at, .. } = &task;
+            print_stderr(format_args!("task {id} exists already: {state}, {since} {updated_at}"));
+        }
+        if wait {
+            return self.follow(&task.id);
+        }
+        show::submitted(&task, self.json);
+        Ok(Exit::Done)
+    }
+
     fn show(&self, task: wire::Task) -> Exit {
         show::task(&TaskView::from(task), self.json);
         Exit::Done
@@ -86,15 +108,25 @@ fn exit_of(task: &TaskView) -> Exit {
     }
 }
 
-pub(crate) fn submit(raw: RawSubmit) -> Result<Exit> {
-    let submit::Submission { request, center, wait } = submit::resolve(raw)?;
+pub(crate) fn submit(RawSubmit { work }: RawSubmit) -> Result<Exit> {
+    let work = match work {
+        RawWork::Batch(raw) => return submit_group(raw),
+        RawWork::Copy(raw) => SingleTask::Copy(raw),
+        RawWork::Verify(raw) => SingleTask::Verify(raw),
+        RawWork::Noop(raw) => SingleTask::Noop(raw),
+    };
+    let submit::Submission { request, center, wait } = submit::resolve(work)?;
     let mut session = CenterSession::open(center)?;
     let task = call!(session, submit, request)?;
-    if wait {
-        return session.follow(&task.id);
-    }
-    show::submitted(&TaskView::from(task), session.json);
-    Ok(Exit::Done)
+    session.submitted(task, wait)
+}
+
+fn submit_group(raw: RawBatchTask) -> Result<Exit> {
+    let submission = GroupSubmission::resolve(&raw)?;
+    let mut session = CenterSession::open(raw.center)?;
+    let CenterSession { runtime, client, .. } = &mut session;
+    let group = runtime.block_on(submission.send(client)).map_err(error_of)?;
+    session.submitted(group, raw.wait)
 }
 
 pub(crate) fn get(RawTaskId { id, center }: RawTaskId) -> Result<Exit> {
@@ -107,9 +139,9 @@ pub(crate) fn watch(RawTaskId { id, center }: RawTaskId) -> Result<Exit> {
     CenterSession::open(center)?.follow(&id)
 }
 
-pub(crate) fn cancel(RawTaskId { id, center }: RawTaskId) -> Result<Exit> {
+pub(crate) fn cancel(RawCancel { id, all, center }: RawCancel) -> Result<Exit> {
     let mut session = CenterSession::open(center)?;
-    let task = call!(session, cancel, wire::TaskName { id })?;
+    let task = call!(session, cancel, wire::CancelRequest { id, all })?;
     Ok(session.show(task))
 }
 
@@ -150,11 +182,12 @@ pub(crate) fn set(RawSet { id, limit, center }: RawSet) -> Result<Exit> {
     Ok(session.show(task))
 }
 
-pub(crate) fn list(RawList { state, center }: RawList) -> Result<Exit> {
+pub(crate) fn list(RawList { state, group, center }: RawList) -> Result<Exit> {
     let mut session = CenterSession::open(center)?;
     let mut after = String::new();
     loop {
-        let request = wire::ListRequest { state: state.clone().unwrap_or_default(), after };
+        let (state, group) = (state.clone().unwrap_or_default(), group.clone().unwrap_or_default());
+        let request = wire::ListRequest { state, after, group };
         let wire::ListReply { tasks, next } = call!(session, list, request)?;
         tasks.into_iter().for_each(|task| show::task_line(&TaskView::from(task), session.json));
         if next.is_empty() {

@@ -65,6 +65,8 @@ fn task_lines(task: &TaskView) -> Vec<String> {
         created_at,
         updated_at,
         after,
+        group,
+        members,
         attempts,
     } = task;
     let field = |name: &str, value: &dyn std::fmt::Display| format!("{name:<12} {value}");
@@ -72,13 +74,15 @@ fn task_lines(task: &TaskView) -> Vec<String> {
     let mut lines =
         vec![field("task", id), field("kind", kind), field("state", state), field("desired", desired_state)];
     lines.extend((!reason.is_empty()).then(|| field("reason", reason)));
+    lines.extend(option("group", group));
+    lines.extend(members.iter().flatten().map(|(state, count)| field("members", &format!("{count} {state}"))));
     lines.extend(option("source", source));
     lines.extend(option("destination", destination));
     lines.extend(option("node", node));
     let condition = |dependency: &DependencyView| format!("{}:{}", dependency.task, dependency.condition);
     lines.extend(after.iter().map(|dependency| field("after", &condition(dependency))));
     lines.extend(epoch.map(|epoch| field("epoch", &epoch)));
-    lines.extend(source.is_some().then(|| field("progress", &progress_text(task))));
+    lines.extend((source.is_some() || members.is_some()).then(|| field("progress", &progress_text(task))));
     lines.extend(limit.map(|limit| field("limit", &format!("{}/s", format_size(limit)))));
     lines.extend(option("fence", fence));
     lines.push(field("priority", priority));

@@ -1,6 +1,6 @@
 //! Resolves the flags of `blockhaul submit` to a request.
 
-use super::args::{RawCenter, RawCopyTask, RawNoopTask, RawSubmit, RawTask, RawVerifyTask, RawWork};
+use super::args::{RawCenter, RawCopyTask, RawNoopTask, RawTask, RawVerifyTask};
 use blockhaul_control::model::{TaskId, parse_dependency};
 use blockhaul_control::rpc::wire;
 use blockhaul_engine::error::{Error, Result};
@@ -15,15 +15,23 @@ pub(super) struct Submission {
     pub(super) wait: bool,
 }
 
+/// Flags of a task that is no group.
+#[derive(Debug)]
+pub(super) enum SingleTask {
+    Copy(Box<RawCopyTask>),
+    Verify(RawVerifyTask),
+    Noop(RawNoopTask),
+}
+
 /// Resolves the flags. The center fills in what is missing and refuses what is invalid.
 ///
 /// # Errors
 /// `EBadRequest` for a volume name that is not UTF-8; nothing is sent.
-pub(super) fn resolve(RawSubmit { work }: RawSubmit) -> Result<Submission> {
+pub(super) fn resolve(work: SingleTask) -> Result<Submission> {
     let (work, task, center) = match work {
-        RawWork::Copy(raw) => copy(*raw)?,
-        RawWork::Verify(raw) => verify(raw)?,
-        RawWork::Noop(RawNoopTask { duration, task, center }) => {
+        SingleTask::Copy(raw) => copy(*raw)?,
+        SingleTask::Verify(raw) => verify(raw)?,
+        SingleTask::Noop(RawNoopTask { duration, task, center }) => {
             let milliseconds = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
             (wire::spec::Work::Noop(wire::NoopWork { milliseconds, node: task.node.clone() }), task, center)
         }
@@ -39,6 +47,7 @@ pub(super) fn resolve(RawSubmit { work }: RawSubmit) -> Result<Submission> {
         max_attempts: max_attempts.unwrap_or_default(),
         spec: Some(wire::Spec { work: Some(work) }),
         after: after.iter().map(dependency).collect::<Result<_>>()?,
+        group: None,
     };
     Ok(Submission { request, center, wait })
 }
@@ -97,15 +106,25 @@ fn verify(raw: RawVerifyTask) -> Result<(wire::spec::Work, RawTask, RawCenter)> 
 mod tests {
     use super::*;
     use crate::args::{Cli, Command};
+    use crate::center::args::{RawSubmit, RawWork};
     use blockhaul_engine::error::Code;
     use clap::Parser;
     use std::os::unix::ffi::OsStringExt;
 
-    fn submission(arguments: &[&str]) -> Submission {
-        match Cli::try_parse_from([&["blockhaul", "submit"], arguments].concat()).unwrap().command {
-            Command::Submit(raw) => resolve(*raw).unwrap(),
+    fn single<T: Into<OsString> + Clone>(words: impl IntoIterator<Item = T>) -> SingleTask {
+        match Cli::try_parse_from(words).unwrap().command {
+            Command::Submit(raw) => match *raw {
+                RawSubmit { work: RawWork::Copy(raw) } => SingleTask::Copy(raw),
+                RawSubmit { work: RawWork::Verify(raw) } => SingleTask::Verify(raw),
+                RawSubmit { work: RawWork::Noop(raw) } => SingleTask::Noop(raw),
+                other @ RawSubmit { .. } => panic!("{other:?}"),
+            },
             other => panic!("{other:?}"),
         }
+    }
+
+    fn submission(arguments: &[&str]) -> Submission {
+        resolve(single([&["blockhaul", "submit"], arguments].concat())).unwrap()
     }
 
     #[test]
@@ -119,8 +138,7 @@ mod tests {
     fn a_name_that_is_not_utf8_is_refused_before_any_call() {
         let words = ["blockhaul", "submit", "copy", "/a", "--node", "n"].map(OsString::from);
         let words = words.into_iter().chain([OsString::from_vec(b"/bad\xff".to_vec())]);
-        let Command::Submit(raw) = Cli::try_parse_from(words).unwrap().command else { unreachable!("it says submit") };
-        let error = resolve(*raw).unwrap_err();
+        let error = resolve(single(words)).unwrap_err();
         assert!(error.code == Code::BadRequest && error.message.starts_with(r"/bad\xff: "), "{error}");
     }
 

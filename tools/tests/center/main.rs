@@ -11,6 +11,7 @@ mod depending;
 mod disks;
 mod ensembles;
 mod finishing;
+mod groups;
 mod judging;
 mod leaders;
 mod partitions;

@@ -129,13 +129,17 @@ async fn a_list_comes_in_pages() {
     center.leader.command(&id("t3"), TaskCommand::Cancel).await.unwrap();
     let names =
         |page: &crate::dispatcher::handle::Page| page.tasks.iter().map(|task| task.id.to_string()).collect::<Vec<_>>();
-    let query = Query { state: Some(TaskState::Pending), after: None, limit: 4 };
+    let query = Query { state: Some(TaskState::Pending), limit: 4, ..Query::default() };
     let page = center.leader.list(query).await.unwrap();
     assert_eq!(
         (names(&page), page.next.clone()),
         (["t0", "t1", "t2", "t4"].map(String::from).to_vec(), Some(id("t4")))
     );
-    let page = center.leader.list(Query { state: Some(TaskState::Pending), after: page.next, limit: 4 }).await.unwrap();
+    let page = center
+        .leader
+        .list(Query { state: Some(TaskState::Pending), after: page.next, limit: 4, ..Query::default() })
+        .await
+        .unwrap();
     assert_eq!((names(&page), page.next), (["t5", "t6"].map(String::from).to_vec(), None));
     assert_eq!(center.leader.list(Query::default()).await.unwrap().tasks.len(), 7);
 }

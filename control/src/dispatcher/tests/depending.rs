@@ -1,31 +1,18 @@
 //! Tests tasks that depend on others.
 
 use super::support::*;
-use crate::coord::{Op, paths};
+use crate::coord::paths;
 use crate::dispatcher::Config;
 use crate::model::state_machine::{Checkpoint, TaskEvent};
-use crate::model::{CopyTask, Failure, FenceMethod, Submission, TaskCommand, TaskId, TaskSpec, TaskState};
-use blockhaul_engine::error::{Code, Error, Operation, Side};
+use crate::model::{CopyTask, FenceMethod, Submission, TaskCommand, TaskSpec, TaskState};
+use blockhaul_engine::error::Code;
 use blockhaul_engine::flow::graph::Condition::{self, End, Failure as Fails, Success};
 use std::time::Duration;
 use tokio::time::sleep;
 
-fn id(name: &str) -> TaskId {
-    TaskId::new(name).unwrap()
-}
-
 fn after(name: &str, spec: TaskSpec, on: &[(&str, Condition)]) -> Submission {
     let after = on.iter().map(|(name, condition)| (id(name), *condition)).collect();
     Submission { after, ..submission(name, spec) }
-}
-
-fn failed() -> TaskEvent {
-    let error = Failure::from(&Error::new(Code::Io, Side::Source, Operation::Read, "no"));
-    TaskEvent::Failed { error, retry_at_ms: 0, checkpoint: Checkpoint::default(), report: None }
-}
-
-fn done() -> TaskEvent {
-    TaskEvent::Succeeded { checkpoint: Checkpoint::default(), report: None }
 }
 
 #[tokio::test(start_paused = true)]
@@ -250,24 +237,4 @@ async fn long_chains_and_wide_fans_proceed() {
     center.leader.command(&id("t0"), TaskCommand::Cancel).await.unwrap();
     center.until("t299", TaskState::Skipped).await;
     center.until("fan299", TaskState::Skipped).await;
-}
-
-impl TestCenter {
-    /// Replaces a task's record by hand.
-    async fn overwrite(&self, name: &str, data: Vec<u8>) {
-        let session = self.ensemble.client("operator").open().await.unwrap();
-        let path = paths::task(&id(name));
-        let version = self.ensemble.committed(&path).unwrap().stat.version;
-        session.multi(vec![Op::Set { path, data, version }]).await.unwrap();
-        session.close().await;
-    }
-
-    /// Deletes a task's record by hand, as an operator might.
-    async fn ensemble_delete(&self, name: &str) {
-        let session = self.ensemble.client("operator").open().await.unwrap();
-        let path = paths::task(&id(name));
-        let version = self.ensemble.committed(&path).unwrap().stat.version;
-        session.multi(vec![Op::Delete { path, version }]).await.unwrap();
-        session.close().await;
-    }
 }

@@ -3,5 +3,6 @@
 mod clients;
 mod depending;
 mod golden;
+mod grouping;
 mod losses;
 mod support;

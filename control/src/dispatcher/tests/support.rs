@@ -9,12 +9,12 @@ use crate::dispatcher::{Config, Dispatcher, DispatcherHandle, FenceProgram, Term
 use crate::model::fence_method::default_fence;
 use crate::model::state_machine::{Checkpoint, ClaimChange, TaskEvent, claim_change, next};
 use crate::model::{
-    Claim, CopyTask, Epoch, Holder, Incarnation, NodeId, NoopTask, OpId, Record, Registration, Submission, TaskId,
-    TaskRecord, TaskSpec, TaskState,
+    Claim, CopyTask, Epoch, Failure, Holder, Incarnation, NodeId, NoopTask, OpId, Record, Registration, Submission,
+    TaskId, TaskRecord, TaskSpec, TaskState,
 };
 use crate::peers::{AssignResponse, Assignment, AssignmentStatus, CallError, Peer, RunnerClient, StartStage};
 use async_trait::async_trait;
-use blockhaul_engine::error::Code;
+use blockhaul_engine::error::{Code, Error, Operation, Side};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -307,6 +307,24 @@ impl TestCenter {
             .map(|(_, node)| Claim::decode(&node.data).unwrap())
             .collect()
     }
+
+    /// Replaces a task's record by hand.
+    pub(super) async fn overwrite(&self, name: &str, data: Vec<u8>) {
+        let session = self.ensemble.client("operator").open().await.unwrap();
+        let path = paths::task(&id(name));
+        let version = self.ensemble.committed(&path).unwrap().stat.version;
+        session.multi(vec![Op::Set { path, data, version }]).await.unwrap();
+        session.close().await;
+    }
+
+    /// Deletes a task's record by hand, as an operator might.
+    pub(super) async fn ensemble_delete(&self, name: &str) {
+        let session = self.ensemble.client("operator").open().await.unwrap();
+        let path = paths::task(&id(name));
+        let version = self.ensemble.committed(&path).unwrap().stat.version;
+        session.multi(vec![Op::Delete { path, version }]).await.unwrap();
+        session.close().await;
+    }
 }
 
 async fn start_leader(
@@ -342,7 +360,7 @@ pub(super) fn copy(source: &str, destination: &str) -> CopyTask {
 }
 
 pub(super) fn submission(id: &str, spec: TaskSpec) -> Submission {
-    Submission { id: TaskId::new(id).unwrap(), priority: 5, max_attempts: 3, spec, after: Vec::new() }
+    Submission { id: TaskId::new(id).unwrap(), priority: 5, max_attempts: 3, spec, after: Vec::new(), group: None }
 }
 
 /// Fence program that fails until `works` is set.
@@ -359,4 +377,20 @@ impl FenceProgram for TestFence {
         self.fenced.lock().unwrap().push(runner.node.to_string());
         if *self.works.lock().unwrap() { Ok(()) } else { Err(String::from("the switch does not answer")) }
     }
+}
+
+/// Returns the id of that name.
+pub(super) fn id(name: &str) -> TaskId {
+    TaskId::new(name).unwrap()
+}
+
+/// Returns the event of an attempt that has failed for good.
+pub(super) fn failed() -> TaskEvent {
+    let error = Failure::from(&Error::new(Code::Io, Side::Source, Operation::Read, "no"));
+    TaskEvent::Failed { error, retry_at_ms: 0, checkpoint: Checkpoint::default(), report: None }
+}
+
+/// Returns the event of an attempt that has succeeded.
+pub(super) fn done() -> TaskEvent {
+    TaskEvent::Succeeded { checkpoint: Checkpoint::default(), report: None }
 }

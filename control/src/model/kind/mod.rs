@@ -6,14 +6,17 @@
 //! | kind | reads | writes | claims | fence |
 //! | --- | --- | --- | --- | --- |
 //! | `copy` | source | destination | the destination's identities | as its client says |
+//! | `group` | - | - | - | none needed |
 //! | `noop` | - | - | `task:ID` | none needed |
 //! | `verify` | both volumes, or one and a receipt | - | `task:ID` | none needed |
 
 mod copy;
+mod group;
 mod noop;
 mod verify;
 
 pub use copy::CopyTask;
+pub use group::GroupTask;
 pub use noop::NoopTask;
 pub use verify::VerifyTask;
 
@@ -35,6 +38,8 @@ pub enum TaskSpec {
     Noop(NoopTask),
     /// Compares a volume with another one, or with a receipt.
     Verify(VerifyTask),
+    /// Consists of other tasks.
+    Group(GroupTask),
 }
 
 /// Description of a task for its readers. What does not apply is `None`.
@@ -129,6 +134,11 @@ pub(crate) trait Kind {
         None
     }
 
+    /// Returns the description of a group; `None`: a runner carries the task out.
+    fn group(&self) -> Option<&GroupTask> {
+        None
+    }
+
     /// Starts one attempt. Returns at once; what goes wrong is in its outcome.
     fn start(&self, execution: Execution, executor: &dyn Executor) -> Arc<dyn ExecutionHandle>;
 
@@ -149,6 +159,7 @@ impl TaskSpec {
             Self::Copy(task) => task,
             Self::Noop(task) => task,
             Self::Verify(task) => task,
+            Self::Group(task) => task,
         }
     }
 
@@ -158,6 +169,7 @@ impl TaskSpec {
             Self::Copy(task) => task,
             Self::Noop(task) => task,
             Self::Verify(task) => task,
+            Self::Group(task) => task,
         }
     }
 
@@ -167,6 +179,12 @@ impl TaskSpec {
     /// `EBadRequest` if its volumes are of different nodes, or are no volumes.
     pub fn node(&self) -> Result<Option<NodeId>> {
         self.kind().node()
+    }
+
+    /// Returns the description of the task for its readers.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        self.kind().summary()
     }
 
     /// Starts one attempt, unless the task has fields that this version does not know: another node may be of a later
@@ -208,6 +226,7 @@ impl TryFrom<Option<wire::Spec>> for TaskSpec {
             Some(wire::spec::Work::Copy(work)) => work.try_into().map(Self::Copy),
             Some(wire::spec::Work::Noop(work)) => work.try_into().map(Self::Noop),
             Some(wire::spec::Work::Verify(work)) => work.try_into().map(Self::Verify),
+            Some(wire::spec::Work::Group(work)) => Ok(Self::Group(work.into())),
             None => Err(Error::bad_request("unknown kind of task: use copy, noop or verify")),
         }
     }

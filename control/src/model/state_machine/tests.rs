@@ -13,7 +13,14 @@ fn copy(fence: FenceMethod) -> TaskSpec {
 
 fn task(spec: TaskSpec) -> TaskRecord {
     TaskRecord::new(
-        Submission { id: TaskId::new("t").unwrap(), priority: 0, max_attempts: 3, spec, after: Vec::new() },
+        Submission {
+            id: TaskId::new("t").unwrap(),
+            priority: 0,
+            max_attempts: 3,
+            spec,
+            after: Vec::new(),
+            group: None,
+        },
         0,
     )
 }

@@ -83,7 +83,8 @@ async fn a_list_comes_in_pages_that_miss_nothing() {
     let mut client = client(&[node.address()]);
     let (mut ids, mut after) = (Vec::new(), String::new());
     loop {
-        let page = client.list(wire::ListRequest { state: "PENDING".to_owned(), after }).await.unwrap();
+        let page =
+            client.list(wire::ListRequest { state: "PENDING".to_owned(), after, ..Default::default() }).await.unwrap();
         ids.extend(page.tasks.into_iter().map(|task| task.id));
         after = page.next;
         if after.is_empty() {
@@ -91,7 +92,7 @@ async fn a_list_comes_in_pages_that_miss_nothing() {
         }
     }
     assert_eq!(ids, (0..1203).map(|number| format!("t{number:05}")).collect::<Vec<_>>());
-    let none = client.list(wire::ListRequest { state: "RUNNING".to_owned(), after: String::new() }).await.unwrap();
+    let none = client.list(wire::ListRequest { state: "RUNNING".to_owned(), ..Default::default() }).await.unwrap();
     assert!(none.tasks.is_empty() && none.next.is_empty());
 }
 

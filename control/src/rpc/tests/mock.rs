@@ -38,7 +38,7 @@ pub(super) struct MockDispatcher {
 pub(super) fn record(id: &str) -> TaskRecord {
     let spec = TaskSpec::Noop(NoopTask::new(1, None));
     TaskRecord::new(
-        Submission { id: TaskId::new(id).unwrap(), priority: 0, max_attempts: 5, spec, after: Vec::new() },
+        Submission { id: TaskId::new(id).unwrap(), priority: 0, max_attempts: 5, spec, after: Vec::new(), group: None },
         0,
     )
 }

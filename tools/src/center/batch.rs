@@ -1,0 +1,223 @@
+//! Submits the members of a batch file as a group: the group, its members, each after those that it waits for, and the
+//! seal that lets them start.
+//!
+//! Every message can be repeated: the same command again goes on where an earlier one has stopped, and nothing has
+//! started before.
+
+use super::args::RawBatchTask;
+use crate::batch::read_batch_file;
+use blockhaul_control::batch::{self, Batch, Member, OnFailure, Place, Work};
+use blockhaul_control::model::{TaskId, TaskVolume};
+use blockhaul_control::rpc::client::CenterClient;
+use blockhaul_control::rpc::error::RpcError;
+use blockhaul_control::rpc::wire;
+use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use std::path::Path;
+use tokio::task::JoinSet;
+
+/// Submissions of members under way at once.
+const SUBMISSIONS_MAX: usize = 64;
+/// Longest part of the file's name in the default id of a group, in characters.
+const NAME_CHARS_MAX: usize = 20;
+/// Digits of the digest in the default id of a group.
+const DIGEST_DIGITS: usize = 12;
+
+/// A group to submit.
+#[derive(Debug)]
+pub(super) struct GroupSubmission {
+    group: wire::SubmitRequest,
+    /// The members, in groups that depend only on earlier ones.
+    levels: Vec<Vec<wire::SubmitRequest>>,
+}
+
+impl GroupSubmission {
+    /// Reads and checks the batch file.
+    ///
+    /// # Errors
+    /// What is wrong with the file, or an id of a member that would be too long; nothing is sent.
+    pub(super) fn resolve(raw: &RawBatchTask) -> Result<Self> {
+        let batch = batch::parse(&read_batch_file(&raw.file)?, &Place::Center, &TaskVolume::key)?;
+        let id = match &raw.id {
+            Some(id) => TaskId::new(id.clone())?,
+            None => default_id(&raw.file, &batch.digest)?,
+        };
+        let clean_up = batch.clean_up();
+        let mut requests = Vec::with_capacity(batch.members.len());
+        for (member, clean_up) in batch.members.iter().zip(clean_up) {
+            requests.push(request(raw, &id, &batch, member, clean_up)?);
+        }
+        let Batch { digest, parallel, on_failure, members } = &batch;
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let work = wire::GroupWork {
+            digest: digest.clone(),
+            members: count(members.len()),
+            parallel: parallel.map(count),
+            continues: *on_failure == OnFailure::Continue,
+        };
+        let group = wire::SubmitRequest {
+            id: id.to_string(),
+            priority: raw.priority,
+            max_attempts: raw.max_attempts.unwrap_or_default(),
+            spec: Some(wire::Spec { work: Some(wire::spec::Work::Group(work)) }),
+            ..wire::SubmitRequest::default()
+        };
+        Ok(Self { group, levels: levels(&batch, requests) })
+    }
+
+    /// Submits the group, or the rest of it. Returns the group, as it is when it is sealed.
+    ///
+    /// # Errors
+    /// The first failure. The same submission again goes on.
+    pub(super) async fn send(self, client: &mut CenterClient) -> Result<wire::Task, RpcError> {
+        let Self { group, levels } = self;
+        let id = group.id.clone();
+        let stored = client.submit(group).await?;
+        if stored.members.as_ref().is_some_and(|members| members.sealed) {
+            return Ok(stored);
+        }
+        for level in levels {
+            submit_all(client, level).await?;
+        }
+        client.seal(wire::TaskName { id }).await
+    }
+}
+
+/// Submits tasks that do not depend on each other, several at a time.
+async fn submit_all(client: &CenterClient, requests: Vec<wire::SubmitRequest>) -> Result<(), RpcError> {
+    let mut requests = requests.into_iter();
+    let mut calls = JoinSet::new();
+    loop {
+        while calls.len() < SUBMISSIONS_MAX
+            && let Some(request) = requests.next()
+        {
+            let mut client = client.clone();
+            calls.spawn(async move { client.submit(request).await });
+        }
+        match calls.join_next().await {
+            None => return Ok(()),
+            Some(Ok(submitted)) => drop(submitted?),
+            Some(Err(error)) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+}
+
+/// Returns an id that the same file has again, and another content has not.
+fn default_id(file: &Path, digest: &str) -> Result<TaskId> {
+    let name = file.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let is_plain = |character: &char| character.is_ascii_alphanumeric() || "._-".contains(*character);
+    let name: String = name.chars().filter(is_plain).take(NAME_CHARS_MAX).collect();
+    TaskId::new(format!("{name}-{}", &digest[..DIGEST_DIGITS]))
+}
+
+/// Returns the id of a member in the center.
+fn member_id(group: &TaskId, member: &TaskId) -> Result<TaskId> {
+    let id = format!("{group}.{member}");
+    let too_long = |_| {
+        Error::bad_request(format!("{id} would be the ID of member {member}, and an ID has at most 64 characters"))
+            .advise("give the group a shorter --id, or the member a shorter id")
+    };
+    TaskId::new(id.clone()).map_err(too_long)
+}
+
+fn request(
+    raw: &RawBatchTask,
+    group: &TaskId,
+    batch: &Batch,
+    member: &Member,
+    clean_up: bool,
+) -> Result<wire::SubmitRequest> {
+    let spec = match &member.work {
+        Work::Task(spec) => wire::Spec::from(spec),
+        Work::Run(_) => {
+            let message = format!("member {} runs a hook, which this version cannot do in a task center", member.id);
+            return Err(Error::new(Code::Unsupported, Side::Caller, Operation::Parse, message));
+        }
+    };
+    let mut after = Vec::with_capacity(member.after.len());
+    for dependency in &member.after {
+        let task = member_id(group, &batch.members[dependency.on].id)?.to_string();
+        after.push(wire::Dependency { task, condition: dependency.condition.as_str().to_owned() });
+    }
+    Ok(wire::SubmitRequest {
+        id: member_id(group, &member.id)?.to_string(),
+        priority: raw.priority,
+        max_attempts: raw.max_attempts.unwrap_or_default(),
+        spec: Some(spec),
+        after,
+        group: Some(wire::Membership { group: group.to_string(), clean_up }),
+    })
+}
+
+/// Arranges the requests of the members so that each comes in a later level than those that it waits for.
+fn levels(batch: &Batch, requests: Vec<wire::SubmitRequest>) -> Vec<Vec<wire::SubmitRequest>> {
+    let mut level_of = vec![0; requests.len()];
+    for index in batch.order() {
+        let before = batch.members[index].after.iter().map(|dependency| level_of[dependency.on] + 1);
+        level_of[index] = before.max().unwrap_or(0);
+    }
+    let mut levels = vec![Vec::new(); level_of.iter().max().map_or(0, |last| last + 1)];
+    requests.into_iter().zip(level_of).for_each(|(request, level)| levels[level].push(request));
+    levels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Cli, Command};
+    use crate::center::args::{RawSubmit, RawWork};
+    use clap::Parser;
+
+    fn resolve(text: &str, arguments: &[&str]) -> Result<GroupSubmission> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("vm 42.toml");
+        std::fs::write(&file, text).unwrap();
+        let words = [&["blockhaul", "submit", "batch", file.to_str().unwrap()], arguments].concat();
+        let Command::Submit(raw) = Cli::try_parse_from(words).unwrap().command else { panic!("it says submit") };
+        let RawSubmit { work: RawWork::Batch(raw) } = *raw else { panic!("it says batch") };
+        GroupSubmission::resolve(&raw)
+    }
+
+    const CHAIN: &str = "
+        parallel = 2
+        on-failure = 'continue'
+        [[copy]]
+        id = 'b'
+        from = 'nbd://h/a'
+        to = 'nbd://h/b'
+        source-stable = true
+        after = ['a:end']
+        [[copy]]
+        id = 'a'
+        from = 'nbd://h/b'
+        to = 'nbd://h/c'
+        source-stable = true
+    ";
+
+    #[test]
+    fn members_are_submitted_after_those_that_they_wait_for() {
+        let GroupSubmission { group, levels } = resolve(CHAIN, &["--id", "g", "--priority", "7"]).unwrap();
+        let Some(wire::spec::Work::Group(work)) = group.spec.unwrap().work else { panic!("it is a group") };
+        assert_eq!((group.id.as_str(), work.members, work.parallel, work.continues), ("g", 2, Some(2), true));
+        let ids: Vec<Vec<&str>> =
+            levels.iter().map(|level| level.iter().map(|request| request.id.as_str()).collect()).collect();
+        assert_eq!(ids, [["g.a"], ["g.b"]]);
+        let last = &levels[1][0];
+        assert_eq!((last.after[0].task.as_str(), last.after[0].condition.as_str()), ("g.a", "end"));
+        let member = last.group.as_ref().unwrap();
+        assert_eq!((member.group.as_str(), member.clean_up, last.priority), ("g", true, 7));
+    }
+
+    #[test]
+    fn the_same_content_has_the_same_id_again() {
+        let id = |text: &str| resolve(text, &[]).unwrap().group.id;
+        assert!(id(CHAIN).starts_with("vm42-"), "{}", id(CHAIN));
+        assert_eq!(id(CHAIN), id(CHAIN));
+        assert_ne!(id(CHAIN), id(&CHAIN.replace("parallel = 2", "parallel = 3")));
+    }
+
+    #[test]
+    fn a_member_whose_id_would_be_too_long_is_named() {
+        let error = resolve(CHAIN, &["--id", &"g".repeat(63)]).unwrap_err();
+        assert!(error.code == Code::BadRequest && error.message.contains("member b"), "{error}");
+    }
+}

@@ -1,0 +1,89 @@
+//! Tests groups: the members of a batch file in a center, while the client, their runner and the leader die.
+
+use crate::support::{ClusterRecords, ExportPair, MIB, NEEDS, SHORT_SESSION, Task, TestCluster, need};
+use std::fmt::Write;
+use std::path::PathBuf;
+
+/// Batch of one slow copy for each pair, and a comparison of the first one.
+fn batch(cluster: &TestCluster, pairs: &[ExportPair]) -> PathBuf {
+    let mut text = String::new();
+    for (index, pair) in pairs.iter().enumerate() {
+        let (from, to) = (pair.source.uri(), pair.destination.uri());
+        let _ = writeln!(
+            text,
+            "[[copy]]\nid = 'copy-{index}'\nfrom = '{from}'\nto = '{to}'\nlimit = '512KiB/s'\nsource-stable = true"
+        );
+    }
+    let (from, to) = (pairs[0].source.uri(), pairs[0].destination.uri());
+    let _ = writeln!(text, "[[verify]]\nid = 'check'\nfrom = '{from}'\nto = '{to}'");
+    cluster.dirs.file("machine.toml", text.as_bytes())
+}
+
+fn count(group: &Task, state: &str) -> u64 {
+    group.0["members"][state].as_u64().unwrap_or_default()
+}
+
+#[test]
+fn a_group_succeeds_although_its_client_a_runner_and_the_leader_die() {
+    need!("a_group_succeeds_although_its_client_a_runner_and_the_leader_die", &NEEDS);
+    let mut cluster = TestCluster::with(3, 3, &SHORT_SESSION);
+    let pairs = ["one", "two", "three", "four"].map(|name| ExportPair::new(&cluster, name, 32 * MIB));
+    let file = batch(&cluster, &pairs);
+    let submit = ["submit", "batch", file.to_str().expect("a path of ours"), "--id", "machine"];
+    // A client that dies at any moment leaves a group that is not sealed, or one that is.
+    let client = cluster.launch(&submit);
+    cluster.wait_until("the group is stored", |cluster| cluster.find_task("machine").is_some());
+    client.crash();
+    let again = cluster.blockhaul(&submit);
+    assert!(again.code == Some(0) && again.stdout.trim() == "machine", "{again:?}");
+    let known = cluster.blockhaul(&submit);
+    assert!(known.code == Some(0) && known.stderr.contains("task machine exists already: RUNNING"), "{known:?}");
+
+    let first = cluster.wait_for_checkpoint("machine.copy-0");
+    cluster.nodes[first].kill();
+    assert_ne!(cluster.wait_for_second_attempt("machine.copy-0"), first);
+    cluster.nodes[first].start();
+    let leader = cluster.leader().expect("a node leads");
+    cluster.nodes[leader].kill();
+    cluster.nodes[leader].start();
+    let group = cluster.task("machine");
+    assert_eq!((group.state(), count(&group, "PENDING") > 0), ("RUNNING", true), "{group:?}");
+    assert!(cluster.task("machine.check").reason().contains("task machine.copy-0"));
+    (0..pairs.len()).for_each(|index| cluster.lift_limit(&format!("machine.copy-{index}")));
+    assert_eq!(cluster.blockhaul(&["watch", "machine"]).code, Some(0));
+    let group = cluster.task("machine");
+    assert_eq!((group.state(), count(&group, "SUCCEEDED")), ("SUCCEEDED", 5), "{group:?}");
+    assert_eq!(group.progress("durable"), 4 * 32 * MIB as u64);
+    pairs.iter().for_each(ExportPair::assert_copied);
+
+    let members = cluster.ask(&["list", "--group", "machine"]);
+    assert_eq!(members.len(), 5, "{members:?}");
+    assert_eq!(cluster.blockhaul(&["remove", "machine.check"]).code, Some(1));
+    assert_eq!(cluster.blockhaul(&["remove", "machine"]).code, Some(0));
+    cluster.wait_until("all records are gone", |cluster| cluster.ask(&["list"]).is_empty());
+}
+
+#[test]
+fn a_failed_member_stops_its_group_and_the_error_is_the_groups() {
+    need!("a_failed_member_stops_its_group_and_the_error_is_the_groups", &NEEDS);
+    let cluster = TestCluster::new(1, 1);
+    let pair = ExportPair::new(&cluster, "one", 32 * MIB);
+    let (from, to) = (pair.source.uri(), pair.destination.uri());
+    let missing = cluster.uri(0, "missing");
+    let text = format!(
+        "[[copy]]\nid = 'slow'\nfrom = '{from}'\nto = '{to}'\nlimit = '512KiB/s'\nsource-stable = true\n\
+         [[copy]]\nid = 'bad'\nfrom = '{missing}'\nto = '{}'\n\
+         [[verify]]\nid = 'last'\nfrom = '{from}'\nto = '{to}'\nafter = ['slow:end', 'bad:end']\n",
+        cluster.uri(0, "copy")
+    );
+    let file = cluster.dirs.file("bad.toml", text.as_bytes());
+    let outcome =
+        cluster.blockhaul(&["submit", "batch", file.to_str().expect("a path of ours"), "--id", "g", "--wait"]);
+    assert!(outcome.code == Some(1) && outcome.stderr.contains("g.bad"), "{outcome:?}");
+    let group = cluster.task("g");
+    assert_eq!((group.state(), group.error()), ("FAILED", "ENotFound"), "{group:?}");
+    let state = |member: &str| cluster.task(&format!("g.{member}")).state().to_owned();
+    assert_eq!([state("slow"), state("bad")], ["CANCELLED", "FAILED"]);
+    // It is clean-up, and has found what the copy that was cut short has left.
+    assert_eq!(state("last"), "FAILED");
+}
