@@ -82,6 +82,66 @@ impl Client {
         }
     }
 
+    /// Submits a group, its members and its seal, and all of that again if the client `dies` on the way.
+    pub(super) async fn submit_group(
+        self,
+        group: Submission,
+        members: Vec<Submission>,
+        dies: Option<(usize, Duration)>,
+    ) {
+        let (id, era) = (group.id.clone(), self.invariants.era());
+        let messages: Vec<Submission> = std::iter::once(group).chain(members).collect();
+        if let Some((after, pause)) = dies {
+            for message in messages.iter().take(after) {
+                if !self.submit_part(&id, message.clone(), era).await {
+                    break;
+                }
+            }
+            sleep(pause).await;
+        }
+        for message in messages {
+            if !self.submit_part(&id, message, era).await {
+                return;
+            }
+        }
+        let sealed = self
+            .ask(|leader| {
+                let id = id.clone();
+                async move { leader.command(&id, TaskCommand::Seal).await }
+            })
+            .await;
+        match sealed {
+            Some(Ok(_)) => self.result.count("groups sealed"),
+            // It has been cancelled meanwhile, or a part of it is lost with the history.
+            Some(Err(error)) if error.code == Code::Busy || self.invariants.era() != era => {
+                self.result.note(format_args!("{id}: {error}"));
+            }
+            Some(Err(error)) => self.result.fail(format_args!("{id} was not sealed: {error}")),
+            None => self.result.note(format_args!("{id}: no leader has sealed it")),
+        }
+    }
+
+    /// Submits a group or a member of it. Returns whether it was accepted.
+    async fn submit_part(&self, group: &TaskId, submission: Submission, era: u32) -> bool {
+        let id = submission.id.clone();
+        let answer = self
+            .ask(|leader| {
+                let submission = submission.clone();
+                async move { leader.submit(submission).await }
+            })
+            .await;
+        match answer {
+            Some(Ok(_)) => return true,
+            // The group is being cancelled, or a part of it is lost with the history.
+            Some(Err(error)) if error.code == Code::Busy || self.invariants.era() != era => {
+                self.result.note(format_args!("{id}: {error}"));
+            }
+            Some(Err(error)) => self.result.fail(format_args!("{id} of {group} was refused: {error}")),
+            None => self.result.note(format_args!("{id}: no leader has accepted it")),
+        }
+        false
+    }
+
     /// Requests a change of a task. An acknowledged change must be in the store.
     pub(super) async fn request(self, id: TaskId, action: ClientAction) {
         let answer = self
@@ -92,6 +152,7 @@ impl Client {
                         ClientAction::Cancel => TaskCommand::Cancel,
                         ClientAction::Pause => TaskCommand::Pause,
                         ClientAction::Resume => TaskCommand::Resume,
+                        ClientAction::CancelAll => TaskCommand::CancelAll,
                         ClientAction::Limit => TaskCommand::Limit(Some(1 << 20)),
                     };
                     leader.command(&id, command).await

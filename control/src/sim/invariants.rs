@@ -8,6 +8,7 @@
 //! | I4 ends | a terminal state is final; failures fall only with progress; interruptions are not charged |
 //! | I5 liveness | every task that can proceed does within a minute, once no fault is active: [`InvariantChecker::stuck`] |
 //! | I7 dependencies | a task starts when every predecessor is settled and ended as it has to; a skipped one never starts |
+//! | I8 groups | see [`group_invariants`](super::group_invariants) |
 //! | I6 guards | every operation names a version; whatever changes a task or a claim checks its term or registration |
 //!
 //! Also: the author of every transition may make it, bytes recorded as durable are durable and are not copied again,
@@ -15,6 +16,7 @@
 //! checks use only the specification and the committed data.
 
 use super::disk::{Disks, Writer};
+use super::group_invariants::is_group_transition;
 use super::run_result::RunResult;
 use super::volume_name::VolumeName;
 use crate::coord::paths;
@@ -49,7 +51,7 @@ pub(super) struct CommittedTask {
 }
 
 #[derive(Debug, Default)]
-struct ObservedState {
+pub(super) struct ObservedState {
     tasks: BTreeMap<TaskId, CommittedTask>,
     claims: BTreeMap<String, (Claim, Zxid)>,
     /// Grants by write: task and holder.
@@ -70,7 +72,7 @@ struct ObservedState {
 pub(super) struct InvariantChecker {
     observed: Arc<Mutex<ObservedState>>,
     disks: Disks,
-    result: RunResult,
+    pub(super) result: RunResult,
 }
 
 impl InvariantChecker {
@@ -328,6 +330,8 @@ impl InvariantChecker {
         }
         if !before.state.is_terminal() && !self.has_lost_history() {
             self.check_dependencies(observed, before, after);
+            self.check_member_start(observed, before, after);
+            self.check_group(observed, before, after);
         }
         if before.state == TaskState::Pending && after.state == TaskState::Assigned {
             let is_its = |attempt: &&Attempt| Some(&attempt.runner) == after.holder.as_ref();
@@ -490,7 +494,12 @@ impl InvariantChecker {
                 }
                 None => true,
             };
-            self.result.expect(after.after.iter().any(is_broken), || format!("{id} was skipped without a reason"));
+            let is_orphan = after
+                .group
+                .as_ref()
+                .is_some_and(|member| observed.record(&member.group).is_none_or(|group| group.state.is_terminal()));
+            let has_reason = is_orphan || after.after.iter().any(is_broken);
+            self.result.expect(has_reason, || format!("{id} was skipped without a reason"));
         }
     }
 
@@ -500,7 +509,8 @@ impl InvariantChecker {
         let mut observed = self.observed();
         let rests = |record: &TaskRecord| record.not_before_ms > unix_ms || observed.waits(record);
         let waiting = observed.tasks.values().map(|seen| &seen.record);
-        let waiting = waiting.filter(|record| record.state == TaskState::Pending && rests(record));
+        let waiting = waiting
+            .filter(|record| (record.state == TaskState::Pending && rests(record)) || observed.waits_in_group(record));
         let waiting: Vec<TaskId> = waiting.map(|record| record.id.clone()).collect();
         let now = Instant::now();
         observed.waited.extend(waiting.into_iter().map(|id| (id, now)));
@@ -509,7 +519,7 @@ impl InvariantChecker {
             // What it waited for may have ended a moment ago.
             let since = observed.waited.get(&record.id).map_or(since, |waited| since.max(*waited));
             let is_asleep = record.state.is_terminal()
-                || (record.state == TaskState::Paused && record.desired_state == DesiredState::Pause);
+                || (record.state == TaskState::Paused && record.desired() == DesiredState::Pause);
             !is_asleep && (*changed).max(since).elapsed() > STUCK
         };
         let stuck = observed.tasks.values().find(is_stuck)?;
@@ -540,13 +550,26 @@ impl ObservedState {
         self.claims.insert(path.to_owned(), (claim, zxid));
     }
 
+    pub(super) fn record(&self, id: &TaskId) -> Option<&TaskRecord> {
+        self.tasks.get(id).map(|seen| &seen.record)
+    }
+
+    /// Returns the time since the last write of a record.
+    pub(super) fn since_change(&self, id: &TaskId) -> Option<Duration> {
+        self.tasks.get(id).map(|seen| seen.changed.elapsed())
+    }
+
+    pub(super) fn records(&self) -> impl Iterator<Item = &TaskRecord> {
+        self.tasks.values().map(|seen| &seen.record)
+    }
+
     fn predecessor(&self, dependency: &Dependency) -> Option<&TaskRecord> {
         let record = &self.tasks.get(&dependency.task)?.record;
         (record.created_ms == dependency.created_ms).then_some(record)
     }
 
     /// Tells whether a task has ended, and none of its writes can land any more.
-    fn is_settled(&self, record: &TaskRecord) -> bool {
+    pub(super) fn is_settled(&self, record: &TaskRecord) -> bool {
         let is_over = |attempt: &Attempt| {
             let there = self.runners.get(&paths::runner(attempt.runner.node.as_str()));
             attempt.quiet || there.is_some_and(|there| there.incarnation != attempt.runner.incarnation)
@@ -593,6 +616,9 @@ fn is_allowed(author: Author, before: &TaskRecord, after: &TaskRecord) -> bool {
     let to = after.state;
     if before.state == to {
         return true;
+    }
+    if after.members.is_some() {
+        return author == Author::Leader && is_group_transition(before.state, to);
     }
     match (author, before.state) {
         (Author::Leader, Pending) => matches!(to, Assigned | Cancelled | Paused | Failed | Skipped),

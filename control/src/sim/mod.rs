@@ -18,6 +18,7 @@ mod client;
 mod clock;
 mod disk;
 mod environment;
+mod group_invariants;
 mod invariants;
 mod net;
 mod node;

@@ -1,7 +1,10 @@
 //! Derives a scenario from a seed: nodes, volumes, tasks, requests of clients, and faults.
 
 use super::environment::DiskBehaviour;
-use crate::model::{CopyTask, FenceMethod, NodeId, NoopTask, TaskSpec};
+use crate::batch::OnFailure;
+use crate::model::{
+    CopyTask, FenceMethod, GroupName, GroupTask, NodeId, NoopTask, Submission, TaskId, TaskSpec, UnknownFields,
+};
 use blockhaul_engine::flow::graph::Condition;
 use std::time::Duration;
 
@@ -36,6 +39,13 @@ pub(super) enum Event {
         /// Tasks that it depends on; they are submitted earlier.
         after: Vec<(String, Condition)>,
     },
+    /// A group and its members, which a client submits one after the other.
+    SubmitGroup {
+        group: Submission,
+        members: Vec<Submission>,
+        /// Number of messages after which the client dies, and time until the same batch is submitted again.
+        dies: Option<(usize, Duration)>,
+    },
     ClientAction {
         id: String,
         action: ClientAction,
@@ -50,6 +60,8 @@ pub(super) enum ClientAction {
     Pause,
     Resume,
     Limit,
+    /// Of a group: cancels its clean-up, too.
+    CancelAll,
 }
 
 /// Fault and its duration. Nodes by number.
@@ -103,6 +115,7 @@ impl Scenario {
         this.add_faults(&mut rng);
         // Drawn apart, so that a seed has the same faults as without.
         this.add_dependencies(&mut fastrand::Rng::with_seed(seed ^ 0xdead_beef));
+        this.add_groups(&mut fastrand::Rng::with_seed(seed ^ 0x6709));
         this.events.sort_by_key(|(at, _)| *at);
         this
     }
@@ -155,7 +168,7 @@ impl Scenario {
             .iter()
             .filter_map(|(at, event)| match event {
                 Event::Submit { id, .. } => Some((*at, id.clone())),
-                Event::ClientAction { .. } | Event::Fault(_) => None,
+                Event::SubmitGroup { .. } | Event::ClientAction { .. } | Event::Fault(_) => None,
             })
             .collect();
         for (at, event) in &mut self.events {
@@ -172,6 +185,54 @@ impl Scenario {
                     _ => Condition::Failure,
                 };
                 after.push((earlier[rng.usize(..earlier.len())].clone(), condition));
+            }
+        }
+    }
+
+    fn add_groups(&mut self, rng: &mut fastrand::Rng) {
+        let name = |text: String| TaskId::new(text).expect("a task's name");
+        for number in 0..rng.usize(0..=2) {
+            let at = Duration::from_millis(rng.u64(0..=75_000));
+            let count = rng.usize(1..=6);
+            let priority = rng.u8(0..=9);
+            let mut members: Vec<Submission> = Vec::new();
+            for member in 0..count {
+                let mut after = Vec::new();
+                let mut clean_up = false;
+                if member > 0 && rng.bool() {
+                    let condition = [Condition::Success, Condition::Success, Condition::End][rng.usize(..3)];
+                    let on: &Submission = &members[rng.usize(..member)];
+                    clean_up = condition == Condition::End || on.group.as_ref().is_some_and(|group| group.clean_up);
+                    after.push((on.id.clone(), condition));
+                }
+                let group = Some(GroupName { id: name(format!("g{number}")), clean_up });
+                let (id, spec) = (name(format!("g{number}.{member}")), self.draw_spec(rng));
+                members.push(Submission { id, priority, max_attempts: rng.u32(2..=4), spec, after, group });
+            }
+            let spec = TaskSpec::Group(GroupTask {
+                digest: "0".repeat(64),
+                members: u32::try_from(count).expect("few members"),
+                parallel: rng.bool().then(|| rng.u32(1..=3)),
+                on_failure: if rng.bool() { OnFailure::Stop } else { OnFailure::Continue },
+                unknown: UnknownFields::default(),
+            });
+            let id = format!("g{number}");
+            let group =
+                Submission { id: name(id.clone()), priority, max_attempts: 3, spec, after: Vec::new(), group: None };
+            let dies = rng.bool().then(|| (rng.usize(1..=count + 1), Duration::from_millis(rng.u64(0..=30_000))));
+            self.events.push((at, Event::SubmitGroup { group, members, dies }));
+            let later = |rng: &mut fastrand::Rng| at + Duration::from_millis(rng.u64(100..=40_000));
+            let action = match rng.u8(..8) {
+                0 => ClientAction::Cancel,
+                1 => ClientAction::CancelAll,
+                2..=3 => ClientAction::Pause,
+                _ => continue,
+            };
+            let first = later(rng);
+            self.events.push((first, Event::ClientAction { id: id.clone(), action }));
+            if let ClientAction::Pause = action {
+                let resume = first + Duration::from_millis(rng.u64(100..=20_000));
+                self.events.push((resume, Event::ClientAction { id, action: ClientAction::Resume }));
             }
         }
     }

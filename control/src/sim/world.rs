@@ -30,7 +30,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 /// Timeout of a session.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time from the end of all faults to the end of all tasks.
-const SETTLE_MAX: Duration = Duration::from_secs(300);
+const SETTLE_MAX: Duration = Duration::from_secs(900);
 /// Time within which a process that is asked to stop has ended.
 const STOP_MAX: Duration = Duration::from_secs(20);
 /// Time between two checks that a process has stopped.
@@ -267,6 +267,9 @@ impl World {
                 let after = after.into_iter().map(|(id, condition)| (name(id), condition)).collect();
                 let submission = Submission { id: name(id), spec: *spec, priority, max_attempts, after, group: None };
                 tokio::spawn(self.client.clone().submit(submission));
+            }
+            Event::SubmitGroup { group, members, dies } => {
+                tokio::spawn(self.client.clone().submit_group(group, members, dies));
             }
             Event::ClientAction { id, action } => {
                 let id = TaskId::new(id).expect("a task's name");
