@@ -8,6 +8,17 @@ use std::fmt;
 pub struct Timestamp(pub u64);
 
 impl Timestamp {
+    /// Parses a time as `2026-01-31T12:00:00Z` or `2026-01-31T13:00:00+01:00`.
+    ///
+    /// # Errors
+    /// What is expected, if it is anything else or before 1970.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let parsed = text.parse::<jiff::Timestamp>().ok().and_then(|time| u64::try_from(time.as_millisecond()).ok());
+        parsed.map(Self).ok_or_else(|| {
+            format!("'{}' is not a time: write 2026-01-31T12:00:00Z or 2026-01-31T13:00:00+01:00", text.escape_debug())
+        })
+    }
+
     /// Returns the day and the second, without a fraction.
     pub(crate) fn seconds(unix_seconds: u64) -> String {
         moment(unix_seconds.saturating_mul(1000)).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
@@ -49,5 +60,16 @@ mod tests {
             assert_eq!(Timestamp(milliseconds).to_string(), text);
         }
         assert!(!Timestamp(u64::MAX).to_string().is_empty());
+    }
+
+    #[test]
+    fn a_time_is_parsed_with_its_offset() {
+        assert_eq!(Timestamp::parse("1970-01-01T00:00:01Z"), Ok(Timestamp(1000)));
+        assert_eq!(Timestamp::parse("2026-01-31T13:00:00+01:00"), Timestamp::parse("2026-01-31T12:00:00Z"));
+        for text in
+            ["", "tomorrow", "2026-01-31", "2026-01-31T12:00:00", "1969-12-31T00:00:00Z", "2026-13-01T00:00:00Z"]
+        {
+            assert!(Timestamp::parse(text).unwrap_err().contains("is not a time"), "{text}");
+        }
     }
 }

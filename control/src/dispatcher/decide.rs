@@ -26,6 +26,9 @@ const RETENTION_CHECK_MAX: Duration = Duration::from_secs(60 * 60);
 /// Time between two of these checks while no other node's clock is known.
 const RETENTION_CHECK: Duration = Duration::from_secs(10);
 
+/// Longest time between two looks at the wall clock for a start or a deadline: clocks may be set meanwhile.
+const CLOCK_CHECK_MAX: Duration = Duration::from_secs(60);
+
 /// Time between two checks whether a predecessor that has ended is settled: its node may have come back.
 const SETTLED_CHECK: Duration = Duration::from_secs(5);
 
@@ -104,10 +107,25 @@ fn decide_task(cluster: &ClusterState, entry: &TaskEntry, limits: &DecisionLimit
     if let Some(drained) = drained(cluster, entry, limits, now) {
         return drained;
     }
+    let deadline = deadline(record, now);
+    if let Some(Deadline::Passed) = deadline {
+        return Decision::Transition { task: id(), events: vec![TaskEvent::DeadlinePassed] };
+    }
+    let decision = decide_before_deadline(cluster, entry, limits, now);
+    match (decision, deadline) {
+        (Decision::Idle(task), Some(Deadline::At(at))) => Decision::WakeAt(task, at),
+        (Decision::WakeAt(task, until), Some(Deadline::At(at))) => Decision::WakeAt(task, until.min(at)),
+        (decision, _) => decision,
+    }
+}
+
+fn decide_before_deadline(cluster: &ClusterState, entry: &TaskEntry, limits: &DecisionLimits, now: Now) -> Decision {
+    let record = &entry.record;
+    let id = || record.id.clone();
     if let Some(spec) = record.spec.kind().group().filter(|_| !record.state.is_terminal()) {
         return groups::decide_group(cluster, entry, spec, now);
     }
-    if let Some(demanded) = groups::decide_member(cluster, record) {
+    if let Some(demanded) = groups::decide_member(cluster, record, now) {
         return demanded;
     }
     let (decision, again) = match record.state {
@@ -187,6 +205,9 @@ fn pending(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Decision {
     }
     if let AssignReply::Refused { code, why } = &runtime.assign_reply {
         return Decision::Transition { task: id, events: vec![TaskEvent::Rejected(failure(*code, why))] };
+    }
+    if let Some(until) = start_wait(record, now) {
+        return Decision::WakeAt(id, until);
     }
     if let Some(until) = entry.backoff_until(now) {
         // Checked more often than that, as the wall clock may be set meanwhile.
@@ -307,6 +328,33 @@ fn ended(cluster: &ClusterState, record: &TaskRecord, limits: &DecisionLimits, n
         None => RETENTION_CHECK,
     };
     Decision::WakeAt(record.id.clone(), now.boot + left)
+}
+
+/// Deadline of a task that has not ended and is not being ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Deadline {
+    /// It has passed by every clock.
+    Passed,
+    /// It is to be checked again at this boot time.
+    At(Duration),
+}
+
+/// Returns the deadline of a task. A clock that runs ahead must not end a task early, so that all clocks count.
+pub(crate) fn deadline(record: &TaskRecord, now: Now) -> Option<Deadline> {
+    let ends_ms =
+        record.ends_ms().filter(|_| !record.state.is_terminal() && record.desired_state != DesiredState::Cancel)?;
+    let left = match now.sure_ms {
+        Some(sure_ms) if ends_ms <= sure_ms => return Some(Deadline::Passed),
+        Some(sure_ms) => Duration::from_millis(ends_ms - sure_ms).min(CLOCK_CHECK_MAX),
+        None => RETENTION_CHECK,
+    };
+    Some(Deadline::At(now.boot + left))
+}
+
+/// Returns the boot time until which a task must not start because of what its client says, if it must not.
+pub(crate) fn start_wait(record: &TaskRecord, now: Now) -> Option<Duration> {
+    let starts_ms = record.starts_ms().filter(|starts_ms| *starts_ms > now.unix_ms && record.is_unstarted())?;
+    Some(now.at_unix(starts_ms).min(now.boot + CLOCK_CHECK_MAX))
 }
 
 /// Does nothing, until `again` if that is known.

@@ -3,7 +3,7 @@
 use super::Dispatcher;
 use super::backoff::Backoff;
 use super::cluster_state::FenceProgress;
-use super::decide::CALL_EVERY;
+use super::decide::{self, CALL_EVERY, Deadline};
 use super::decision::Decision;
 use super::event::{Call, CallResult, Event, WriteOrigin};
 use super::now::Now;
@@ -46,15 +46,30 @@ impl Dispatcher {
                     entry.runtime.resolved = None;
                     self.cluster.enqueue(&task, node);
                 }
+                self.watch_deadline(&task, now);
             }
-            Decision::Block(task, claim) => self.cluster.block(&task, claim),
-            Decision::AwaitPlace { task, group } => self.cluster.await_place(&task, &group, now.boot),
+            Decision::Block(task, claim) => {
+                self.cluster.block(&task, claim);
+                self.watch_deadline(&task, now);
+            }
+            Decision::AwaitPlace { task, group } => {
+                self.cluster.await_place(&task, &group, now.boot);
+                self.watch_deadline(&task, now);
+            }
             Decision::WakeAt(task, until) => {
                 self.cluster.clear_due(&task);
                 self.cluster.queue.remove(&task);
                 self.cluster.make_due(&task, until);
             }
             Decision::Idle(task) => self.cluster.clear_due(&task),
+        }
+    }
+
+    /// Makes a task that waits due when its deadline passes.
+    fn watch_deadline(&mut self, id: &TaskId, now: Now) {
+        let Some(entry) = self.cluster.tasks.get(id) else { return };
+        if let Some(Deadline::At(at)) = decide::deadline(&entry.record, now) {
+            self.cluster.make_due(id, at);
         }
     }
 

@@ -8,6 +8,7 @@ use super::place::{EligibleNodes, eligible_nodes};
 use super::tasks::{AssignReply, TaskEntry};
 use crate::model::{DesiredState, FenceMethod, NodeId, Progress, TaskRecord, TaskState};
 use crate::peers::StartStage;
+use crate::timestamp::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -86,6 +87,13 @@ fn pending_reason(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Option
     let (record, runtime) = (&entry.record, &entry.runtime);
     if let Some(reason) = demand_reason(cluster, record) {
         return Some(reason);
+    }
+    let group_starts_ms = cluster.group(record).and_then(TaskRecord::starts_ms);
+    if let Some(starts_ms) = record.starts_ms().max(group_starts_ms)
+        && starts_ms > now.unix_ms
+        && record.is_unstarted()
+    {
+        return Some(format!("starts at {}", Timestamp(starts_ms)));
     }
     if let Some(reason) = waiting_reason(cluster, record) {
         return Some(reason);

@@ -4,6 +4,7 @@
 //! that has not started is never written to because of its group, except to end it: the group's own record counts.
 
 use super::cluster_state::ClusterState;
+use super::decide::start_wait;
 use super::decision::Decision;
 use super::dependencies::is_settled;
 use super::now::Now;
@@ -185,14 +186,17 @@ fn group_of<'a>(cluster: &'a ClusterState, member: &Membership) -> Option<&'a Ta
 }
 
 /// Decides what the group of a task demands, before anything else is decided about the task; `None`: nothing.
-pub(crate) fn decide_member(cluster: &ClusterState, record: &TaskRecord) -> Option<Decision> {
+pub(crate) fn decide_member(cluster: &ClusterState, record: &TaskRecord, now: Now) -> Option<Decision> {
     let member = record.group.as_ref().filter(|_| !record.state.is_terminal())?;
     let demand = group_demand(cluster, record);
     let transition = |event| Some(Decision::Transition { task: record.id.clone(), events: vec![event] });
     let idle = || Some(Decision::Idle(record.id.clone()));
     if record.is_unstarted() {
         return match demand {
-            GroupDemand::Run => None,
+            GroupDemand::Run => {
+                let until = group_of(cluster, member).and_then(|group| start_wait(group, now))?;
+                Some(Decision::WakeAt(record.id.clone(), until))
+            }
             GroupDemand::AwaitSeal | GroupDemand::Pause => idle(),
             GroupDemand::Cancel => transition(TaskEvent::GroupRequested(DesiredState::Cancel)),
             GroupDemand::Orphaned => {

@@ -302,6 +302,7 @@ fn is_same_request(record: &TaskRecord, submission: &Submission) -> bool {
     record.spec.is_same_work(&submission.spec)
         && stored.eq(submission.after.iter().map(|(task, condition)| (task, *condition)))
         && group == submission.group.as_ref().map(|group| (&group.id, group.clean_up))
+        && record.times == submission.times
 }
 
 /// Tells whether a node is or was registered: its lease record is never deleted.

@@ -19,6 +19,7 @@ mod request;
 mod record_shrinking;
 pub(crate) mod state_machine;
 mod task;
+mod times;
 mod unknown_fields;
 pub(crate) mod volume;
 
@@ -34,6 +35,7 @@ pub use node::{Drain, Leader, Meta, Registration, Renewal};
 pub use node_fault::{FaultOrigin, NodeFault};
 pub use request::{DrainMode, GroupName, Submission, TaskCommand};
 pub use task::{Attempt, DesiredState, Faults, Progress, TaskRecord, TaskState};
+pub use times::TaskTimes;
 pub use unknown_fields::UnknownFields;
 pub use volume::{TaskVolume, VOLUME_NAME_BYTES_MAX};
 

@@ -1,6 +1,6 @@
 //! Defines the validated requests of clients and operators that the services hand to the dispatcher.
 
-use super::{TaskId, TaskSpec};
+use super::{TaskId, TaskSpec, TaskTimes};
 use blockhaul_engine::flow::graph::Condition;
 
 /// Validated request for a task.
@@ -18,6 +18,8 @@ pub struct Submission {
     pub after: Vec<(TaskId, Condition)>,
     /// Group that it is to be a member of.
     pub group: Option<GroupName>,
+    /// When it may start, and by when it has to have ended.
+    pub times: TaskTimes,
 }
 
 /// Group of a new member.
@@ -30,6 +32,12 @@ pub struct GroupName {
 }
 
 impl Submission {
+    /// Creates the request for a task that waits for no other one, is in no group, and may start at once.
+    #[must_use]
+    pub fn new(id: TaskId, priority: u8, max_attempts: u32, spec: TaskSpec) -> Self {
+        Self { id, priority, max_attempts, spec, after: Vec::new(), group: None, times: TaskTimes::default() }
+    }
+
     /// Returns the source's name, if it must be read-only and has to be checked.
     #[must_use]
     pub fn source_to_look_at(&self) -> Option<&str> {

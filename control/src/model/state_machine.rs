@@ -85,6 +85,8 @@ pub(crate) enum TaskEvent {
     ResumeRequested,
     /// Client: limit it, in bytes per second; `None`: no limit.
     LimitRequested(Option<u64>),
+    /// Leader: its deadline has passed. It is stopped as by a cancel, and fails with `ETimeout`.
+    DeadlinePassed,
     /// Client, of a group: cancel it, clean-up included.
     CancelAllRequested,
     /// Client, of a group: all members are stored.
@@ -220,6 +222,9 @@ fn desired_verb(desired_state: DesiredState) -> &'static str {
 pub(crate) fn apply(record: &TaskRecord, event: TaskEvent, now_ms: u64) -> Result<TaskRecord, IllegalTransition> {
     let mut after = record.clone();
     after.advance(event, now_ms)?;
+    if after.is_overdue && after.state == TaskState::Failed && record.state != after.state {
+        after.fail_overdue();
+    }
     if after.state != record.state {
         after.updated_ms = now_ms;
     }
@@ -270,6 +275,7 @@ impl TaskRecord {
             TaskEvent::PauseRequested => self.pause_requested(),
             TaskEvent::ResumeRequested => self.resume_requested(),
             TaskEvent::LimitRequested(limit) => self.limit_requested(limit),
+            TaskEvent::DeadlinePassed => self.deadline_passed(),
             TaskEvent::CancelAllRequested => self.cancel_all_requested(),
             TaskEvent::Sealed => self.sealed_by_client(now_ms),
             TaskEvent::RemovalRequested => self.removal_requested(),
@@ -427,6 +433,26 @@ impl TaskRecord {
         self.desired_state = DesiredState::Run;
         self.apply_desired();
         Ok(())
+    }
+
+    fn deadline_passed(&mut self) -> Result<(), IllegalTransition> {
+        self.expect(!self.state.is_terminal(), "ended by its deadline")?;
+        (self.is_overdue, self.desired_state) = (true, DesiredState::Cancel);
+        if self.is_group() {
+            self.error.get_or_insert_with(|| timeout(self.times.deadline_ms));
+        }
+        self.apply_desired();
+        Ok(())
+    }
+
+    /// Sets the error of a task that has failed because it has missed its deadline.
+    fn fail_overdue(&mut self) {
+        let error = match (&self.error, self.is_group()) {
+            (Some(first), true) => first.clone(),
+            _ => timeout(self.times.deadline_ms),
+        };
+        self.reason = error.to_string();
+        self.error = Some(error);
     }
 
     /// Applies a change of what the client or the group wants. A runner that holds the task applies it later.
@@ -607,6 +633,7 @@ impl TaskRecord {
     /// Chooses the state of a task without a holder.
     fn settle(&mut self) {
         self.state = match self.desired() {
+            DesiredState::Cancel if self.is_overdue => TaskState::Failed,
             DesiredState::Cancel => TaskState::Cancelled,
             _ if self.failures >= self.max_attempts => TaskState::Failed,
             DesiredState::Pause => TaskState::Paused,
@@ -625,6 +652,13 @@ impl TaskRecord {
     fn expect_pausable(&self, event: &'static str) -> Result<(), IllegalTransition> {
         if self.spec.kind().can_pause() { Ok(()) } else { Err(IllegalTransition::Unsupported(event)) }
     }
+}
+
+/// Returns the error of a task that has missed its deadline.
+fn timeout(deadline_ms: Option<u64>) -> Failure {
+    let seconds = Duration::from_millis(deadline_ms.unwrap_or_default()).as_secs_f64();
+    let message = format!("it has not ended within {seconds} s of its submission, its --deadline");
+    Failure::from(&Error::new(Code::Timeout, Side::Caller, Operation::Start, message))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::{
     Dependency, DurableMap, Epoch, Failure, GroupState, Holder, Membership, NodeFault, NodeId, OpId, Record,
-    Submission, TaskId, TaskSpec, UnknownFields, is_zero,
+    Submission, TaskId, TaskSpec, TaskTimes, UnknownFields, is_zero,
 };
 use blockhaul_engine::error::Code;
 use blockhaul_engine::flow::graph::Outcome;
@@ -28,6 +28,12 @@ pub struct TaskRecord {
     /// What a group knows of its members; `None` of any other task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub members: Option<GroupState>,
+    /// When it may start, and by when it has to have ended.
+    #[serde(default, skip_serializing_if = "TaskTimes::is_unset")]
+    pub times: TaskTimes,
+    /// Whether it is being ended because it has missed its deadline.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_overdue: bool,
     /// How far it is.
     pub state: TaskState,
     /// State that its client wants.
@@ -195,7 +201,7 @@ impl TaskRecord {
     /// Creates the record of a new task that waits for no other one and is in no group. `now_ms`: milliseconds since 1970.
     #[must_use]
     pub fn new(order: Submission, now_ms: u64) -> Self {
-        let Submission { id, priority, max_attempts, spec, after: _, group: _ } = order;
+        let Submission { id, priority, max_attempts, spec, after: _, group: _, times } = order;
         let members = spec.kind().group().map(|_| GroupState::default());
         Self {
             id,
@@ -203,6 +209,8 @@ impl TaskRecord {
             after: Vec::new(),
             group: None,
             members,
+            times,
+            is_overdue: false,
             state: TaskState::Pending,
             desired_state: DesiredState::Run,
             priority,
@@ -243,6 +251,18 @@ impl TaskRecord {
     #[must_use]
     pub fn desired(&self) -> DesiredState {
         self.group.as_ref().map_or(self.desired_state, |member| member.desired_state.max(self.desired_state))
+    }
+
+    /// Returns the earliest time of its first attempt, in milliseconds since 1970.
+    #[must_use]
+    pub fn starts_ms(&self) -> Option<u64> {
+        self.times.starts_ms(self.created_ms)
+    }
+
+    /// Returns the time by which it has to have ended, in milliseconds since 1970.
+    #[must_use]
+    pub fn ends_ms(&self) -> Option<u64> {
+        self.times.ends_ms(self.created_ms)
     }
 
     /// Tells whether it has never been assigned, so that its dependencies still count.

@@ -36,17 +36,7 @@ mod tests {
     use std::sync::Arc;
 
     fn record(spec: TaskSpec) -> TaskRecord {
-        TaskRecord::new(
-            Submission {
-                id: TaskId::new("t").unwrap(),
-                priority: 0,
-                max_attempts: 5,
-                spec,
-                after: Vec::new(),
-                group: None,
-            },
-            1,
-        )
+        TaskRecord::new(Submission::new(TaskId::new("t").unwrap(), 0, 5, spec), 1)
     }
 
     fn holder() -> Holder {

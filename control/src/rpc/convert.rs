@@ -44,6 +44,8 @@ impl From<&TaskRecord> for wire::Task {
                 sealed: members.sealed_ms.is_some(),
             }),
             existed: false,
+            starts_ms: task.starts_ms(),
+            ends_ms: task.ends_ms(),
         }
     }
 }

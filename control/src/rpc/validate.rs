@@ -2,7 +2,7 @@
 
 use super::wire;
 use crate::model::dependency::{check_dependencies, parse_dependency};
-use crate::model::{GroupName, NodeId, Submission, TaskId, TaskSpec};
+use crate::model::{GroupName, NodeId, Submission, TaskId, TaskSpec, TaskTimes};
 use blockhaul_engine::error::{Error, Result};
 use blockhaul_engine::flow::graph::Condition;
 
@@ -18,7 +18,7 @@ impl Submission {
     /// # Errors
     /// `EBadRequest` for names and numbers out of their ranges; and as `destination::check`.
     pub fn check(request: wire::SubmitRequest, here: Option<&NodeId>) -> Result<Self> {
-        let wire::SubmitRequest { id, priority, max_attempts, spec, after, group } = request;
+        let wire::SubmitRequest { id, priority, max_attempts, spec, after, group, times } = request;
         let priority = u8::try_from(priority).ok().filter(|priority| *priority <= 9);
         let max_attempts = if max_attempts == 0 { MAX_ATTEMPTS_DEFAULT } else { max_attempts };
         if max_attempts > MAX_ATTEMPTS_MAX {
@@ -33,8 +33,15 @@ impl Submission {
             spec: checked(spec, here)?,
             after: dependencies(after)?,
             group: group.map(group_name).transpose()?,
+            times: times.map(task_times).transpose()?.unwrap_or_default(),
         })
     }
+}
+
+fn task_times(times: wire::Times) -> Result<TaskTimes> {
+    let wire::Times { start_at_ms, delay_ms, deadline_ms } = times;
+    let times = TaskTimes { start_at_ms, delay_ms, deadline_ms };
+    times.check().map(|()| times)
 }
 
 fn group_name(wire::Membership { group, clean_up }: wire::Membership) -> Result<GroupName> {

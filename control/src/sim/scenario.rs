@@ -207,7 +207,7 @@ impl Scenario {
                 }
                 let group = Some(GroupName { id: name(format!("g{number}")), clean_up });
                 let (id, spec) = (name(format!("g{number}.{member}")), self.draw_spec(rng));
-                members.push(Submission { id, priority, max_attempts: rng.u32(2..=4), spec, after, group });
+                members.push(Submission { after, group, ..Submission::new(id, priority, rng.u32(2..=4), spec) });
             }
             let spec = TaskSpec::Group(GroupTask {
                 digest: "0".repeat(64),
@@ -217,8 +217,7 @@ impl Scenario {
                 unknown: UnknownFields::default(),
             });
             let id = format!("g{number}");
-            let group =
-                Submission { id: name(id.clone()), priority, max_attempts: 3, spec, after: Vec::new(), group: None };
+            let group = Submission::new(name(id.clone()), priority, 3, spec);
             let dies = rng.bool().then(|| (rng.usize(1..=count + 1), Duration::from_millis(rng.u64(0..=30_000))));
             self.events.push((at, Event::SubmitGroup { group, members, dies }));
             let later = |rng: &mut fastrand::Rng| at + Duration::from_millis(rng.u64(100..=40_000));

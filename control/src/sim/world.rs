@@ -265,7 +265,7 @@ impl World {
             Event::Submit { id, spec, priority, max_attempts, after } => {
                 let name = |id: String| TaskId::new(id).expect("a task's name");
                 let after = after.into_iter().map(|(id, condition)| (name(id), condition)).collect();
-                let submission = Submission { id: name(id), spec: *spec, priority, max_attempts, after, group: None };
+                let submission = Submission { after, ..Submission::new(name(id), priority, max_attempts, *spec) };
                 tokio::spawn(self.client.clone().submit(submission));
             }
             Event::SubmitGroup { group, members, dies } => {

@@ -2,6 +2,7 @@
 
 use crate::log_args::RawLog;
 use blockhaul_control::rpc::tls::RawTls;
+use blockhaul_control::timestamp::Timestamp;
 use blockhaul_engine::units::{parse_duration, parse_rate};
 use clap::{Args, Subcommand};
 use std::ffi::OsString;
@@ -67,9 +68,25 @@ pub(crate) struct RawTask {
     /// attempt, once that cannot happen any more; may be repeated
     #[arg(long, value_name = "ID[:success|:failure|:end]")]
     pub(crate) after: Vec<String>,
+    #[command(flatten)]
+    pub(crate) times: RawTimes,
     /// Follow the task until it ends; exits 0 succeeded, 1 failed or skipped, 75 cancelled
     #[arg(long)]
     pub(crate) wait: bool,
+}
+
+/// When a task may start, and by when it has to have ended.
+#[derive(Debug, Args)]
+pub(crate) struct RawTimes {
+    /// Start at this time or later, such as 2026-01-31T22:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = Timestamp::parse)]
+    pub(crate) start_at: Option<Timestamp>,
+    /// Start no sooner than so long after the submission
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) delay: Option<Duration>,
+    /// Stop what has not ended so long after the submission; it fails with ETimeout
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) deadline: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -155,6 +172,8 @@ pub(crate) struct RawBatchTask {
     /// Fail a member after this many failures without progress, 1 to 100; interruptions do not count [default: 5]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_attempts: Option<u32>,
+    #[command(flatten)]
+    pub(crate) times: RawTimes,
     /// Follow the group until it ends; exits 0 succeeded, 1 failed, 75 cancelled
     #[arg(long)]
     pub(crate) wait: bool,

@@ -5,6 +5,7 @@
 //! started before.
 
 use super::args::RawBatchTask;
+use super::submit::wire_times;
 use crate::batch::read_batch_file;
 use blockhaul_control::batch::{self, Batch, Member, OnFailure, Place, Work};
 use blockhaul_control::model::{TaskId, TaskVolume};
@@ -59,6 +60,7 @@ impl GroupSubmission {
             priority: raw.priority,
             max_attempts: raw.max_attempts.unwrap_or_default(),
             spec: Some(wire::Spec { work: Some(wire::spec::Work::Group(work)) }),
+            times: Some(wire_times(&raw.times)),
             ..wire::SubmitRequest::default()
         };
         Ok(Self { group, levels: levels(&batch, requests) })
@@ -145,6 +147,7 @@ fn request(
         spec: Some(spec),
         after,
         group: Some(wire::Membership { group: group.to_string(), clean_up }),
+        times: None,
     })
 }
 

@@ -65,6 +65,8 @@ fn task_lines(task: &TaskView) -> Vec<String> {
         created_at,
         updated_at,
         after,
+        starts_at,
+        deadline_at,
         group,
         members,
         attempts,
@@ -87,6 +89,8 @@ fn task_lines(task: &TaskView) -> Vec<String> {
     lines.extend(option("fence", fence));
     lines.push(field("priority", priority));
     lines.extend(error.as_ref().map(|error| field("error", &format!("{}: {}", error.code, error.message))));
+    lines.extend(starts_at.iter().map(|time| field("starts at", time)));
+    lines.extend(deadline_at.iter().map(|time| field("deadline", time)));
     lines.push(field("created", created_at));
     lines.push(field("updated", updated_at));
     lines.extend(attempts.iter().map(|attempt| field("attempt", &attempt_text(attempt))));

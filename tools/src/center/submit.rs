@@ -1,11 +1,13 @@
 //! Resolves the flags of `blockhaul submit` to a request.
 
-use super::args::{RawCenter, RawCopyTask, RawNoopTask, RawTask, RawVerifyTask};
+use super::args::{RawCenter, RawCopyTask, RawNoopTask, RawTask, RawTimes, RawVerifyTask};
 use blockhaul_control::model::{TaskId, parse_dependency};
 use blockhaul_control::rpc::wire;
+use blockhaul_control::timestamp::Timestamp;
 use blockhaul_engine::error::{Error, Result};
 use blockhaul_engine::shown::Shown;
 use std::ffi::OsString;
+use std::time::Duration;
 
 /// A request, the center to send it to, and whether to wait for its end.
 #[derive(Debug)]
@@ -36,7 +38,7 @@ pub(super) fn resolve(work: SingleTask) -> Result<Submission> {
             (wire::spec::Work::Noop(wire::NoopWork { milliseconds, node: task.node.clone() }), task, center)
         }
     };
-    let RawTask { id, node: _, priority, max_attempts, after, wait } = task;
+    let RawTask { id, node: _, priority, max_attempts, after, times, wait } = task;
     let dependency = |text: &String| {
         let (task, condition) = parse_dependency(text)?;
         Ok(wire::Dependency { task: task.to_owned(), condition: condition.as_str().to_owned() })
@@ -48,8 +50,19 @@ pub(super) fn resolve(work: SingleTask) -> Result<Submission> {
         spec: Some(wire::Spec { work: Some(work) }),
         after: after.iter().map(dependency).collect::<Result<_>>()?,
         group: None,
+        times: Some(wire_times(&times)),
     };
     Ok(Submission { request, center, wait })
+}
+
+/// Returns the times of a request.
+pub(super) fn wire_times(raw: &RawTimes) -> wire::Times {
+    let milliseconds = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    wire::Times {
+        start_at_ms: raw.start_at.map(|Timestamp(unix_ms)| unix_ms),
+        delay_ms: raw.delay.map(milliseconds),
+        deadline_ms: raw.deadline.map(milliseconds),
+    }
 }
 
 /// Returns the name of a volume as text.

@@ -4,7 +4,9 @@ use super::support::*;
 use crate::batch::OnFailure;
 use crate::dispatcher::{Config, Query};
 use crate::model::state_machine::{Checkpoint, TaskEvent};
-use crate::model::{DesiredState, GroupName, GroupTask, Submission, TaskCommand, TaskSpec, TaskState, UnknownFields};
+use crate::model::{
+    DesiredState, GroupName, GroupTask, Submission, TaskCommand, TaskSpec, TaskState, TaskTimes, UnknownFields,
+};
 use blockhaul_engine::error::Code;
 use blockhaul_engine::flow::graph::Condition::{self, End, Success};
 use std::time::Duration;
@@ -248,4 +250,28 @@ async fn a_group_is_purged_after_its_members_and_all_of_them_when_it_is_removed(
             assert_eq!(center.leader.get(&id(name)).await.unwrap_err().code, Code::NotFound, "{name}");
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_starts_at_its_time_and_its_deadline_spares_clean_up() {
+    let center = TestCenter::new(32, Config::default()).await;
+    let runner = center.runner("n1", "a", 9, Behaviour::Accepting).await;
+    let times = TaskTimes { start_at_ms: None, delay_ms: Some(600_000), deadline_ms: Some(3_600_000) };
+    let spec = group(2, None, OnFailure::Continue);
+    center.leader.submit(Submission { times, ..submission("g", spec) }).await.unwrap();
+    center.leader.submit(member("g.a", &[], false)).await.unwrap();
+    center.leader.submit(member("g.thaw", &[("g.a", End)], true)).await.unwrap();
+    center.leader.command(&id("g"), TaskCommand::Seal).await.unwrap();
+    sleep(Duration::from_secs(590)).await;
+    let waiting = center.leader.get(&id("g.a")).await.unwrap();
+    assert!(waiting.state == TaskState::Pending && waiting.reason.starts_with("starts at "), "{}", waiting.reason);
+    sleep(Duration::from_secs(20)).await;
+    center.begin(&runner, "g.a").await;
+    sleep(Duration::from_secs(3000)).await;
+    center.until("g.a", TaskState::Cancelling).await;
+    assert!(center.step(&runner, "g.a", given_back()).await);
+    center.begin(&runner, "g.thaw").await;
+    assert!(center.step(&runner, "g.thaw", done()).await);
+    let group = center.until("g", TaskState::Failed).await;
+    assert_eq!(group.error.map(|error| error.code), Some(Code::Timeout));
 }

@@ -6,3 +6,4 @@ mod golden;
 mod grouping;
 mod losses;
 mod support;
+mod timing;

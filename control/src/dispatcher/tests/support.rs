@@ -360,7 +360,7 @@ pub(super) fn copy(source: &str, destination: &str) -> CopyTask {
 }
 
 pub(super) fn submission(id: &str, spec: TaskSpec) -> Submission {
-    Submission { id: TaskId::new(id).unwrap(), priority: 5, max_attempts: 3, spec, after: Vec::new(), group: None }
+    Submission::new(TaskId::new(id).unwrap(), 5, 3, spec)
 }
 
 /// Fence program that fails until `works` is set.

@@ -12,17 +12,7 @@ fn copy(fence: FenceMethod) -> TaskSpec {
 }
 
 fn task(spec: TaskSpec) -> TaskRecord {
-    TaskRecord::new(
-        Submission {
-            id: TaskId::new("t").unwrap(),
-            priority: 0,
-            max_attempts: 3,
-            spec,
-            after: Vec::new(),
-            group: None,
-        },
-        0,
-    )
+    TaskRecord::new(Submission::new(TaskId::new("t").unwrap(), 0, 3, spec), 0)
 }
 
 fn holder(life: &str) -> Holder {

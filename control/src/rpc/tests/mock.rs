@@ -37,10 +37,7 @@ pub(super) struct MockDispatcher {
 
 pub(super) fn record(id: &str) -> TaskRecord {
     let spec = TaskSpec::Noop(NoopTask::new(1, None));
-    TaskRecord::new(
-        Submission { id: TaskId::new(id).unwrap(), priority: 0, max_attempts: 5, spec, after: Vec::new(), group: None },
-        0,
-    )
+    TaskRecord::new(Submission::new(TaskId::new(id).unwrap(), 0, 5, spec), 0)
 }
 
 fn error(code: Code, message: &str) -> Error {

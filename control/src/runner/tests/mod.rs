@@ -100,10 +100,7 @@ impl Harness {
 
     /// Stores a new task as `PENDING`.
     fn submit(&self, task: &str, spec: TaskSpec) {
-        let record = TaskRecord::new(
-            Submission { id: id(task), priority: 5, max_attempts: 3, spec, after: Vec::new(), group: None },
-            5,
-        );
+        let record = TaskRecord::new(Submission::new(id(task), 5, 3, spec), 5);
         let create = Op::Create { path: paths::task(&id(task)), data: record.encode(), mode: CreateMode::Persistent };
         self.store.write(&[create]);
     }
