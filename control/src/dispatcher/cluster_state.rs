@@ -4,11 +4,12 @@
 //! not terminal is due at some time, is in the queue, is blocked by a claim, waits for another task, or has a write or
 //! call under way.
 
+use super::dependencies::is_settled;
 use super::fleet::Fleet;
 use super::groups::{GroupMembers, Groups};
 use super::now::Now;
 use super::queue::Queue;
-use super::tasks::{AssignReply, TaskEntry, TaskRuntime, Tasks, UndrainedAttempt};
+use super::tasks::{AssignReply, TaskEntry, TaskRuntime, Tasks, UndrainedAttempt, creation_order};
 use crate::coord::Zxid;
 use crate::model::{Dependency, Holder, NodeId, Progress, Registration, Submission, TaskId, TaskRecord, TaskState};
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,6 +52,8 @@ pub(crate) struct ClusterState {
     dependents: BTreeMap<TaskId, BTreeSet<TaskId>>,
     /// Members of groups.
     pub(crate) groups: Groups,
+    /// Tasks that write each volume and are not settled, by the volume's name.
+    writers: BTreeMap<String, BTreeSet<TaskId>>,
     /// Claims of tasks that are being assigned.
     reserved: BTreeMap<TaskId, Vec<String>>,
     due: BTreeSet<(Duration, TaskId)>,
@@ -100,6 +103,10 @@ impl ClusterState {
             self.offer_places(&group, now.boot);
         }
         self.wake_members(&id, now.boot);
+        if let Some(settled) = self.tasks.get(&id).map(|entry| entry.record.clone()).filter(|record| is_settled(record))
+        {
+            self.wake_readers(&settled, now.boot);
+        }
         true
     }
 
@@ -118,6 +125,7 @@ impl ClusterState {
             self.offer_places(&member.group, now);
         }
         self.wake_members(id, now);
+        self.wake_readers(&entry.record, now);
     }
 
     /// Makes the members of a group due.
@@ -216,6 +224,9 @@ impl ClusterState {
     fn index(&mut self, entry: &TaskEntry, now: Duration) {
         let record = &entry.record;
         self.groups.index(record, now);
+        if let Some(volume) = written_volume(record) {
+            self.writers.entry(volume).or_default().insert(record.id.clone());
+        }
         if let Some(node) = record.node() {
             self.fleet.hold(node, &record.id, bytes(entry));
         }
@@ -231,6 +242,14 @@ impl ClusterState {
 
     fn unindex(&mut self, record: &TaskRecord) {
         self.groups.unindex(record, self.reserved.contains_key(&record.id));
+        if let Some(volume) = written_volume(record)
+            && let Some(writers) = self.writers.get_mut(&volume)
+        {
+            writers.remove(&record.id);
+            if writers.is_empty() {
+                self.writers.remove(&volume);
+            }
+        }
         record.after.iter().for_each(|Dependency { task, .. }| self.remove_dependent(task, &record.id));
         if let Some(node) = record.node() {
             self.fleet.release(node, &record.id);
@@ -239,6 +258,26 @@ impl ClusterState {
             if self.claimed.get(claim) == Some(&record.id) {
                 self.claimed.remove(claim);
             }
+        }
+    }
+
+    /// Returns a task that was submitted earlier and writes a volume that this one reads, if there is one that is not
+    /// settled. As it is an earlier one, tasks cannot wait for each other in a circle.
+    pub(crate) fn earlier_writer(&self, entry: &TaskEntry) -> Option<(String, &TaskId)> {
+        let is_earlier = |writer: &&TaskId| {
+            self.tasks.get(writer).is_some_and(|other| creation_order(other) < creation_order(entry))
+        };
+        entry.record.spec.kind().sources().ok()?.iter().find_map(|volume| {
+            let volume = volume.key();
+            let writer = self.writers.get(&volume)?.iter().find(is_earlier)?;
+            Some((volume, writer))
+        })
+    }
+
+    /// Makes the tasks due that wait to read the volume that this one wrote.
+    fn wake_readers(&mut self, record: &TaskRecord, now: Duration) {
+        if let Some(volume) = destination_key(record) {
+            self.queue.take_blocked(&reading_claim(&volume)).iter().for_each(|id| self.make_due(id, now));
         }
     }
 
@@ -400,6 +439,20 @@ impl ClusterState {
         let of = |entry: &TaskEntry| entry.record.attempts.last().is_some_and(|attempt| attempt.runner == *holder);
         self.tasks.of(TaskState::Lost).iter().filter(|id| self.tasks.get(id).is_some_and(of)).cloned().collect()
     }
+}
+
+/// Returns the name of the volume that a task writes, until the task is settled.
+fn written_volume(record: &TaskRecord) -> Option<String> {
+    if is_settled(record) { None } else { destination_key(record) }
+}
+
+fn destination_key(record: &TaskRecord) -> Option<String> {
+    record.spec.kind().destination().ok().flatten().map(|volume| volume.key())
+}
+
+/// Returns the text under which tasks wait that read a volume, until nobody writes it any more.
+pub(crate) fn reading_claim(volume: &str) -> String {
+    format!("read:{volume}")
 }
 
 /// Returns the text under which the members of a group wait that are kept from running by its bound.

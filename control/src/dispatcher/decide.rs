@@ -4,7 +4,7 @@
 //! as with fifty thousand. Enacting a decision changes the cluster state, so that it is not made twice. `decide` is
 //! called until it returns nothing.
 
-use super::cluster_state::{ClusterState, FenceProgress};
+use super::cluster_state::{ClusterState, FenceProgress, reading_claim};
 use super::decision::{Budget, Decision};
 use super::dependencies::{self, DependencyStatus};
 use super::groups;
@@ -212,6 +212,11 @@ fn pending(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Decision {
     if let Some(until) = entry.backoff_until(now) {
         // Checked more often than that, as the wall clock may be set meanwhile.
         return Decision::WakeAt(id, until.min(now.boot + BACKOFF_CHECK_MAX));
+    }
+    if record.is_unstarted()
+        && let Some((volume, _)) = cluster.earlier_writer(entry)
+    {
+        return Decision::Block(id, reading_claim(&volume));
     }
     match record.spec.kind().node() {
         Err(error) => Decision::Transition { task: id, events: vec![TaskEvent::Rejected(Failure::from(&error))] },

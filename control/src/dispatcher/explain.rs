@@ -101,6 +101,9 @@ fn pending_reason(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Option
     if let (Some(member), Some(0)) = (&record.group, places_left(cluster, record)) {
         return Some(format!("waiting for other members of {}: as many run as its batch allows", member.group));
     }
+    if let Some((volume, writer)) = cluster.earlier_writer(entry).filter(|_| record.is_unstarted()) {
+        return Some(format!("waiting for task {writer}, which writes {volume}"));
+    }
     if let Some(claim) = &runtime.blocked_by {
         let owner = cluster.claimed.get(claim).map_or_else(|| String::from("another task"), |id| format!("task {id}"));
         return Some(format!("waiting for {owner}, which has claimed the destination"));

@@ -165,9 +165,9 @@ impl Tasks {
     /// Sets the transaction that created a task's node. Returns tasks whose positions in the queue have changed.
     pub(crate) fn set_created(&mut self, id: &TaskId, created: Zxid) -> Vec<TaskId> {
         let Some(entry) = self.entries.get_mut(id).filter(|entry| entry.created.is_none()) else { return Vec::new() };
-        let before = creation(entry);
+        let before = creation_order(entry);
         entry.created = Some(created);
-        let now = creation(entry);
+        let now = creation_order(entry);
         if self.ended.remove(&before) {
             self.ended.insert(now);
             return Vec::new();
@@ -181,7 +181,7 @@ impl Tasks {
     /// Returns the position in the queue of a task that has not ended.
     pub(crate) fn rank(&self, id: &TaskId) -> Option<Rank> {
         let entry = self.entries.get(id)?;
-        let creation = creation(entry);
+        let creation = creation_order(entry);
         let since_ms = self.ages.since(&creation)?;
         Some(Rank::new(id.clone(), creation.0, entry.record.priority, since_ms))
     }
@@ -196,10 +196,10 @@ impl Tasks {
         let id = entry.record.id.clone();
         self.by_state[position(entry.record.state)].insert(id.clone());
         let aged = if entry.record.state.is_terminal() {
-            self.ended.insert(creation(&entry));
+            self.ended.insert(creation_order(&entry));
             Vec::new()
         } else {
-            self.ages.insert(creation(&entry), entry.record.created_ms)
+            self.ages.insert(creation_order(&entry), entry.record.created_ms)
         };
         let before = self.entries.insert(id, entry);
         assert!(before.is_none(), "the index of its state would keep it");
@@ -209,7 +209,7 @@ impl Tasks {
     pub(crate) fn remove(&mut self, id: &TaskId) -> Option<TaskEntry> {
         let entry = self.entries.remove(id)?;
         self.by_state[position(entry.record.state)].remove(id);
-        let creation = creation(&entry);
+        let creation = creation_order(&entry);
         self.ended.remove(&creation);
         self.ages.remove(&creation);
         Some(entry)
@@ -217,7 +217,7 @@ impl Tasks {
 }
 
 /// Returns the order of an entry. A node whose creation is unknown counts as new.
-fn creation(entry: &TaskEntry) -> Creation {
+pub(crate) fn creation_order(entry: &TaskEntry) -> Creation {
     (entry.created.unwrap_or(UNKNOWN), entry.record.id.clone())
 }
 

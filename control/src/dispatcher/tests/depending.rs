@@ -238,3 +238,28 @@ async fn long_chains_and_wide_fans_proceed() {
     center.until("t299", TaskState::Skipped).await;
     center.until("fan299", TaskState::Skipped).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_reads_the_destination_of_an_earlier_task_waits_for_it() {
+    let center = TestCenter::new(10, Config::default()).await;
+    let runner = center.runner("n1", "a", 9, Behaviour::Accepting).await;
+    let lease = |source: &str, destination: &str| {
+        TaskSpec::Copy(CopyTask { fence: FenceMethod::Lease, ..copy(source, destination) })
+    };
+    center.leader.submit(submission("first", lease("nbd://h/a", "nbd://h/b"))).await.unwrap();
+    // The same export by another name, and a circle that is none: only earlier tasks are waited for.
+    center.leader.submit(submission("second", lease("nbd://h:10809/b", "nbd://h/a"))).await.unwrap();
+    center.begin(&runner, "first").await;
+    sleep(Duration::from_secs(60)).await;
+    let waiting = center.leader.get(&id("second")).await.unwrap();
+    assert_eq!(waiting.state, TaskState::Pending);
+    assert!(waiting.reason.starts_with("waiting for task first, which writes "), "{}", waiting.reason);
+    assert!(center.step(&runner, "first", failed()).await);
+    center.begin(&runner, "second").await;
+    // What was there before does not wait for what comes later, and a retry does not ask again.
+    center.leader.submit(submission("third", lease("nbd://h/c", "nbd://h/b"))).await.unwrap();
+    center.begin(&runner, "third").await;
+    let back = TaskEvent::GivenBack { code: Code::RunnerInterrupt, checkpoint: Checkpoint::default() };
+    assert!(center.step(&runner, "second", back).await);
+    center.begin(&runner, "second").await;
+}
