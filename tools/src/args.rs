@@ -4,7 +4,9 @@
 //! The code that resolves a request destructures the raw structure in full, so that a new flag does not compile until
 //! it is handled.
 
-use crate::center::args::{RawCancel, RawDrain, RawFence, RawList, RawQuery, RawRemove, RawSet, RawSubmit, RawTaskId};
+use crate::center::args::{
+    RawCancel, RawDrain, RawFence, RawList, RawQuery, RawRemove, RawRetry, RawSet, RawSubmit, RawTaskId,
+};
 use crate::log_args::RawLog;
 use blockhaul_engine::spec::{DigestKind, Direct, PathChoice, Reflink, Sparse};
 use blockhaul_engine::units::{parse_duration, parse_rate, parse_size};
@@ -45,6 +47,8 @@ pub(crate) enum Command {
     Doctor(RawDoctor),
     /// Submit a task to a task center
     Submit(Box<RawSubmit>),
+    /// Submit a task again that has ended without success, as ID~2; of a group, what has not succeeded and its clean-up
+    Retry(RawRetry),
     /// Show a task
     Get(RawTaskId),
     /// Follow a task until it ends; exits 0 succeeded, 1 failed or skipped, 75 cancelled

@@ -99,6 +99,7 @@ impl Dispatcher {
             let message = format!("too many tasks: {live} have not ended; wait for some, or cancel them");
             return Err(Error::new(Code::Overloaded, Side::Coordination, Operation::Write, message));
         }
+        self.check_retry(&submission)?;
         let (after, group) = (self.dependencies(&submission)?, self.membership(&submission)?);
         let record = TaskRecord { after, group, ..TaskRecord::new(submission, self.clock.unix_ms()) };
         let own = TaskRecord { after: Vec::new(), ..record.clone() };
@@ -130,6 +131,29 @@ impl Dispatcher {
             return Ok(Vec::new());
         }
         submission.after.iter().map(one).collect()
+    }
+
+    /// Refuses to try a task again that has not ended, that has succeeded, or that is a member of a group.
+    fn check_retry(&self, submission: &Submission) -> Result<()> {
+        let Some(first) = &submission.retry_of else { return Ok(()) };
+        if self.cluster.tasks.get(&submission.id).is_some() {
+            return Ok(());
+        }
+        let Some(entry) = self.cluster.tasks.get(first) else { return Err(not_found(first)) };
+        let record = &entry.record;
+        let refused = |message| Err(Error::new(Code::BadRequest, Side::Caller, Operation::Parse, message));
+        if let Some(member) = &record.group {
+            return refused(format!("{first} is a member of {}, and is not tried again alone", member.group));
+        }
+        match record.state {
+            TaskState::Succeeded => refused(format!("{first} has succeeded: submit it anew with another ID")),
+            state if state.is_terminal() => Ok(()),
+            state => {
+                let message = format!("{first} is {}: a task is tried again when it has ended", state.as_str());
+                let error = Error::new(Code::Busy, Side::Caller, Operation::Parse, message);
+                Err(Error { retryable: true, ..error })
+            }
+        }
     }
 
     /// Returns the membership of a new task: its group must be there, must not be complete, and must not be ending.
@@ -303,6 +327,7 @@ fn is_same_request(record: &TaskRecord, submission: &Submission) -> bool {
         && stored.eq(submission.after.iter().map(|(task, condition)| (task, *condition)))
         && group == submission.group.as_ref().map(|group| (&group.id, group.clean_up))
         && record.times == submission.times
+        && record.retry_of == submission.retry_of
 }
 
 /// Tells whether a node is or was registered: its lease record is never deleted.

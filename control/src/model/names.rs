@@ -5,18 +5,19 @@ use blockhaul_engine::error::{Code, Error, Operation, Side};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Name of a task, chosen by its client or made up for it: `[A-Za-z0-9._-]{1,64}`, and neither `.` nor `..`.
+/// Name of a task, chosen by its client or made up for it: `[A-Za-z0-9._-]{1,64}`, and neither `.` nor `..`. The second
+/// try of task `ID` is `ID~2`, and its members, if it is a group, are `ID~2.MEMBER`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TaskId(String);
 
-/// Name of a node: as [`TaskId`].
+/// Name of a node: `[A-Za-z0-9._-]{1,64}`, and neither `.` nor `..`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct NodeId(String);
 
 macro_rules! name {
-    ($name:ident, $what:literal) => {
+    ($name:ident, $what:literal, $is_plain:expr) => {
         impl $name {
             /// Checks a name.
             ///
@@ -24,8 +25,7 @@ macro_rules! name {
             /// `EBadRequest` for anything but 1 to 64 letters, digits, `.`, `_` and `-`, and for `.` and `..`.
             pub fn new(text: impl Into<String>) -> Result<Self, Error> {
                 let text = text.into();
-                let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-                if (1..=64).contains(&text.len()) && text.bytes().all(is_plain) && text != "." && text != ".." {
+                if (1..=64).contains(&text.len()) && $is_plain(&text) && text != "." && text != ".." {
                     return Ok(Self(text));
                 }
                 let message = format!(
@@ -64,10 +64,46 @@ macro_rules! name {
     };
 }
 
-name!(TaskId, "task ID");
-name!(NodeId, "node ID");
+name!(TaskId, "task ID", is_task_name);
+name!(NodeId, "node ID", is_plain);
+
+/// Sign before the number of a try.
+const TRY: char = '~';
+/// Largest number of a try.
+const TRIES_MAX: u32 = 9999;
+
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
+fn is_task_name(text: &str) -> bool {
+    let Some((name, rest)) = text.split_once(TRY) else { return is_plain(text) };
+    let (number, member) = rest.split_once('.').unwrap_or((rest, "m"));
+    let is_number = number.parse::<u32>().is_ok_and(|number| (2..=TRIES_MAX).contains(&number));
+    let is_canonical = number.bytes().all(|digit| digit.is_ascii_digit()) && !number.starts_with('0');
+    !name.is_empty() && is_plain(name) && is_number && is_canonical && !member.is_empty() && is_plain(member)
+}
 
 impl TaskId {
+    /// Returns the name of the next try of this task: `ID~2` of `ID`, `ID~3` of `ID~2`.
+    ///
+    /// # Errors
+    /// `EBadRequest` if that would be no name, or of a member of a group.
+    pub fn next_try(&self) -> Result<Self, Error> {
+        let (name, number) = self.0.split_once(TRY).unwrap_or((&self.0, "1"));
+        let number: u32 = number.parse().map_err(|_| {
+            let message = format!("{self} is a member of a group, and is not tried again alone: retry its group");
+            Error::new(Code::BadRequest, Side::Caller, Operation::Parse, message)
+        })?;
+        Self::new(format!("{name}{TRY}{}", number + 1))
+    }
+
+    /// Tells whether it is the name of a second or later try, or of a member of one.
+    #[must_use]
+    pub fn is_retry(&self) -> bool {
+        self.0.contains(TRY)
+    }
+
     /// Returns an id that no other task has.
     #[must_use]
     pub fn fresh() -> Self {
@@ -126,5 +162,24 @@ mod tests {
             assert_eq!(TaskId::new(bad).unwrap_err().code, Code::BadRequest, "{bad:?}");
             assert!(serde_json::from_value::<NodeId>(bad.into()).is_err());
         }
+    }
+
+    #[test]
+    fn each_try_has_a_name_of_its_own() {
+        let next = |name: &str| TaskId::new(name).unwrap().next_try().map(String::from).ok();
+        for (name, after) in [
+            ("vm", Some("vm~2")),
+            ("vm~2", Some("vm~3")),
+            ("vm~99", Some("vm~100")),
+            ("vm.a", Some("vm.a~2")),
+            ("vm~9999", None),
+            ("vm~2.a", None),
+        ] {
+            assert_eq!(next(name).as_deref(), after, "{name}");
+        }
+        for bad in ["~2", "vm~", "vm~1", "vm~02", "vm~+2", "vm~2~3", "vm~2.", "vm~2.a~3", "vm~x", "vm~2.a b"] {
+            assert!(TaskId::new(bad).is_err(), "{bad}");
+        }
+        assert!(NodeId::new("vm~2").is_err());
     }
 }

@@ -20,6 +20,8 @@ pub struct Submission {
     pub group: Option<GroupName>,
     /// When it may start, and by when it has to have ended.
     pub times: TaskTimes,
+    /// Task that it tries again.
+    pub retry_of: Option<TaskId>,
 }
 
 /// Group of a new member.
@@ -35,7 +37,16 @@ impl Submission {
     /// Creates the request for a task that waits for no other one, is in no group, and may start at once.
     #[must_use]
     pub fn new(id: TaskId, priority: u8, max_attempts: u32, spec: TaskSpec) -> Self {
-        Self { id, priority, max_attempts, spec, after: Vec::new(), group: None, times: TaskTimes::default() }
+        Self {
+            id,
+            priority,
+            max_attempts,
+            spec,
+            after: Vec::new(),
+            group: None,
+            times: TaskTimes::default(),
+            retry_of: None,
+        }
     }
 
     /// Returns the source's name, if it must be read-only and has to be checked.

@@ -31,6 +31,9 @@ pub struct TaskRecord {
     /// When it may start, and by when it has to have ended.
     #[serde(default, skip_serializing_if = "TaskTimes::is_unset")]
     pub times: TaskTimes,
+    /// Task that it tries again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_of: Option<TaskId>,
     /// Whether it is being ended because it has missed its deadline.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_overdue: bool,
@@ -201,7 +204,7 @@ impl TaskRecord {
     /// Creates the record of a new task that waits for no other one and is in no group. `now_ms`: milliseconds since 1970.
     #[must_use]
     pub fn new(order: Submission, now_ms: u64) -> Self {
-        let Submission { id, priority, max_attempts, spec, after: _, group: _, times } = order;
+        let Submission { id, priority, max_attempts, spec, after: _, group: _, times, retry_of } = order;
         let members = spec.kind().group().map(|_| GroupState::default());
         Self {
             id,
@@ -210,6 +213,7 @@ impl TaskRecord {
             group: None,
             members,
             times,
+            retry_of,
             is_overdue: false,
             state: TaskState::Pending,
             desired_state: DesiredState::Run,

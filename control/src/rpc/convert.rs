@@ -46,6 +46,7 @@ impl From<&TaskRecord> for wire::Task {
             existed: false,
             starts_ms: task.starts_ms(),
             ends_ms: task.ends_ms(),
+            retry_of: task.retry_of.as_ref().map(ToString::to_string),
         }
     }
 }

@@ -18,7 +18,7 @@ impl Submission {
     /// # Errors
     /// `EBadRequest` for names and numbers out of their ranges; and as `destination::check`.
     pub fn check(request: wire::SubmitRequest, here: Option<&NodeId>) -> Result<Self> {
-        let wire::SubmitRequest { id, priority, max_attempts, spec, after, group, times } = request;
+        let wire::SubmitRequest { id, priority, max_attempts, spec, after, group, times, retry_of } = request;
         let priority = u8::try_from(priority).ok().filter(|priority| *priority <= 9);
         let max_attempts = if max_attempts == 0 { MAX_ATTEMPTS_DEFAULT } else { max_attempts };
         if max_attempts > MAX_ATTEMPTS_MAX {
@@ -26,15 +26,31 @@ impl Submission {
                 "{max_attempts} attempts are too many: at most {MAX_ATTEMPTS_MAX}"
             )));
         }
+        let id = if id.is_empty() { TaskId::fresh() } else { TaskId::new(id)? };
+        let retry_of = (!retry_of.is_empty()).then(|| TaskId::new(retry_of)).transpose()?;
+        check_try(&id, retry_of.as_ref(), group.is_some())?;
         Ok(Self {
-            id: if id.is_empty() { TaskId::fresh() } else { TaskId::new(id)? },
+            id,
             priority: priority.ok_or_else(|| Error::bad_request("the priority must be a number from 0 to 9"))?,
             max_attempts,
             spec: checked(spec, here)?,
             after: dependencies(after)?,
             group: group.map(group_name).transpose()?,
             times: times.map(task_times).transpose()?.unwrap_or_default(),
+            retry_of,
         })
+    }
+}
+
+/// Checks that a name with the number of a try is that of the next try, or of a member of one.
+fn check_try(id: &TaskId, retry_of: Option<&TaskId>, is_member: bool) -> Result<()> {
+    match retry_of {
+        Some(first) if first.next_try()? == *id => Ok(()),
+        Some(first) => Err(Error::bad_request(format!("{id} cannot be the next try of {first}"))),
+        None if id.is_retry() && !is_member => {
+            Err(Error::bad_request(format!("the ID {id} is that of a retry: use 'blockhaul retry'")))
+        }
+        None => Ok(()),
     }
 }
 

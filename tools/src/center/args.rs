@@ -191,6 +191,18 @@ pub(crate) struct RawTaskId {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct RawRetry {
+    /// ID of a task that has ended without success
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// Follow the new task until it ends; exits 0 succeeded, 1 failed or skipped, 75 cancelled
+    #[arg(long)]
+    pub(crate) wait: bool,
+    #[command(flatten)]
+    pub(crate) center: RawCenter,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct RawCancel {
     /// Task ID
     #[arg(value_name = "ID")]
@@ -205,8 +217,11 @@ pub(crate) struct RawCancel {
 #[derive(Debug, Args)]
 pub(crate) struct RawRemove {
     /// Task IDs
-    #[arg(value_name = "ID", required = true)]
+    #[arg(value_name = "ID", required_unless_present = "older_than")]
     pub(crate) ids: Vec<String>,
+    /// Remove all tasks that ended so long ago and that no other task needs
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, conflicts_with = "ids")]
+    pub(crate) older_than: Option<Duration>,
     #[command(flatten)]
     pub(crate) center: RawCenter,
 }

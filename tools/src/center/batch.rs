@@ -13,6 +13,7 @@ use blockhaul_control::rpc::client::CenterClient;
 use blockhaul_control::rpc::error::RpcError;
 use blockhaul_control::rpc::wire;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use std::collections::HashMap;
 use std::path::Path;
 use tokio::task::JoinSet;
 
@@ -63,7 +64,12 @@ impl GroupSubmission {
             times: Some(wire_times(&raw.times)),
             ..wire::SubmitRequest::default()
         };
-        Ok(Self { group, levels: levels(&batch, requests) })
+        Ok(Self::new(group, requests))
+    }
+
+    /// Creates the submission of a group and of its members.
+    pub(super) fn new(group: wire::SubmitRequest, members: Vec<wire::SubmitRequest>) -> Self {
+        Self { group, levels: levels(members) }
     }
 
     /// Submits the group, or the rest of it. Returns the group, as it is when it is sealed.
@@ -112,7 +118,7 @@ fn default_id(file: &Path, digest: &str) -> Result<TaskId> {
 }
 
 /// Returns the id of a member in the center.
-fn member_id(group: &TaskId, member: &TaskId) -> Result<TaskId> {
+pub(super) fn member_id(group: &TaskId, member: &str) -> Result<TaskId> {
     let id = format!("{group}.{member}");
     let too_long = |_| {
         Error::bad_request(format!("{id} would be the ID of member {member}, and an ID has at most 64 characters"))
@@ -137,26 +143,42 @@ fn request(
     };
     let mut after = Vec::with_capacity(member.after.len());
     for dependency in &member.after {
-        let task = member_id(group, &batch.members[dependency.on].id)?.to_string();
+        let task = member_id(group, batch.members[dependency.on].id.as_str())?.to_string();
         after.push(wire::Dependency { task, condition: dependency.condition.as_str().to_owned() });
     }
     Ok(wire::SubmitRequest {
-        id: member_id(group, &member.id)?.to_string(),
+        id: member_id(group, member.id.as_str())?.to_string(),
         priority: raw.priority,
         max_attempts: raw.max_attempts.unwrap_or_default(),
         spec: Some(spec),
         after,
         group: Some(wire::Membership { group: group.to_string(), clean_up }),
-        times: None,
+        ..wire::SubmitRequest::default()
     })
 }
 
-/// Arranges the requests of the members so that each comes in a later level than those that it waits for.
-fn levels(batch: &Batch, requests: Vec<wire::SubmitRequest>) -> Vec<Vec<wire::SubmitRequest>> {
+/// Arranges requests so that each comes in a later level than those of the others that it waits for.
+fn levels(requests: Vec<wire::SubmitRequest>) -> Vec<Vec<wire::SubmitRequest>> {
+    let index: HashMap<&str, usize> =
+        requests.iter().enumerate().map(|(index, request)| (request.id.as_str(), index)).collect();
+    let mut dependents = vec![Vec::new(); requests.len()];
+    let mut open = vec![0; requests.len()];
+    for (dependent, request) in requests.iter().enumerate() {
+        for on in request.after.iter().filter_map(|dependency| index.get(dependency.task.as_str())) {
+            dependents[*on].push(dependent);
+            open[dependent] += 1;
+        }
+    }
     let mut level_of = vec![0; requests.len()];
-    for index in batch.order() {
-        let before = batch.members[index].after.iter().map(|dependency| level_of[dependency.on] + 1);
-        level_of[index] = before.max().unwrap_or(0);
+    let mut ready: Vec<usize> = (0..requests.len()).filter(|&index| open[index] == 0).collect();
+    while let Some(index) = ready.pop() {
+        for &dependent in &dependents[index] {
+            level_of[dependent] = level_of[dependent].max(level_of[index] + 1);
+            open[dependent] -= 1;
+            if open[dependent] == 0 {
+                ready.push(dependent);
+            }
+        }
     }
     let mut levels = vec![Vec::new(); level_of.iter().max().map_or(0, |last| last + 1)];
     requests.into_iter().zip(level_of).for_each(|(request, level)| levels[level].push(request));

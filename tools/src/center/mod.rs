@@ -1,10 +1,11 @@
-//! Runs the commands that call a task center: `submit`, `get`, `watch`, `cancel`, `pause`, `resume`, `remove`, `set`,
+//! Runs the commands that call a task center: `submit`, `retry`, `get`, `watch`, `cancel`, `pause`, `resume`, `remove`, `set`,
 //! `list`, `runners`, `drain`, `fence` and `center`.
 //!
 //! Each command resolves its flags, makes its call, and shows the reply. The client finds the leader and retries.
 
 pub(crate) mod args;
 mod batch;
+mod retry;
 mod show;
 mod submit;
 
@@ -12,8 +13,8 @@ use crate::exit::Exit;
 use crate::output::print_stderr;
 use crate::start_logging;
 use args::{
-    RawBatchTask, RawCancel, RawCenter, RawDrain, RawFence, RawList, RawQuery, RawRemove, RawSet, RawSubmit, RawTaskId,
-    RawWork,
+    RawBatchTask, RawCancel, RawCenter, RawDrain, RawFence, RawList, RawQuery, RawRemove, RawRetry, RawSet, RawSubmit,
+    RawTaskId, RawWork,
 };
 use batch::GroupSubmission;
 use blockhaul_control::clock::HostClock;
@@ -23,10 +24,19 @@ use blockhaul_control::rpc::error::RpcError;
 use blockhaul_control::rpc::task_view::TaskView;
 use blockhaul_control::rpc::tls::Tls;
 use blockhaul_control::rpc::wire;
+use blockhaul_control::timestamp::Timestamp;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::resource_check::{RUNTIME_DESCRIPTORS, require_descriptors};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use submit::SingleTask;
 use tokio::runtime::{Builder, Runtime};
+
+/// Calls a method of the client.
+macro_rules! call {
+    ($session:ident, $verb:ident, $request:expr) => {
+        $session.runtime.block_on($session.client.$verb($request)).map_err(error_of)
+    };
+}
 
 /// A client of a center, and how its replies are shown.
 struct CenterSession {
@@ -81,17 +91,36 @@ impl CenterSession {
         Ok(Exit::Done)
     }
 
+    /// Submits a group, or the rest of it.
+    fn send(&mut self, submission: GroupSubmission) -> Result<wire::Task> {
+        let Self { runtime, client, .. } = self;
+        runtime.block_on(submission.send(client)).map_err(error_of)
+    }
+
+    /// Passes each task of a state and of a group, or all of them, to `each`.
+    fn list(
+        &mut self,
+        state: Option<String>,
+        group: Option<String>,
+        mut each: impl FnMut(&Self, wire::Task),
+    ) -> Result<()> {
+        let (state, group) = (state.unwrap_or_default(), group.unwrap_or_default());
+        let mut after = String::new();
+        loop {
+            let request = wire::ListRequest { state: state.clone(), after, group: group.clone() };
+            let wire::ListReply { tasks, next } = call!(self, list, request)?;
+            tasks.into_iter().for_each(|task| each(self, task));
+            if next.is_empty() {
+                return Ok(());
+            }
+            after = next;
+        }
+    }
+
     fn show(&self, task: wire::Task) -> Exit {
         show::task(&TaskView::from(task), self.json);
         Exit::Done
     }
-}
-
-/// Calls a method of the client.
-macro_rules! call {
-    ($session:ident, $verb:ident, $request:expr) => {
-        $session.runtime.block_on($session.client.$verb($request)).map_err(error_of)
-    };
 }
 
 /// Returns the error of a failed call. The client has already followed the leader.
@@ -124,9 +153,22 @@ pub(crate) fn submit(RawSubmit { work }: RawSubmit) -> Result<Exit> {
 fn submit_group(raw: RawBatchTask) -> Result<Exit> {
     let submission = GroupSubmission::resolve(&raw)?;
     let mut session = CenterSession::open(raw.center)?;
-    let CenterSession { runtime, client, .. } = &mut session;
-    let group = runtime.block_on(submission.send(client)).map_err(error_of)?;
+    let group = session.send(submission)?;
     session.submitted(group, raw.wait)
+}
+
+pub(crate) fn retry(RawRetry { id, wait, center }: RawRetry) -> Result<Exit> {
+    let mut session = CenterSession::open(center)?;
+    let task = call!(session, get, wire::TaskName { id: id.clone() })?;
+    let again = if task.members.is_some() {
+        let mut members = Vec::new();
+        session.list(None, Some(id), |_, member| members.push(member))?;
+        let submission = retry::group(task, members)?;
+        session.send(submission)?
+    } else {
+        call!(session, submit, retry::single(task)?)?
+    };
+    session.submitted(again, wait)
 }
 
 pub(crate) fn get(RawTaskId { id, center }: RawTaskId) -> Result<Exit> {
@@ -158,8 +200,11 @@ pub(crate) fn resume(RawTaskId { id, center }: RawTaskId) -> Result<Exit> {
 }
 
 /// Removes each task by itself; a failure does not keep the others. Returns the first failure.
-pub(crate) fn remove(RawRemove { ids, center }: RawRemove) -> Result<Exit> {
+pub(crate) fn remove(RawRemove { ids, older_than, center }: RawRemove) -> Result<Exit> {
     let mut session = CenterSession::open(center)?;
+    if let Some(age) = older_than {
+        return remove_older(&mut session, age);
+    }
     let mut failed = None;
     for id in ids {
         match call!(session, remove, wire::TaskName { id }) {
@@ -176,6 +221,29 @@ pub(crate) fn remove(RawRemove { ids, center }: RawRemove) -> Result<Exit> {
     failed.map_or(Ok(Exit::Done), Err)
 }
 
+/// Removes the tasks that ended so long ago, by the clock of this host, and that no other task needs. Members go with
+/// their group.
+fn remove_older(session: &mut CenterSession, age: Duration) -> Result<Exit> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let before = Timestamp(u64::try_from(now.saturating_sub(age).as_millis()).unwrap_or(u64::MAX));
+    let mut old = Vec::new();
+    session.list(None, None, |_, task| {
+        let task = TaskView::from(task);
+        if task.is_over() && task.group.is_none() && task.updated_at <= before {
+            old.push(task.id);
+        }
+    })?;
+    for id in old {
+        match call!(session, remove, wire::TaskName { id }) {
+            Ok(task) => show::removed(&TaskView::from(task), session.json),
+            // Another task needs it, or it is gone by now.
+            Err(error) if matches!(error.code, Code::Busy | Code::NotFound) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Exit::Done)
+}
+
 pub(crate) fn set(RawSet { id, limit, center }: RawSet) -> Result<Exit> {
     let mut session = CenterSession::open(center)?;
     let task = call!(session, set_limit, wire::SetLimitRequest { id, limit: limit.0 })?;
@@ -184,17 +252,8 @@ pub(crate) fn set(RawSet { id, limit, center }: RawSet) -> Result<Exit> {
 
 pub(crate) fn list(RawList { state, group, center }: RawList) -> Result<Exit> {
     let mut session = CenterSession::open(center)?;
-    let mut after = String::new();
-    loop {
-        let (state, group) = (state.clone().unwrap_or_default(), group.clone().unwrap_or_default());
-        let request = wire::ListRequest { state, after, group };
-        let wire::ListReply { tasks, next } = call!(session, list, request)?;
-        tasks.into_iter().for_each(|task| show::task_line(&TaskView::from(task), session.json));
-        if next.is_empty() {
-            return Ok(Exit::Done);
-        }
-        after = next;
-    }
+    session.list(state, group, |session, task| show::task_line(&TaskView::from(task), session.json))?;
+    Ok(Exit::Done)
 }
 
 pub(crate) fn runners(RawQuery { center }: RawQuery) -> Result<Exit> {

@@ -67,6 +67,7 @@ fn task_lines(task: &TaskView) -> Vec<String> {
         after,
         starts_at,
         deadline_at,
+        retry_of,
         group,
         members,
         attempts,
@@ -76,6 +77,7 @@ fn task_lines(task: &TaskView) -> Vec<String> {
     let mut lines =
         vec![field("task", id), field("kind", kind), field("state", state), field("desired", desired_state)];
     lines.extend((!reason.is_empty()).then(|| field("reason", reason)));
+    lines.extend(option("retry of", retry_of));
     lines.extend(option("group", group));
     lines.extend(members.iter().flatten().map(|(state, count)| field("members", &format!("{count} {state}"))));
     lines.extend(option("source", source));

@@ -51,6 +51,7 @@ pub(super) fn resolve(work: SingleTask) -> Result<Submission> {
         after: after.iter().map(dependency).collect::<Result<_>>()?,
         group: None,
         times: Some(wire_times(&times)),
+        retry_of: String::new(),
     };
     Ok(Submission { request, center, wait })
 }

@@ -86,4 +86,19 @@ fn a_failed_member_stops_its_group_and_the_error_is_the_groups() {
     assert_eq!([state("slow"), state("bad")], ["CANCELLED", "FAILED"]);
     // It is clean-up, and has found what the copy that was cut short has left.
     assert_eq!(state("last"), "FAILED");
+    // The same order again, once its cause is gone: what has not succeeded, and clean-up.
+    cluster.fill("missing", &[7; MIB]);
+    assert_eq!(cluster.blockhaul(&["retry", "g"]).code, Some(0));
+    let again = cluster.blockhaul(&["retry", "g"]);
+    assert!(again.code == Some(0) && again.stderr.contains("task g~2 exists already"), "{again:?}");
+    assert_eq!(cluster.blockhaul(&["retry", "g.bad"]).code, Some(2), "a member alone");
+    cluster.lift_limit("g~2.slow");
+    let group = cluster.wait_for_success("g~2");
+    assert_eq!((count(&group, "SUCCEEDED"), group.0["retry_of"].as_str()), (3, Some("g")), "{group:?}");
+    assert_eq!(cluster.blockhaul(&["retry", "g~2"]).code, Some(2), "it has succeeded");
+    pair.assert_copied();
+    assert_eq!(cluster.blockhaul(&["remove", "--older-than", "1d"]).code, Some(0));
+    assert_eq!(cluster.ask(&["list"]).len(), 8, "nothing is that old");
+    assert_eq!(cluster.blockhaul(&["remove", "--older-than", "0ms"]).code, Some(0));
+    cluster.wait_until("all records are gone", |cluster| cluster.ask(&["list"]).is_empty());
 }
