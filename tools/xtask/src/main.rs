@@ -8,6 +8,7 @@
 mod dependencies;
 mod fuzz;
 mod packages;
+mod release;
 mod sim;
 mod soak;
 mod step;
@@ -25,6 +26,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   soak [--trials N] [--cells N] [--tasks N] [--runners N] [NAME...]
                              Measure how fast a center of three nodes recovers from faults and how much it carries, over
                              N trials (default 100), and check the goals
+  release                    Build the stripped programs, and their debug information beside them, into target/dist
   fuzz [SECONDS]             Run each fuzz target for this many seconds (default 10)
 
 Without root, `test` lists the missing Debian packages instead of installing them.";
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         ["test", filter] if !filter.starts_with('-') => test::only(filter),
         ["sim", flags @ ..] => sim::Seeds::parse(flags).and_then(sim::run),
         ["soak", words @ ..] => soak::run(words),
+        ["release"] => release::run(),
         ["fuzz"] => fuzz::run("10"),
         ["fuzz", seconds] => fuzz::run(seconds),
         ["help" | "--help" | "-h"] => {
