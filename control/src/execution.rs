@@ -11,8 +11,10 @@ use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::job::StopReason;
 use blockhaul_engine::spec::{self, CopySpec, DigestKind, Overwrite, Reflink, Sparse, Verify, VerifySpec};
 use blockhaul_engine::write_gate::WriteGate;
+use blockhaul_hooks::{HookArgument, HookName, HookRequest};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// Carries out work on this node.
@@ -29,6 +31,10 @@ pub trait Executor: Send + Sync + std::fmt::Debug {
 
     /// Starts a comparison. Returns at once; a difference is in its outcome as `EVerifyMismatch`.
     fn compare(&self, job: CompareJob, execution: Execution) -> Arc<dyn ExecutionHandle>;
+
+    /// Starts a hook. Returns at once; what goes wrong is in its outcome. A node without hooks refuses with `EUnsupported`,
+    /// as a fault of the node.
+    fn run_hook(&self, job: HookJob, execution: Execution) -> Arc<dyn ExecutionHandle>;
 
     /// Returns the tasks that have data here (a journal), with their times of creation in milliseconds since 1970.
     fn kept(&self) -> Vec<(TaskId, u64)>;
@@ -92,6 +98,28 @@ impl CompareJob {
     }
 }
 
+/// Hook for a node to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookJob {
+    /// The hook.
+    pub hook: HookName,
+    /// Its arguments.
+    pub arguments: Vec<HookArgument>,
+    /// What it reads from its standard input.
+    pub input: Vec<u8>,
+    /// Time after which it is ended.
+    pub timeout: Duration,
+}
+
+impl HookJob {
+    /// Completes the request of an attempt with what the task says.
+    #[must_use]
+    pub fn request(&self, attempt: HookRequest) -> HookRequest {
+        let Self { hook: _, arguments, input, timeout } = self.clone();
+        HookRequest { arguments, input, timeout, ..attempt }
+    }
+}
+
 /// Reference of a comparison.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reference {
@@ -113,6 +141,8 @@ pub struct Execution {
     pub task: TaskId,
     /// When the task was created, in milliseconds since 1970: tells it from an earlier task of the same name.
     pub created_ms: u64,
+    /// Number of the attempt, from 1; the oldest ones of many are not counted.
+    pub attempt: u64,
     /// Grant under which the attempt writes.
     pub epoch: Epoch,
     /// Whether the destination was checked before: then it may hold data, and the copy continues on it.

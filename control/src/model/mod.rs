@@ -29,7 +29,7 @@ pub use durable_map::DurableMap;
 pub use failure::Failure;
 pub use fence_method::FenceMethod;
 pub use group::{GroupState, Membership};
-pub use kind::{CopyTask, GroupTask, NoopTask, Summary, TaskSpec, VerifyTask};
+pub use kind::{CopyTask, GroupTask, NoopTask, RunTask, Summary, TaskSpec, VerifyTask};
 pub use names::{Epoch, Incarnation, NodeId, OpId, TaskId};
 pub use node::{Drain, Leader, Meta, Registration, Renewal};
 pub use node_fault::{FaultOrigin, NodeFault};

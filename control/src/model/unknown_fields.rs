@@ -23,7 +23,7 @@ impl UnknownFields {
 
 #[cfg(test)]
 mod tests {
-    use crate::execution::{CompareJob, CopyJob, End, Execution, ExecutionHandle, Executor, Outcome};
+    use crate::execution::{CompareJob, CopyJob, End, Execution, ExecutionHandle, Executor, HookJob, Outcome};
     use crate::model::state_machine::{self, TaskEvent};
     use crate::model::{
         Claim, CopyTask, DurableMap, Epoch, Holder, Incarnation, NodeFault, NodeId, NoopTask, OpId, Record, Submission,
@@ -107,6 +107,10 @@ mod tests {
             panic!("{job:?} was started")
         }
 
+        fn run_hook(&self, job: HookJob, _: Execution) -> Arc<dyn ExecutionHandle> {
+            panic!("{job:?} was started")
+        }
+
         fn kept(&self) -> Vec<(TaskId, u64)> {
             Vec::new()
         }
@@ -125,6 +129,7 @@ mod tests {
         let execution = Execution {
             task: TaskId::new("t").unwrap(),
             created_ms: 1,
+            attempt: 1,
             epoch: Epoch(1),
             admitted: false,
             earlier: Vec::new(),

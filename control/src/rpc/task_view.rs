@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 pub struct TaskView {
     /// Name of the task.
     pub id: String,
-    /// `copy`, `verify`, `noop` or `group`.
+    /// `copy`, `verify`, `run`, `noop` or `group`.
     pub kind: &'static str,
     /// State, as `RUNNING`.
     pub state: String,
@@ -25,6 +25,8 @@ pub struct TaskView {
     pub priority: u32,
     /// `local`, `lease`, `command` or `manual`.
     pub fence: Option<String>,
+    /// Hook that is run.
+    pub hook: Option<String>,
     /// Volume or receipt that is read.
     pub source: Option<String>,
     /// Volume that a copy writes, or a comparison checks.
@@ -41,7 +43,7 @@ pub struct TaskView {
     pub limit: Option<u64>,
     /// Last failure.
     pub error: Option<ErrorView>,
-    /// Report of the engine, once it has ended.
+    /// Report of the engine, or the end of a hook's output, once it has ended.
     pub report: Option<Value>,
     /// When it was created, as `2026-01-31T12:00:00.000Z`.
     pub created_at: Timestamp,
@@ -125,7 +127,7 @@ impl From<wire::Task> for TaskView {
         // A node of a later version may know kinds that this client does not.
         let unknown = || Summary { kind: "unknown", ..Summary::default() };
         let summary = TaskSpec::try_from(task.spec).map_or_else(|_| unknown(), |spec| spec.kind().summary());
-        let Summary { kind, source, destination, node: pinned, fence, limit } = summary;
+        let Summary { kind, hook, source, destination, node: pinned, fence, limit } = summary;
         Self {
             id: task.id,
             kind,
@@ -134,6 +136,7 @@ impl From<wire::Task> for TaskView {
             reason: task.reason,
             priority: task.priority,
             fence: fence.map(|fence| fence.as_str().to_owned()),
+            hook,
             source,
             destination,
             node: task.node.or(pinned.map(String::from)),
@@ -191,7 +194,7 @@ mod tests {
     use super::*;
 
     /// Field names in the order of the design, `attempts` last.
-    const NAMES: &str = "id kind state desired_state reason priority fence source destination node attempt epoch progress limit error \
+    const NAMES: &str = "id kind state desired_state reason priority fence hook source destination node attempt epoch progress limit error \
         report created_at updated_at after starts_at deadline_at retry_of group members attempts";
 
     #[test]

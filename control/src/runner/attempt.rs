@@ -205,6 +205,7 @@ impl Attempt {
         let execution = Execution {
             task: record.id.clone(),
             created_ms: record.created_ms,
+            attempt: record.attempts.len() as u64,
             epoch: self.epoch(),
             admitted: record.admitted,
             earlier: record.attempts.iter().filter_map(|attempt| attempt.epoch).collect(),

@@ -12,8 +12,8 @@
 
 use super::stored_epoch::StoredEpochs;
 use crate::execution::{
-    CompareJob, CopyJob, End, Execution, ExecutionHandle, Executor, Outcome, Reference, WritePermitRequest,
-    stopped_early,
+    CompareJob, CopyJob, End, Execution, ExecutionHandle, Executor, HookJob, Outcome, Reference, Refused,
+    WritePermitRequest, stopped_early,
 };
 use crate::model::volume::TaskVolume;
 use crate::model::{DurableMap, Epoch, Failure, NodeId, Progress, TaskId};
@@ -126,6 +126,12 @@ impl Executor for EngineExecutor {
     fn compare(&self, job: CompareJob, execution: Execution) -> Arc<dyn ExecutionHandle> {
         let name = format!("verify {}", execution.task);
         self.start(name, move |environment| environment.prepare_comparison(&job, execution))
+    }
+
+    fn run_hook(&self, job: HookJob, _: Execution) -> Arc<dyn ExecutionHandle> {
+        let message = format!("this node runs no hooks, so not {} either", job.hook);
+        let error = Error::new(Code::Unsupported, Side::Engine, Operation::Start, message);
+        Arc::new(Refused(error))
     }
 
     fn kept(&self) -> Vec<(TaskId, u64)> {
@@ -356,7 +362,7 @@ impl JobEnvironment {
     }
 
     fn prepare_copy(&self, job: CopyJob, execution: Execution) -> Result<PreparedJob> {
-        let Execution { task, created_ms, epoch, admitted, earlier, durable, gate, admission } = execution;
+        let Execution { task, created_ms, attempt: _, epoch, admitted, earlier, durable, gate, admission } = execution;
         let mut supervision = Supervision { gate: Some(gate), ..Supervision::default() };
         let source = self.locator(&job.source, Side::Source)?;
         let destination = self.locator(&job.destination, Side::Destination)?;

@@ -10,7 +10,9 @@ use super::environment::{Journals, SimEnvironment};
 use super::volume_name::VolumeName;
 use crate::async_spawn::spawn;
 use crate::clock::Clock;
-use crate::execution::{CompareJob, CopyJob, End, Execution, ExecutionHandle, Executor, Outcome, WritePermitRequest};
+use crate::execution::{
+    CompareJob, CopyJob, End, Execution, ExecutionHandle, Executor, HookJob, Outcome, WritePermitRequest,
+};
 use crate::model::TaskVolume;
 use crate::model::{DurableMap, Failure, Holder, Progress, TaskId};
 use async_trait::async_trait;
@@ -80,6 +82,10 @@ impl Executor for SimExecutor {
 
     fn compare(&self, _job: CompareJob, _execution: Execution) -> Arc<dyn ExecutionHandle> {
         unreachable!("no scenario submits a comparison")
+    }
+
+    fn run_hook(&self, _job: HookJob, _execution: Execution) -> Arc<dyn ExecutionHandle> {
+        unreachable!("no scenario submits a hook")
     }
 
     fn copy(&self, copy: CopyJob, work: Execution) -> Arc<dyn ExecutionHandle> {

@@ -54,7 +54,7 @@ impl VolumeName {
     pub(super) fn destination(spec: &TaskSpec) -> Option<String> {
         match spec {
             TaskSpec::Copy(copy) => Some(Self::parse(&copy.destination, copy.node.as_ref()).name()),
-            TaskSpec::Noop(_) | TaskSpec::Verify(_) | TaskSpec::Group(_) => None,
+            TaskSpec::Noop(_) | TaskSpec::Run(_) | TaskSpec::Verify(_) | TaskSpec::Group(_) => None,
         }
     }
 
@@ -62,7 +62,7 @@ impl VolumeName {
     pub(super) fn data(spec: &TaskSpec, disks: &Disks) -> Vec<u64> {
         match spec {
             TaskSpec::Copy(copy) => disks.blocks(&Self::parse(&copy.source, copy.node.as_ref()).name()),
-            TaskSpec::Noop(_) | TaskSpec::Verify(_) | TaskSpec::Group(_) => Vec::new(),
+            TaskSpec::Noop(_) | TaskSpec::Run(_) | TaskSpec::Verify(_) | TaskSpec::Group(_) => Vec::new(),
         }
     }
 }

@@ -9,7 +9,7 @@ use blockhaul_control::coord::CoordClient;
 use blockhaul_control::coord::paths;
 use blockhaul_control::coord::session_keeper::SessionKeeper;
 use blockhaul_control::coord::zookeeper::{Settings, ZooKeeper};
-use blockhaul_control::execution::{CompareJob, CopyJob, Execution, ExecutionHandle, Executor};
+use blockhaul_control::execution::{CompareJob, CopyJob, Execution, ExecutionHandle, Executor, HookJob};
 use blockhaul_control::model::{Incarnation, Leader, Meta, NodeId, Record, TaskId, TaskVolume};
 use blockhaul_control::peers::{CenterId, LocalIdentity, Peer};
 use blockhaul_control::rpc::calls::GrpcLeaderClient;
@@ -86,6 +86,10 @@ impl Executor for NoCopies {
 
     fn compare(&self, job: CompareJob, _: Execution) -> Arc<dyn ExecutionHandle> {
         unreachable!("no comparison was accepted: {job:?}")
+    }
+
+    fn run_hook(&self, job: HookJob, _: Execution) -> Arc<dyn ExecutionHandle> {
+        unreachable!("no hook was accepted: {job:?}")
     }
 
     fn kept(&self) -> Vec<(TaskId, u64)> {

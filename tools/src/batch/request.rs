@@ -116,7 +116,8 @@ impl BatchRequest {
                     let spec = verify.job()?.spec();
                     MemberJob::Verify(Box::new(VerifySpec { block_size: config.block_size, network, ..spec }))
                 }
-                Work::Task(spec @ (TaskSpec::Noop(_) | TaskSpec::Group(_))) => {
+                // Hooks of a batch are `Work::Run`.
+                Work::Task(spec @ (TaskSpec::Noop(_) | TaskSpec::Run(_) | TaskSpec::Group(_))) => {
                     let message = format!("a batch file cannot describe a {}", spec.summary().kind);
                     return Err(Error::bad_request(message));
                 }

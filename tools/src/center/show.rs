@@ -53,6 +53,7 @@ fn task_lines(task: &TaskView) -> Vec<String> {
         reason,
         priority,
         fence,
+        hook,
         source,
         destination,
         node,
@@ -61,7 +62,7 @@ fn task_lines(task: &TaskView) -> Vec<String> {
         progress: _,
         limit,
         error,
-        report: _,
+        report,
         created_at,
         updated_at,
         after,
@@ -80,6 +81,7 @@ fn task_lines(task: &TaskView) -> Vec<String> {
     lines.extend(option("retry of", retry_of));
     lines.extend(option("group", group));
     lines.extend(members.iter().flatten().map(|(state, count)| field("members", &format!("{count} {state}"))));
+    lines.extend(option("hook", hook));
     lines.extend(option("source", source));
     lines.extend(option("destination", destination));
     lines.extend(option("node", node));
@@ -90,6 +92,8 @@ fn task_lines(task: &TaskView) -> Vec<String> {
     lines.extend(limit.map(|limit| field("limit", &format!("{}/s", format_size(limit)))));
     lines.extend(option("fence", fence));
     lines.push(field("priority", priority));
+    let output = report.as_ref().and_then(|report| report["output_tail"].as_str()).filter(|output| !output.is_empty());
+    lines.extend(output.map(|output| field("output", &output)));
     lines.extend(error.as_ref().map(|error| field("error", &format!("{}: {}", error.code, error.message))));
     lines.extend(starts_at.iter().map(|time| field("starts at", time)));
     lines.extend(deadline_at.iter().map(|time| field("deadline", time)));

@@ -127,6 +127,7 @@ impl Kind for CopyTask {
     fn summary(&self) -> Summary {
         Summary {
             kind: "copy",
+            hook: None,
             source: Some(self.source.clone()),
             destination: Some(self.destination.clone()),
             node: self.node.clone(),

@@ -8,16 +8,19 @@
 //! | `copy` | source | destination | the destination's identities | as its client says |
 //! | `group` | - | - | - | none needed |
 //! | `noop` | - | - | `task:ID` | none needed |
+//! | `run` | - | what its hook changes | `task:ID` | `local` with a node, else `lease` |
 //! | `verify` | both volumes, or one and a receipt | - | `task:ID` | none needed |
 
 mod copy;
 mod group;
 mod noop;
+mod run;
 mod verify;
 
 pub use copy::CopyTask;
 pub use group::GroupTask;
 pub use noop::NoopTask;
+pub use run::RunTask;
 pub use verify::VerifyTask;
 
 use super::{FenceMethod, NodeId, TaskId, UnknownFields};
@@ -36,6 +39,8 @@ pub enum TaskSpec {
     Copy(CopyTask),
     /// Does nothing for a while: exercises the center without an engine.
     Noop(NoopTask),
+    /// Runs a hook: a program of a node's administrator.
+    Run(RunTask),
     /// Compares a volume with another one, or with a receipt.
     Verify(VerifyTask),
     /// Consists of other tasks.
@@ -47,6 +52,8 @@ pub enum TaskSpec {
 pub struct Summary {
     /// Name of the kind, as `copy`.
     pub kind: &'static str,
+    /// Hook that is run.
+    pub hook: Option<String>,
     /// Volume or receipt that is read.
     pub source: Option<String>,
     /// Volume that is written, or checked.
@@ -104,7 +111,8 @@ pub(crate) trait Kind {
         FenceMethod::Local
     }
 
-    /// Tells whether an attempt may have changed a volume: then a lost runner is fenced before the task continues.
+    /// Tells whether an attempt may have changed a volume, or anything else: then a lost runner is fenced before the task
+    /// continues.
     fn writes(&self) -> bool {
         false
     }
@@ -158,6 +166,7 @@ impl TaskSpec {
         match self {
             Self::Copy(task) => task,
             Self::Noop(task) => task,
+            Self::Run(task) => task,
             Self::Verify(task) => task,
             Self::Group(task) => task,
         }
@@ -168,6 +177,7 @@ impl TaskSpec {
         match self {
             Self::Copy(task) => task,
             Self::Noop(task) => task,
+            Self::Run(task) => task,
             Self::Verify(task) => task,
             Self::Group(task) => task,
         }
@@ -225,9 +235,10 @@ impl TryFrom<Option<wire::Spec>> for TaskSpec {
         match spec.and_then(|spec| spec.work) {
             Some(wire::spec::Work::Copy(work)) => work.try_into().map(Self::Copy),
             Some(wire::spec::Work::Noop(work)) => work.try_into().map(Self::Noop),
+            Some(wire::spec::Work::Run(work)) => work.try_into().map(Self::Run),
             Some(wire::spec::Work::Verify(work)) => work.try_into().map(Self::Verify),
             Some(wire::spec::Work::Group(work)) => Ok(Self::Group(work.into())),
-            None => Err(Error::bad_request("unknown kind of task: use copy, noop or verify")),
+            None => Err(Error::bad_request("unknown kind of task: use copy, verify, run, noop or group")),
         }
     }
 }

@@ -97,6 +97,7 @@ impl Kind for VerifyTask {
     fn summary(&self) -> Summary {
         Summary {
             kind: "verify",
+            hook: None,
             source: self.reference.clone().or_else(|| self.receipt.clone()),
             destination: Some(self.volume.clone()),
             node: self.node.clone(),

@@ -5,7 +5,7 @@ use crate::coord::bootstrap::BootstrappingClient;
 use crate::coord::embedded::Embedded;
 use crate::coord::session_keeper::SessionKeeper;
 use crate::dispatcher::{DispatcherHandle, DispatcherRequest as Request, Mutation, Page, Query, RunnerSummary, Status};
-use crate::execution::{CompareJob, CopyJob, Execution, ExecutionHandle, Executor};
+use crate::execution::{CompareJob, CopyJob, Execution, ExecutionHandle, Executor, HookJob};
 use crate::model::{
     CopyTask, Drain, Epoch, Incarnation, Leader, NodeId, NoopTask, OpId, Progress, Submission, TaskCommand, TaskId,
     TaskRecord, TaskSpec, TaskState, TaskVolume,
@@ -198,6 +198,10 @@ impl Executor for HangingExecutor {
     }
 
     fn compare(&self, job: CompareJob, _: Execution) -> Arc<dyn ExecutionHandle> {
+        unreachable!("no task begins: {job:?}")
+    }
+
+    fn run_hook(&self, job: HookJob, _: Execution) -> Arc<dyn ExecutionHandle> {
         unreachable!("no task begins: {job:?}")
     }
 

@@ -50,6 +50,7 @@ impl Fixture {
         let execution = Execution {
             task: id("t"),
             created_ms: 5,
+            attempt: 1,
             epoch: Epoch(10),
             admitted: false,
             earlier: vec![],

@@ -1,6 +1,8 @@
 //! Provides a scripted executor, and a leader that records its calls.
 
-use crate::execution::{CompareJob, CopyJob, End, Execution, ExecutionHandle, Executor, Outcome, WritePermitRequest};
+use crate::execution::{
+    CompareJob, CopyJob, End, Execution, ExecutionHandle, Executor, HookJob, Outcome, WritePermitRequest,
+};
 use crate::model::TaskVolume;
 use crate::model::{DurableMap, Failure, Progress, TaskId};
 use crate::peers::{CallError, LeaderClient};
@@ -67,6 +69,11 @@ impl Executor for TestExecutor {
     fn copy(&self, job: CopyJob, work: Execution) -> Arc<dyn ExecutionHandle> {
         self.start(job.limit, work)
     }
+
+    fn run_hook(&self, _: HookJob, work: Execution) -> Arc<dyn ExecutionHandle> {
+        self.start(None, work)
+    }
+
     fn kept(&self) -> Vec<(TaskId, u64)> {
         self.kept.lock().unwrap().clone()
     }
