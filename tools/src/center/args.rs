@@ -42,6 +42,8 @@ pub(crate) enum RawWork {
     Copy(Box<RawCopyTask>),
     /// Compare two volumes, or a volume with a receipt
     Verify(RawVerifyTask),
+    /// Run a hook: a program in the hooks folder of a node
+    Run(Box<RawRunTask>),
     /// Submit the members of a batch file as a group: one task that ends with its last member
     Batch(RawBatchTask),
     /// Do nothing for a while, to test a center
@@ -143,6 +145,29 @@ pub(crate) struct RawVerifyTask {
     /// Read at most so many bytes per second
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub(crate) limit: Option<u64>,
+    #[command(flatten)]
+    pub(crate) center: RawCenter,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RawRunTask {
+    /// Hook to run: the name of a file in the folder of --hooks-dir of the node's taskd
+    #[arg(value_name = "HOOK")]
+    pub(crate) hook: String,
+    #[command(flatten)]
+    pub(crate) task: RawTask,
+    /// Pass an argument to the hook, as BLOCKHAUL_ARG_K in its environment; may be repeated, 1 KiB in all
+    #[arg(long, value_name = "K=V")]
+    pub(crate) arg: Vec<String>,
+    /// Give the hook this file, of at most 4 KiB of text, as its standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) input: Option<PathBuf>,
+    /// End the hook after this time [default: 1h]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// Fail the task instead of running the hook again, whatever interrupts it once it has begun
+    #[arg(long)]
+    pub(crate) at_most_once: bool,
     #[command(flatten)]
     pub(crate) center: RawCenter,
 }

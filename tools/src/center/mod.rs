@@ -142,6 +142,7 @@ pub(crate) fn submit(RawSubmit { work }: RawSubmit) -> Result<Exit> {
         RawWork::Batch(raw) => return submit_group(raw),
         RawWork::Copy(raw) => SingleTask::Copy(raw),
         RawWork::Verify(raw) => SingleTask::Verify(raw),
+        RawWork::Run(raw) => SingleTask::Run(raw),
         RawWork::Noop(raw) => SingleTask::Noop(raw),
     };
     let submit::Submission { request, center, wait } = submit::resolve(work)?;

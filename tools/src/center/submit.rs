@@ -1,13 +1,19 @@
 //! Resolves the flags of `blockhaul submit` to a request.
 
-use super::args::{RawCenter, RawCopyTask, RawNoopTask, RawTask, RawTimes, RawVerifyTask};
+use super::args::{RawCenter, RawCopyTask, RawNoopTask, RawRunTask, RawTask, RawTimes, RawVerifyTask};
 use blockhaul_control::model::{TaskId, parse_dependency};
 use blockhaul_control::rpc::wire;
 use blockhaul_control::timestamp::Timestamp;
-use blockhaul_engine::error::{Error, Result};
+use blockhaul_engine::error::{Error, Operation, Result, Side};
 use blockhaul_engine::shown::Shown;
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
 use std::time::Duration;
+
+/// Most bytes of input of a hook; the center checks that as well.
+const INPUT_BYTES_MAX: u64 = 4 << 10;
 
 /// A request, the center to send it to, and whether to wait for its end.
 #[derive(Debug)]
@@ -22,17 +28,19 @@ pub(super) struct Submission {
 pub(super) enum SingleTask {
     Copy(Box<RawCopyTask>),
     Verify(RawVerifyTask),
+    Run(Box<RawRunTask>),
     Noop(RawNoopTask),
 }
 
 /// Resolves the flags. The center fills in what is missing and refuses what is invalid.
 ///
 /// # Errors
-/// `EBadRequest` for a volume name that is not UTF-8; nothing is sent.
+/// `EBadRequest` for a volume name or an input that is not UTF-8, and what reading a file says; nothing is sent.
 pub(super) fn resolve(work: SingleTask) -> Result<Submission> {
     let (work, task, center) = match work {
         SingleTask::Copy(raw) => copy(*raw)?,
         SingleTask::Verify(raw) => verify(raw)?,
+        SingleTask::Run(raw) => run(*raw)?,
         SingleTask::Noop(RawNoopTask { duration, task, center }) => {
             let milliseconds = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
             (wire::spec::Work::Noop(wire::NoopWork { milliseconds, node: task.node.clone() }), task, center)
@@ -116,6 +124,34 @@ fn verify(raw: RawVerifyTask) -> Result<(wire::spec::Work, RawTask, RawCenter)> 
     Ok((wire::spec::Work::Verify(work), task, center))
 }
 
+fn run(raw: RawRunTask) -> Result<(wire::spec::Work, RawTask, RawCenter)> {
+    let RawRunTask { hook, task, arg, input, timeout, at_most_once, center } = raw;
+    let work = wire::RunWork {
+        hook,
+        node: task.node.clone(),
+        arguments: arg,
+        input: input.as_deref().map(read_input).transpose()?.unwrap_or_default(),
+        timeout_ms: timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
+        at_most_once,
+    };
+    Ok((wire::spec::Work::Run(work), task, center))
+}
+
+/// Reads the input of a hook, and never much more than it may have.
+fn read_input(file: &Path) -> Result<String> {
+    let failed = |error: &io::Error| {
+        Error::io(Side::Caller, Operation::Read, error, format!("read the input of the hook, {}", file.shown()))
+    };
+    let mut input = Vec::new();
+    let read = File::open(file).and_then(|file| file.take(INPUT_BYTES_MAX + 1).read_to_end(&mut input));
+    if read.map_err(|error| failed(&error))? as u64 > INPUT_BYTES_MAX {
+        let message = format!("{}: the input of a hook has at most {INPUT_BYTES_MAX} bytes", file.shown());
+        return Err(Error::bad_request(message).advise("put it into a file of the node, and name that file by --arg"));
+    }
+    String::from_utf8(input)
+        .map_err(|_| Error::bad_request(format!("{}: the input of a hook must be UTF-8 text", file.shown())))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,6 +166,7 @@ mod tests {
             Command::Submit(raw) => match *raw {
                 RawSubmit { work: RawWork::Copy(raw) } => SingleTask::Copy(raw),
                 RawSubmit { work: RawWork::Verify(raw) } => SingleTask::Verify(raw),
+                RawSubmit { work: RawWork::Run(raw) } => SingleTask::Run(raw),
                 RawSubmit { work: RawWork::Noop(raw) } => SingleTask::Noop(raw),
                 other @ RawSubmit { .. } => panic!("{other:?}"),
             },
@@ -163,6 +200,32 @@ mod tests {
         let Some(wire::spec::Work::Copy(copy)) = request.spec.unwrap().work else { panic!("a copy was asked for") };
         assert!(wait && copy.verify && !copy.overwrite);
         assert_eq!((copy.node.as_deref(), copy.fence.as_str(), request.max_attempts), (Some("n"), "", 0));
+    }
+
+    #[test]
+    fn a_hook_gets_its_arguments_and_the_content_of_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let input = folder.path().join("input");
+        let name = input.to_str().unwrap();
+        let args = ["run", "freeze-vm", "--arg", "VM=42", "--arg", "MODE=a b", "--input", name, "--timeout", "90s"];
+        std::fs::write(&input, "one\ntwo\n").unwrap();
+        let Some(wire::spec::Work::Run(work)) = submission(&args).request.spec.unwrap().work else {
+            panic!("a hook was asked for")
+        };
+        assert_eq!((work.arguments, work.input), (vec!["VM=42".into(), "MODE=a b".into()], "one\ntwo\n".into()));
+        assert_eq!((work.timeout_ms, work.at_most_once, work.node), (Some(90_000), false, None));
+        let refused = |content: &[u8]| {
+            std::fs::write(&input, content).unwrap();
+            let Command::Submit(raw) =
+                Cli::try_parse_from([&["blockhaul", "submit"], &args[..]].concat()).unwrap().command
+            else {
+                unreachable!("it says submit")
+            };
+            resolve(*raw).unwrap_err().code
+        };
+        assert_eq!(refused(b"\xff"), Code::BadRequest);
+        assert_eq!(refused(&[b'x'; 4_097]), Code::BadRequest);
+        std::fs::remove_file(&input).unwrap();
     }
 
     #[test]

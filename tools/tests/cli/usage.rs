@@ -3,7 +3,7 @@
 use blockhaul_testkit::scratch::{MIB, Scratch, noise};
 
 /// All flags, by command.
-const FLAGS: [(&str, &[&str]); 6] = [
+const FLAGS: [(&str, &[&str]); 7] = [
     (
         "copy",
         &[
@@ -78,6 +78,25 @@ const FLAGS: [(&str, &[&str]); 6] = [
             "--log",
         ],
     ),
+    (
+        "submit run",
+        &[
+            "HOOK",
+            "--id",
+            "--node",
+            "--priority",
+            "--max-attempts",
+            "--after",
+            "--wait",
+            "--arg",
+            "--input",
+            "--timeout",
+            "--at-most-once",
+            "--center",
+            "--json",
+            "--log",
+        ],
+    ),
     ("map", &["--json", "--log", "VOLUME"]),
     ("inspect", &["--json", "--log", "FILE"]),
     ("doctor", &["--json", "--log", "PATH"]),
@@ -87,7 +106,8 @@ const FLAGS: [(&str, &[&str]); 6] = [
 fn the_help_of_each_command_names_each_flag() {
     let scratch = Scratch::new();
     for (command, flags) in FLAGS {
-        let output = scratch.blockhaul(&[command, "--help"]).output().unwrap();
+        let words: Vec<&str> = command.split(' ').chain(["--help"]).collect();
+        let output = scratch.blockhaul(&words).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{command}");
         let help = String::from_utf8(output.stdout).unwrap();
         for flag in flags {
@@ -97,7 +117,8 @@ fn the_help_of_each_command_names_each_flag() {
     }
     let help = scratch.blockhaul(&["--help"]).output().unwrap();
     let text = String::from_utf8(help.stdout).unwrap();
-    assert!(FLAGS.iter().all(|(command, _)| text.contains(command)), "{text}");
+    let first = |command: &'static str| command.split(' ').next().unwrap();
+    assert!(FLAGS.iter().all(|(command, _)| text.contains(first(command))), "{text}");
     assert!(scratch.blockhaul(&["--version"]).output().unwrap().stdout.starts_with(b"blockhaul "));
 }
 
