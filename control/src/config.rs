@@ -126,6 +126,10 @@ pub struct RawConfig {
     /// more; checked only among three nodes or more [default: 1m]
     #[arg(long, value_name = "DURATION", env = "TASKD_CLOCK_OFF")]
     pub clock_off: Option<String>,
+    /// Run the hooks in DIR for tasks: programs that only root or this user can change; DIR and --state-dir must not
+    /// overlap an --allow-path [default: none, tasks with hooks are refused]
+    #[arg(long, value_name = "DIR", env = "TASKD_HOOKS_DIR")]
+    pub hooks_dir: Option<PathBuf>,
     /// Run PROGRAM to cut off a lost node, for tasks with --fence command: it gets the node's name and exits 0 when
     /// done
     #[arg(long, value_name = "FILE", env = "TASKD_FENCE_COMMAND")]
@@ -198,6 +202,8 @@ pub struct Config {
     pub quiet_after: Duration,
     /// Largest offset of this node's wall clock from its peers' while it leads.
     pub clock_off: Duration,
+    /// Folder of hooks. Absolute.
+    pub hooks_dir: Option<PathBuf>,
     /// Fence program. Absolute.
     pub fence_command: Option<PathBuf>,
     /// Address at which metrics are served.
@@ -266,6 +272,7 @@ impl RawConfig {
             retention: self.retention.or(file.retention),
             quiet_after: self.quiet_after.or(file.quiet_after),
             clock_off: self.clock_off.or(file.clock_off),
+            hooks_dir: self.hooks_dir.or(file.hooks_dir),
             fence_command: self.fence_command.or(file.fence_command),
             metrics: self.metrics.or(file.metrics),
             data_address: self.data_address.or(file.data_address),
@@ -312,6 +319,7 @@ impl RawConfig {
             retention,
             quiet_after,
             clock_off,
+            hooks_dir,
             fence_command,
             metrics,
             data_address,
@@ -350,6 +358,7 @@ impl RawConfig {
             retention: duration("--retention", retention, RETENTION_DEFAULT)?,
             quiet_after: duration("--quiet-after", quiet_after, QUIET_AFTER_DEFAULT)?,
             clock_off: checked_clock_off(clock_off)?,
+            hooks_dir: hooks_dir.map(|path| absolute("--hooks-dir", &path)).transpose()?,
             fence_command: fence_command.map(|path| absolute("--fence-command", &path)).transpose()?,
             metrics,
             data: data(data_address, data_channel_interval, data_channel_timeout)?,

@@ -210,6 +210,12 @@ pub trait ExecutionHandle: Send + Sync + std::fmt::Debug {
     async fn quiet(&self) {
         std::future::pending().await
     }
+
+    /// Returns what of ended work nothing can end, for clients: the work is kept until that has ended by itself, and has
+    /// drained then, whatever its lease. `None`: there is no such thing.
+    fn survivors(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Work that was refused before it began.

@@ -111,6 +111,11 @@ pub(crate) enum TaskEvent {
     Checkpointed(Checkpoint),
     /// Runner: everything is written; it waits for earlier attempts, or reads back.
     Written(Checkpoint),
+    /// Runner: its work has ended, but for something that cannot be ended; the runner keeps the task until that is gone.
+    Blocked {
+        /// What is left.
+        why: String,
+    },
     /// Runner: every byte is durable. Only when all earlier attempts have drained.
     Succeeded {
         /// Final progress.
@@ -285,6 +290,7 @@ impl TaskRecord {
             TaskEvent::Started { epoch } => self.started(epoch),
             TaskEvent::Checkpointed(checkpoint) => self.checkpointed(checkpoint),
             TaskEvent::Written(checkpoint) => self.written(checkpoint),
+            TaskEvent::Blocked { why } => self.blocked(why),
             TaskEvent::Succeeded { checkpoint, report } => self.succeeded(checkpoint, report, now_ms),
             TaskEvent::Failed { error, retry_at_ms, checkpoint, report } => {
                 self.failed(error, retry_at_ms, checkpoint, now_ms)?;
@@ -511,6 +517,13 @@ impl TaskRecord {
         self.expect(matches!(self.state, TaskState::Running | TaskState::Verifying), "verified")?;
         self.checkpoint(checkpoint);
         self.state = TaskState::Verifying;
+        Ok(())
+    }
+
+    fn blocked(&mut self, why: String) -> Result<(), IllegalTransition> {
+        let is_at_work = matches!(self.state, TaskState::Running | TaskState::Verifying | TaskState::Cancelling);
+        self.expect(is_at_work && self.has_begun(), "blocked")?;
+        self.reason = why;
         Ok(())
     }
 

@@ -14,6 +14,7 @@
 //!   until that expires. A lost storage network does the same, but the process stays, answers, and starts its roles again.
 
 mod candidacy;
+mod hooks;
 mod node_handle;
 mod leader_role;
 mod overview;
@@ -371,7 +372,10 @@ async fn executor(config: &Config, state: &StateDir) -> Result<(Arc<Engine>, Arc
     let started = tokio::task::spawn_blocking(move || Engine::start(sizes)).await;
     let engine = started.map_err(|error| Error::internal(Operation::Start, error.to_string()))?;
     let engine = Arc::new(engine?);
-    let executor = EngineExecutor::new(Arc::clone(&engine), policy, config.node.clone(), state.path())?;
+    let hooks_config = config.clone();
+    let hooks = tokio::task::spawn_blocking(move || hooks::open_hooks(&hooks_config)).await;
+    let hooks = hooks.map_err(|error| Error::internal(Operation::Start, error.to_string()))??;
+    let executor = EngineExecutor::new(Arc::clone(&engine), policy, config.node.clone(), state.path(), hooks)?;
     Ok((engine, Arc::new(executor)))
 }
 

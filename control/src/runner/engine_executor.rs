@@ -10,6 +10,7 @@
 //!  runner --compare--> thread: policy opens -> permit -> engine.verify -> waits -------------------> outcome
 //! ```
 
+use super::hook_execution::{NodeHooks, no_hooks};
 use super::stored_epoch::StoredEpochs;
 use crate::execution::{
     CompareJob, CopyJob, End, Execution, ExecutionHandle, Executor, HookJob, Outcome, Reference, Refused,
@@ -48,6 +49,7 @@ const DRAIN_CHECK_EVERY: Duration = Duration::from_secs(60);
 pub(crate) struct EngineExecutor {
     engine: Arc<Engine>,
     environment: Arc<JobEnvironment>,
+    hooks: Option<Arc<NodeHooks>>,
 }
 
 /// Node that jobs run on: its policy, and its folders of journals and stored epochs.
@@ -96,17 +98,25 @@ struct PreparedJob {
 }
 
 impl EngineExecutor {
-    /// Creates an executor of `node`; keeps journals and stored epochs in the state directory.
+    /// Creates an executor of `node`; keeps journals and stored epochs in the state directory. Without `hooks` it refuses
+    /// them.
     ///
     /// # Errors
     /// The error of creating folders there.
-    pub(crate) fn new(engine: Arc<Engine>, policy: Policy, node: NodeId, state_dir: &Path) -> Result<Self> {
+    pub(crate) fn new(
+        engine: Arc<Engine>,
+        policy: Policy,
+        node: NodeId,
+        state_dir: &Path,
+        hooks: Option<NodeHooks>,
+    ) -> Result<Self> {
         let journals = state_dir.join("journals");
         std::fs::create_dir_all(&journals).map_err(|error| {
             Error::io(Side::Caller, Operation::Journal, &error, format!("create {}", journals.shown()))
         })?;
         let stored_epochs = Arc::new(StoredEpochs::new(state_dir)?);
-        Ok(Self { engine, environment: Arc::new(JobEnvironment { node, policy, journals, stored_epochs }) })
+        let environment = Arc::new(JobEnvironment { node, policy, journals, stored_epochs });
+        Ok(Self { engine, environment, hooks: hooks.map(Arc::new) })
     }
 }
 
@@ -128,10 +138,11 @@ impl Executor for EngineExecutor {
         self.start(name, move |environment| environment.prepare_comparison(&job, execution))
     }
 
-    fn run_hook(&self, job: HookJob, _: Execution) -> Arc<dyn ExecutionHandle> {
-        let message = format!("this node runs no hooks, so not {} either", job.hook);
-        let error = Error::new(Code::Unsupported, Side::Engine, Operation::Start, message);
-        Arc::new(Refused(error))
+    fn run_hook(&self, job: HookJob, execution: Execution) -> Arc<dyn ExecutionHandle> {
+        match &self.hooks {
+            Some(hooks) => hooks.run(job, execution),
+            None => Arc::new(Refused(no_hooks(&job.hook))),
+        }
     }
 
     fn kept(&self) -> Vec<(TaskId, u64)> {

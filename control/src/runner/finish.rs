@@ -39,13 +39,29 @@ impl Attempt {
 
     /// Waits until no operation in flight of an ended copy can take effect any more.
     async fn drain(&self, context: &RunnerContext, running: &dyn ExecutionHandle) {
-        tracing::error!("copy did not drain: keeping its task until its devices answer");
-        if self.needs_lease() {
-            tokio::time::sleep(context.config.quiet_after).await;
+        if let Some(why) = running.survivors() {
+            tracing::error!(why, "attempt did not drain: keeping its task");
+            tokio::select! { biased;
+                () = running.quiet() => {}
+                () = self.explain(context, why) => running.quiet().await,
+            }
         } else {
-            running.quiet().await;
+            tracing::error!("copy did not drain: keeping its task until its devices answer");
+            if self.needs_lease() {
+                tokio::time::sleep(context.config.quiet_after).await;
+            } else {
+                running.quiet().await;
+            }
         }
         tracing::info!("copy drained");
+    }
+
+    /// Stores what the attempt waits for, unless the task has another holder by now.
+    async fn explain(&self, context: &RunnerContext, why: String) {
+        let blocked = |record: &TaskRecord| {
+            state_machine::next(record, TaskEvent::Blocked { why: why.clone() }, context.unix_ms())
+        };
+        let _ = self.records.write(context, blocked).await;
     }
 
     /// Stores the outcome of a copy that has drained.

@@ -23,6 +23,7 @@ mod engine_executor;
 mod finish;
 mod assignment_records;
 mod handle;
+mod hook_execution;
 mod leader_notifier;
 mod node_state;
 mod progress_reports;
@@ -36,6 +37,7 @@ mod tests;
 
 pub(crate) use engine_executor::EngineExecutor;
 pub use handle::RunnerHandle;
+pub(crate) use hook_execution::NodeHooks;
 #[cfg(test)]
 pub(crate) use node_state::Memory;
 pub use node_state::{NodeState, StateDir, boot_id};

@@ -60,6 +60,7 @@ fn help_names_every_flag_of_the_contract() {
         "--slots",
         "--retention",
         "--quiet-after",
+        "--hooks-dir",
         "--fence-command",
         "--metrics",
         "--data-address",

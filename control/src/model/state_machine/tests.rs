@@ -3,7 +3,7 @@
 use super::*;
 use crate::coord::NODE_BYTES_MAX;
 use crate::model::TaskSpec;
-use crate::model::{CopyTask, Incarnation, NodeId, NoopTask, Record, Submission, TaskId};
+use crate::model::{CopyTask, Incarnation, NodeId, NoopTask, Record, RunTask, Submission, TaskId};
 use blockhaul_engine::extent::{ByteRange, RangeSet};
 use proptest::prelude::*;
 
@@ -226,6 +226,18 @@ fn only_copies_wait_and_are_limited() {
     assert_eq!(after(&noop, [assigned("a"), BEGAN, TaskEvent::RunnerLost]).state, TaskState::Pending);
 }
 
+fn run() -> TaskSpec {
+    TaskSpec::Run(RunTask::example("freeze"))
+}
+
+#[test]
+fn what_an_ended_attempt_waits_for_is_a_reason_until_its_outcome() {
+    let begun = after(&task(run()), [assigned("a"), BEGAN]);
+    let blocked = after(&begun, [TaskEvent::Blocked { why: String::from("process 7 survives") }]);
+    assert_eq!((blocked.state, blocked.reason.as_str()), (TaskState::Running, "process 7 survives"));
+    assert_eq!(after(&blocked, [done()]).reason, "");
+}
+
 fn checkpoint() -> impl Strategy<Value = Checkpoint> {
     proptest::collection::vec((0..1_u64 << 40, 1..1_u64 << 20), 0..200).prop_map(|ranges| {
         let mut set = RangeSet::new();
@@ -254,6 +266,7 @@ fn event() -> impl Strategy<Value = TaskEvent> {
         4 => (0..99_i64).prop_map(|epoch| TaskEvent::Started { epoch: Epoch(epoch) }),
         2 => checkpoint().prop_map(TaskEvent::Checkpointed),
         1 => checkpoint().prop_map(TaskEvent::Written),
+        1 => Just(TaskEvent::Blocked { why: "b".repeat(500) }),
         1 => checkpoint().prop_map(move |checkpoint| TaskEvent::Succeeded { checkpoint, report: report() }),
         1 => (any::<bool>(), checkpoint()).prop_map(move |(retryable, checkpoint)| TaskEvent::Failed {
             error: error(retryable), retry_at_ms: 0, checkpoint, report: report(),
@@ -269,6 +282,7 @@ fn spec() -> impl Strategy<Value = TaskSpec> {
         Just(copy(FenceMethod::Command)),
         Just(copy(FenceMethod::Manual)),
         Just(TaskSpec::Noop(NoopTask::new(1, None))),
+        Just(run()),
     ]
 }
 

@@ -32,7 +32,7 @@ impl Fixture {
         std::fs::write(root.path().join("in/a"), content()).unwrap();
         let engine = Engine::start(EngineConfig { cores: Some(1), ..EngineConfig::default() }).unwrap();
         let policy = Policy::new(&[root.path().join("in")], &[]).unwrap();
-        let executor = EngineExecutor::new(Arc::new(engine), policy, node(), &root.path().join("state")).unwrap();
+        let executor = EngineExecutor::new(Arc::new(engine), policy, node(), &root.path().join("state"), None).unwrap();
         Self { root, executor }
     }
 

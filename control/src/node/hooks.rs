@@ -1,0 +1,98 @@
+//! Prepares the hooks of a node at its start.
+//!
+//! What always holds: no process that a hook of an earlier `taskd` has left runs any more when this returns, so none does
+//! when the node registers. Tasks cannot write a hook, nor what is known of running ones: the folders of both lie apart
+//! from all allowed paths.
+
+use crate::config::Config;
+use crate::runner::NodeHooks;
+use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use blockhaul_engine::shown::Shown;
+use blockhaul_hooks::{HookFolder, HookStateFolder, Leftover, become_subreaper, overlap};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Longest wait for processes that were killed. What is left then waits for a device.
+const LEFTOVERS_WAIT: Duration = Duration::from_secs(30);
+/// Longest wait for the lock of the folder: a predecessor that was killed may still hold it.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+/// Time between two attempts to lock it.
+const LOCK_EVERY: Duration = Duration::from_millis(100);
+
+/// Kills what earlier hooks have left, and opens the hooks folder if there is one. Blocks for up to half a minute.
+///
+/// # Errors
+/// `EBadRequest` if the hooks folder or the state directory overlaps an allowed path; `EPermission` for a folder that
+/// others can change; `EBusy` while something of an earlier hook survives SIGKILL; others of the system.
+pub(super) fn open_hooks(config: &Config) -> Result<Option<NodeHooks>> {
+    // The flag may have been there at an earlier start.
+    let state_path = config.state_dir.join("hooks");
+    if config.hooks_dir.is_none() && !state_path.exists() {
+        return Ok(None);
+    }
+    let state = lock(&state_path)?;
+    kill_leftovers(&state)?;
+    let Some(hooks_path) = &config.hooks_dir else { return Ok(None) };
+    for (flag, folder) in [("--hooks-dir", hooks_path), ("--state-dir", &config.state_dir)] {
+        check_apart(flag, folder, &config.allow_paths)?;
+    }
+    let folder = HookFolder::open(hooks_path)?;
+    let subreaper = become_subreaper()?;
+    tracing::info!(folder = %folder.path().shown(), "hooks enabled");
+    Ok(Some(NodeHooks::new(config.node.clone(), folder, state, subreaper)))
+}
+
+fn lock(path: &Path) -> Result<HookStateFolder> {
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        match HookStateFolder::open(path) {
+            Err(error) if error.code == Code::Busy && Instant::now() < deadline => std::thread::sleep(LOCK_EVERY),
+            opened => return opened,
+        }
+    }
+}
+
+fn kill_leftovers(state: &HookStateFolder) -> Result<()> {
+    for Leftover { hook, task, attempt, survivors } in state.kill_leftovers(LEFTOVERS_WAIT)? {
+        tracing::warn!(%hook, task, attempt, "killed what a hook had left behind");
+        if !survivors.is_empty() {
+            let message = format!(
+                "processes {survivors:?} of hook {hook}, which an earlier taskd ran for task {task}, survive SIGKILL, as they \
+                 wait for a device"
+            );
+            let error = Error::new(Code::Busy, Side::Engine, Operation::Start, message);
+            return Err(error.advise("start taskd again when they are gone, or restart the host"));
+        }
+    }
+    Ok(())
+}
+
+fn check_apart(flag: &str, folder: &Path, allowed: &[PathBuf]) -> Result<()> {
+    for path in allowed {
+        if overlap(folder, path)? {
+            let message = format!("{flag} {} and --allow-path {} overlap", folder.shown(), path.shown());
+            let error = Error::bad_request(message);
+            return Err(error.advise("a task could write a program that runs as taskd: name folders that lie apart"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_that_tasks_may_write_lie_apart_from_hooks() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        std::fs::create_dir_all(path("srv/hooks")).unwrap();
+        std::fs::create_dir_all(path("etc/hooks")).unwrap();
+        let allowed = [path("images"), path("srv")];
+        let refused = check_apart("--hooks-dir", &path("srv/hooks"), &allowed).unwrap_err();
+        assert_eq!(refused.code, Code::BadRequest);
+        assert!(refused.message.contains("--hooks-dir"), "{refused}");
+        check_apart("--hooks-dir", &path("etc/hooks"), &allowed).unwrap();
+        assert!(check_apart("--state-dir", root.path(), &allowed).is_err());
+    }
+}
