@@ -22,6 +22,7 @@
 //! - A task has a holder exactly while an attempt runs: in `ASSIGNED`, `RUNNING`, `VERIFYING`, `CANCELLING`, and in
 //!   `LOST` while a local copy may come back.
 //! - A terminal state is final, and a `SUCCEEDED` task has only drained attempts.
+//! - A task that runs at most once is not assigned again once it has begun: it ends as `FAILED` instead.
 //! - `failures` falls only when more is durable than ever before: a task without progress fails after `max_attempts`.
 //! - The holder of a task holds its claims. A task that ended keeps its claims, without a holder, while an earlier
 //!   attempt may still write: no other task may have the destination before.
@@ -41,6 +42,9 @@ pub(crate) const RETRY_REST_MAX: Duration = Duration::from_secs(75);
 /// Reason of a copy whose source may change unnoticed between two attempts.
 const STARTS_OVER: &str = "another attempt would start over, because a changed source would go unnoticed; digests, or \
                            --verify, let it go on; so does --source-stable, if nothing writes to the source";
+
+/// Why a task that was to be run again is not.
+const RUN_ONCE: &str = "it has begun, and runs at most once";
 
 /// Reason of a task that a client has paused while it ran.
 const PAUSED_BY_USER: &str = "paused by user";
@@ -227,6 +231,9 @@ fn desired_verb(desired_state: DesiredState) -> &'static str {
 pub(crate) fn apply(record: &TaskRecord, event: TaskEvent, now_ms: u64) -> Result<TaskRecord, IllegalTransition> {
     let mut after = record.clone();
     after.advance(event, now_ms)?;
+    if matches!(after.state, TaskState::Pending | TaskState::Paused) && !after.may_begin() {
+        after.fail_for_good();
+    }
     if after.is_overdue && after.state == TaskState::Failed && record.state != after.state {
         after.fail_overdue();
     }
@@ -264,6 +271,27 @@ impl TaskRecord {
     #[must_use]
     pub fn has_begun(&self) -> bool {
         self.attempts.iter().rfind(|attempt| attempt.ended_ms.is_none()).is_some_and(|attempt| attempt.epoch.is_some())
+    }
+
+    /// Tells whether an attempt may begin: not of a task that has begun and runs at most once.
+    fn may_begin(&self) -> bool {
+        !self.spec.kind().runs_at_most_once() || self.attempts.iter().all(|attempt| attempt.epoch.is_none())
+    }
+
+    /// Fails a task that would have to begin a second time.
+    fn fail_for_good(&mut self) {
+        let outcome = self.attempts.last().and_then(|attempt| attempt.outcome.as_deref());
+        let code = outcome.and_then(Failure::parse_code).unwrap_or(Code::RunnerInterrupt);
+        let known = self.error.take().filter(|error| error.code == code);
+        let error = known.unwrap_or_else(|| {
+            let message = self.reason.as_str();
+            Failure::from(&Error::new(code, Side::Coordination, Operation::Start, message))
+        });
+        let message = format!("{RUN_ONCE}: {}", error.message);
+        let error = Failure { retryable: false, ..error.with_message(&message) };
+        self.state = TaskState::Failed;
+        self.reason = error.to_string();
+        self.error = Some(error);
     }
 
     fn advance(&mut self, event: TaskEvent, now_ms: u64) -> Result<(), IllegalTransition> {
@@ -305,7 +333,10 @@ impl TaskRecord {
         // Claims that are dropped here would never be removed.
         let keeps_claims = !claims.is_empty() && self.claims.iter().all(|claim| claims.contains(claim));
         self.expect(
-            self.state == TaskState::Pending && self.desired() == DesiredState::Run && keeps_claims,
+            self.state == TaskState::Pending
+                && self.desired() == DesiredState::Run
+                && keeps_claims
+                && self.may_begin(),
             "assigned",
         )?;
         self.state = TaskState::Assigned;

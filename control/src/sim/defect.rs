@@ -33,6 +33,8 @@ pub(super) enum Defect {
     DrainAtOnce,
     /// Dispatchers do not wait for the end of a lost runner's lease.
     NoHoldOff,
+    /// Runners execute a hook twice in an attempt, one time after the other.
+    RunHookTwice,
     /// No fault is repaired at the end of the time of faults.
     FaultsNeverEnd,
     /// A finished task is started again.
@@ -136,6 +138,12 @@ fn writes_that_land_after_success_are_detected() {
 fn a_dispatcher_that_does_not_wait_is_detected() {
     assert_detected(Defect::DrainAtOnce, "was on its way");
     assert_detected(Defect::NoHoldOff, "after LOST");
+}
+
+#[test]
+fn hooks_that_run_at_once_or_once_too_often_are_detected() {
+    assert_detected(Defect::SlowClocks, "runs of its hook overlap");
+    assert_detected(Defect::RunHookTwice, "runs at most once");
 }
 
 #[test]

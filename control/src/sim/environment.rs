@@ -2,6 +2,7 @@
 
 use super::defect::Defect;
 use super::disk::Disks;
+use super::hooks::HookRuns;
 use super::invariants::InvariantChecker;
 use super::net::Net;
 use crate::dispatcher::FenceProgram;
@@ -31,6 +32,7 @@ pub(super) struct DiskBehaviour {
 pub(super) struct SimEnvironment {
     pub(super) net: Net,
     pub(super) disks: Disks,
+    pub(super) hooks: HookRuns,
     pub(super) invariants: InvariantChecker,
     pub(super) disk_behaviour: Arc<Mutex<DiskBehaviour>>,
     pub(super) jobs: Arc<AtomicU64>,

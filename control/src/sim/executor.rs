@@ -7,6 +7,7 @@
 use super::defect::Defect;
 use super::disk::{BLOCK, Writer};
 use super::environment::{Journals, SimEnvironment};
+use super::hooks;
 use super::volume_name::VolumeName;
 use crate::async_spawn::spawn;
 use crate::clock::Clock;
@@ -62,6 +63,15 @@ impl SimExecutor {
         self.wedged.load(Relaxed)
     }
 
+    /// Returns the writer of a new job.
+    fn writer(&self, work: &Execution) -> Writer {
+        let SimEnvironment { disks, jobs, .. } = &self.environment;
+        let number = jobs.fetch_add(1, Relaxed);
+        lock(&self.started).push(number);
+        let (task, epoch, era) = (work.task.clone(), work.epoch, disks.era());
+        Writer { task, epoch, era, holder: self.holder.clone(), job: number }
+    }
+
     /// Returns the numbers of all jobs of this process.
     pub(super) fn jobs(&self) -> Vec<u64> {
         lock(&self.started).clone()
@@ -84,16 +94,18 @@ impl Executor for SimExecutor {
         unreachable!("no scenario submits a comparison")
     }
 
-    fn run_hook(&self, _job: HookJob, _execution: Execution) -> Arc<dyn ExecutionHandle> {
-        unreachable!("no scenario submits a hook")
+    fn run_hook(&self, _job: HookJob, work: Execution) -> Arc<dyn ExecutionHandle> {
+        let by = self.writer(&work);
+        let task = self.environment.invariants.hook_task(&work.task, work.created_ms);
+        let state = Arc::new(State::new(0));
+        let (environment, clock) = (self.environment.clone(), self.clock.clone());
+        spawn(hooks::run(state.clone(), environment, clock, by, task, work));
+        state
     }
 
     fn copy(&self, copy: CopyJob, work: Execution) -> Arc<dyn ExecutionHandle> {
-        let SimEnvironment { disks, jobs, .. } = &self.environment;
-        let number = jobs.fetch_add(1, Relaxed);
-        lock(&self.started).push(number);
-        let (task, epoch, era) = (work.task.clone(), work.epoch, disks.era());
-        let by = Writer { task, epoch, era, holder: self.holder.clone(), job: number };
+        let disks = &self.environment.disks;
+        let by = self.writer(&work);
         let source = VolumeName::of(&copy.source);
         let destination = VolumeName::of(&copy.destination);
         let state = Arc::new(State::new(disks.blocks(&source.name()).len()));
@@ -124,7 +136,7 @@ impl Executor for SimExecutor {
 
 /// Published state of a job.
 #[derive(Debug)]
-struct State {
+pub(super) struct State {
     blocks: usize,
     durable: Mutex<BTreeSet<usize>>,
     written: AtomicU64,
@@ -147,12 +159,22 @@ impl State {
         }
     }
 
-    fn reason(&self) -> Option<StopReason> {
+    /// Returns the first reason to stop.
+    pub(super) fn reason(&self) -> Option<StopReason> {
         *lock(&self.cancelled)
     }
 
-    fn is_cut(&self) -> bool {
+    pub(super) fn is_cut(&self) -> bool {
         *self.cut.borrow()
+    }
+
+    /// Waits for a request to stop.
+    pub(super) async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    pub(super) fn end(&self, outcome: Outcome) {
+        self.outcome.send_replace(Some(outcome));
     }
 }
 

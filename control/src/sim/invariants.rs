@@ -9,14 +9,18 @@
 //! | I5 liveness | every task that can proceed does within a minute, once no fault is active: [`InvariantChecker::stuck`] |
 //! | I7 dependencies | a task starts when every predecessor is settled and ended as it has to; a skipped one never starts |
 //! | I8 groups | see [`group_invariants`](super::group_invariants) |
+//! | I9 hooks | one that runs at most once is not assigned again once it has begun; [`HookRuns`] checks the runs |
 //! | I6 guards | every operation names a version; whatever changes a task or a claim checks its term or registration |
 //!
 //! Also: the author of every transition may make it, bytes recorded as durable are durable and are not copied again,
 //! the next attempt after a lost lease waits for the hold-off, and a claim is removed only when its task ends. The
 //! checks use only the specification and the committed data.
+//!
+//! [`HookRuns`]: super::hooks::HookRuns
 
 use super::disk::{Disks, Writer};
 use super::group_invariants::is_group_transition;
+use super::hooks::HookTask;
 use super::run_result::RunResult;
 use super::volume_name::VolumeName;
 use crate::coord::paths;
@@ -340,6 +344,13 @@ impl InvariantChecker {
                 fail(format!("was given to {:?} again, which cannot do it", after.holder));
             }
         }
+        if let TaskSpec::Run(run) = &after.spec {
+            let has_begun = before.attempts.iter().any(|attempt| attempt.epoch.is_some());
+            let is_again = has_begun && after.attempts.len() > before.attempts.len();
+            if run.at_most_once && is_again && !self.has_lost_history() {
+                fail(String::from("was assigned again, has begun, and runs at most once"));
+            }
+        }
         if before.state == TaskState::Lost && after.state != TaskState::Lost {
             self.check_fence(observed, before, after);
         }
@@ -467,6 +478,18 @@ impl InvariantChecker {
                 || seen.record.attempts.iter().any(|attempt| attempt.epoch == Some(*epoch))
         });
         self.result.expect(has_begun, || format!("{task} was written under {epoch} before RUNNING was stored"));
+    }
+
+    /// Returns what the checks of a hook need of its task's record.
+    pub(super) fn hook_task(&self, id: &TaskId, created_ms: u64) -> HookTask {
+        let observed = self.observed();
+        let spec = observed.tasks.get(id).map(|seen| &seen.record.spec);
+        let run = match spec {
+            Some(TaskSpec::Run(run)) => Some(run),
+            Some(TaskSpec::Copy(_) | TaskSpec::Noop(_) | TaskSpec::Verify(_) | TaskSpec::Group(_)) | None => None,
+        };
+        let is_leased = run.is_none_or(|run| run.node.is_none());
+        HookTask { created_ms, is_leased, is_once: run.is_some_and(|run| run.at_most_once) }
     }
 
     /// Checks I7: a task starts only when every dependency is met by a settled predecessor, and is skipped only when one

@@ -19,6 +19,7 @@ mod clock;
 mod disk;
 mod environment;
 mod group_invariants;
+mod hooks;
 mod invariants;
 mod net;
 mod node;

@@ -67,6 +67,7 @@ impl SimNode {
         let node = NodeId::new(self.name.as_str()).expect("a node's name");
         let holder = Holder { node: node.clone(), incarnation: incarnation.clone() };
         let environment = &self.environment;
+        environment.hooks.kill_leftovers(&self.name);
         let speed = if environment.defect == Some(Defect::SlowClocks) { 0.2 } else { 1.0 };
         let clock = Arc::new(self.clock.at_speed(speed));
         let executor =

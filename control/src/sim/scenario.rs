@@ -3,7 +3,7 @@
 use super::environment::DiskBehaviour;
 use crate::batch::OnFailure;
 use crate::model::{
-    CopyTask, FenceMethod, GroupName, GroupTask, NodeId, NoopTask, Submission, TaskId, TaskSpec, UnknownFields,
+    CopyTask, FenceMethod, GroupName, GroupTask, NodeId, NoopTask, RunTask, Submission, TaskId, TaskSpec, UnknownFields,
 };
 use blockhaul_engine::flow::graph::Condition;
 use std::time::Duration;
@@ -116,6 +116,7 @@ impl Scenario {
         // Drawn apart, so that a seed has the same faults as without.
         this.add_dependencies(&mut fastrand::Rng::with_seed(seed ^ 0xdead_beef));
         this.add_groups(&mut fastrand::Rng::with_seed(seed ^ 0x6709));
+        this.add_hooks(&mut fastrand::Rng::with_seed(seed ^ 0x0b00_c0de));
         this.events.sort_by_key(|(at, _)| *at);
         this
     }
@@ -163,14 +164,7 @@ impl Scenario {
     }
 
     fn add_dependencies(&mut self, rng: &mut fastrand::Rng) {
-        let submitted: Vec<(Duration, String)> = self
-            .events
-            .iter()
-            .filter_map(|(at, event)| match event {
-                Event::Submit { id, .. } => Some((*at, id.clone())),
-                Event::SubmitGroup { .. } | Event::ClientAction { .. } | Event::Fault(_) => None,
-            })
-            .collect();
+        let submitted: Vec<(Duration, String)> = self.events.iter().filter_map(submitted).collect();
         for (at, event) in &mut self.events {
             let Event::Submit { after, .. } = event else { continue };
             let earlier: Vec<&String> =
@@ -232,6 +226,34 @@ impl Scenario {
             if let ClientAction::Pause = action {
                 let resume = first + Duration::from_millis(rng.u64(100..=20_000));
                 self.events.push((resume, Event::ClientAction { id, action: ClientAction::Resume }));
+            }
+        }
+    }
+
+    /// Adds hooks: some after a copy, as one that thaws what another has frozen.
+    fn add_hooks(&mut self, rng: &mut fastrand::Rng) {
+        let earlier: Vec<(Duration, String)> = self.events.iter().filter_map(submitted).collect();
+        for number in 0..rng.usize(0..=6) {
+            let at = Duration::from_millis(rng.u64(0..=75_000));
+            let id = format!("h{number}");
+            let node = &self.nodes[rng.usize(..self.nodes.len())];
+            let run = RunTask {
+                node: rng.bool().then(|| NodeId::new(node.as_str()).expect("a node's name")),
+                at_most_once: rng.u8(..3) == 0,
+                ..RunTask::example("freeze")
+            };
+            let before: Vec<&String> =
+                earlier.iter().filter(|(before, _)| *before + DEPENDENCY_LEAD <= at).map(|(_, id)| id).collect();
+            let after = match rng.u8(..4) {
+                0 if !before.is_empty() => vec![(before[rng.usize(..before.len())].clone(), Condition::End)],
+                _ => Vec::new(),
+            };
+            let (spec, max_attempts) = (Box::new(TaskSpec::Run(run)), rng.u32(3..=6));
+            let submit = Event::Submit { id: id.clone(), spec, priority: rng.u8(0..=9), max_attempts, after };
+            self.events.push((at, submit));
+            if rng.u8(..5) == 0 {
+                let later = at + Duration::from_millis(rng.u64(100..=30_000));
+                self.events.push((later, Event::ClientAction { id, action: ClientAction::Cancel }));
             }
         }
     }
@@ -318,6 +340,14 @@ impl Scenario {
             24 => Fault::Drain { node, now: rng.bool(), time: middle },
             _ => Fault::Jump { node, skew_ms: rng.i64(-120_000..=120_000) },
         }
+    }
+}
+
+/// Returns the time and the name of a task that is submitted.
+fn submitted((at, event): &(Duration, Event)) -> Option<(Duration, String)> {
+    match event {
+        Event::Submit { id, .. } => Some((*at, id.clone())),
+        Event::SubmitGroup { .. } | Event::ClientAction { .. } | Event::Fault(_) => None,
     }
 }
 

@@ -8,6 +8,7 @@ use super::client::Client;
 use super::defect::{self, Defect};
 use super::disk::{Disks, LATE};
 use super::environment::{DiskBehaviour, SimEnvironment};
+use super::hooks::HookRuns;
 use super::invariants::InvariantChecker;
 use super::net::{Net, NetworkFaults};
 use super::node::{SimNode, SimProcess};
@@ -129,6 +130,7 @@ impl World {
         let environment = SimEnvironment {
             net: net.clone(),
             disks: disks.clone(),
+            hooks: HookRuns::new(result.clone()),
             invariants: invariants.clone(),
             disk_behaviour: disk_behaviour.clone(),
             jobs: Arc::default(),

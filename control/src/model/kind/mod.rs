@@ -117,6 +117,11 @@ pub(crate) trait Kind {
         false
     }
 
+    /// Tells whether an attempt that has begun must be the last one.
+    fn runs_at_most_once(&self) -> bool {
+        false
+    }
+
     /// Tells whether the task can be paused and resumed.
     fn can_pause(&self) -> bool {
         false

@@ -72,6 +72,10 @@ impl Kind for RunTask {
         true
     }
 
+    fn runs_at_most_once(&self) -> bool {
+        self.at_most_once
+    }
+
     fn start(&self, execution: Execution, executor: &dyn Executor) -> Arc<dyn ExecutionHandle> {
         match self.job() {
             Ok(job) => executor.run_hook(job, execution),

@@ -226,13 +226,37 @@ fn only_copies_wait_and_are_limited() {
     assert_eq!(after(&noop, [assigned("a"), BEGAN, TaskEvent::RunnerLost]).state, TaskState::Pending);
 }
 
-fn run() -> TaskSpec {
-    TaskSpec::Run(RunTask::example("freeze"))
+fn run(at_most_once: bool) -> TaskSpec {
+    TaskSpec::Run(RunTask { at_most_once, ..RunTask::example("freeze") })
+}
+
+#[test]
+fn what_runs_at_most_once_fails_where_another_task_would_wait_for_its_next_attempt() {
+    let again =
+        TaskEvent::Failed { error: error(true), retry_at_ms: 9, checkpoint: Checkpoint::default(), report: None };
+    let given_back = TaskEvent::GivenBack { code: Code::RunnerInterrupt, checkpoint: Checkpoint::default() };
+    let lost = [TaskEvent::RunnerLost, TaskEvent::Fenced(FenceProof::LeaseOver)];
+    for (events, code) in
+        [(vec![again], Code::Busy), (vec![given_back], Code::RunnerInterrupt), (lost.into(), Code::LeaseLost)]
+    {
+        let [often, once] = [false, true].map(|at_most_once| {
+            let begun = after(&task(run(at_most_once)), [assigned("a"), BEGAN]);
+            after(&begun, events.clone())
+        });
+        assert_eq!((often.state, once.state), (TaskState::Pending, TaskState::Failed), "{events:?}");
+        let error = once.error.unwrap();
+        assert!(error.code == code && !error.retryable && error.message.contains("at most once"), "{error}");
+        assert!(once.reason.contains("at most once"), "{}", once.reason);
+    }
+    let refused = TaskEvent::Revoked { code: Code::Overloaded, why: String::from("full") };
+    assert_eq!(after(&task(run(true)), [assigned("a"), refused]).state, TaskState::Pending, "it has not begun");
+    let cancelled = after(&task(run(true)), [assigned("a"), BEGAN, TaskEvent::RunnerLost, TaskEvent::CancelRequested]);
+    assert_eq!(after(&cancelled, [TaskEvent::Fenced(FenceProof::LeaseOver)]).state, TaskState::Cancelled);
 }
 
 #[test]
 fn what_an_ended_attempt_waits_for_is_a_reason_until_its_outcome() {
-    let begun = after(&task(run()), [assigned("a"), BEGAN]);
+    let begun = after(&task(run(false)), [assigned("a"), BEGAN]);
     let blocked = after(&begun, [TaskEvent::Blocked { why: String::from("process 7 survives") }]);
     assert_eq!((blocked.state, blocked.reason.as_str()), (TaskState::Running, "process 7 survives"));
     assert_eq!(after(&blocked, [done()]).reason, "");
@@ -282,7 +306,8 @@ fn spec() -> impl Strategy<Value = TaskSpec> {
         Just(copy(FenceMethod::Command)),
         Just(copy(FenceMethod::Manual)),
         Just(TaskSpec::Noop(NoopTask::new(1, None))),
-        Just(run()),
+        Just(run(false)),
+        Just(run(true)),
     ]
 }
 
@@ -307,6 +332,8 @@ proptest! {
             let may_write = next.spec.kind().fence() == FenceMethod::Lease && !next.is_quiet();
             prop_assert!(!next.state.is_terminal() || next.claims.is_empty() || may_write);
             prop_assert!(!may_write || !next.claims.is_empty(), "a destination that may be written stays claimed");
+            let began = next.attempts.iter().filter(|attempt| attempt.epoch.is_some()).count();
+            prop_assert!(began <= 1 || next.spec != run(true), "it runs at most once");
             prop_assert!(next.encode().len() <= NODE_BYTES_MAX);
             prop_assert_eq!(&TaskRecord::decode(&next.encode()).unwrap(), &next);
             record = next;
