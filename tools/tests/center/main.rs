@@ -12,6 +12,7 @@ mod disks;
 mod ensembles;
 mod finishing;
 mod groups;
+mod hooks;
 mod judging;
 mod leaders;
 mod partitions;

@@ -5,6 +5,7 @@ mod records;
 pub(crate) use blockhaul_testkit::authority::{Authority, Identity};
 pub(crate) use blockhaul_testkit::content::{assert_same, mixed};
 pub(crate) use blockhaul_testkit::nbd::{Address, Server, TestDirs};
+pub(crate) use blockhaul_testkit::safe_dir::SafeDir;
 pub(crate) use blockhaul_testkit::scratch::{MIB, noise};
 pub(crate) use blockhaul_testkit::tcp_proxy::{Mode, TcpProxy};
 pub(crate) use blockhaul_testkit::test_cluster::{
