@@ -27,6 +27,7 @@
 //! - The holder of a task holds its claims. A task that ended keeps its claims, without a holder, while an earlier
 //!   attempt may still write: no other task may have the destination before.
 
+mod deadline;
 mod group;
 
 use crate::model::{
@@ -333,10 +334,7 @@ impl TaskRecord {
         // Claims that are dropped here would never be removed.
         let keeps_claims = !claims.is_empty() && self.claims.iter().all(|claim| claims.contains(claim));
         self.expect(
-            self.state == TaskState::Pending
-                && self.desired() == DesiredState::Run
-                && keeps_claims
-                && self.may_begin(),
+            self.state == TaskState::Pending && self.desired() == DesiredState::Run && keeps_claims && self.may_begin(),
             "assigned",
         )?;
         self.state = TaskState::Assigned;
@@ -470,26 +468,6 @@ impl TaskRecord {
         self.desired_state = DesiredState::Run;
         self.apply_desired();
         Ok(())
-    }
-
-    fn deadline_passed(&mut self) -> Result<(), IllegalTransition> {
-        self.expect(!self.state.is_terminal(), "ended by its deadline")?;
-        (self.is_overdue, self.desired_state) = (true, DesiredState::Cancel);
-        if self.is_group() {
-            self.error.get_or_insert_with(|| timeout(self.times.deadline_ms));
-        }
-        self.apply_desired();
-        Ok(())
-    }
-
-    /// Sets the error of a task that has failed because it has missed its deadline.
-    fn fail_overdue(&mut self) {
-        let error = match (&self.error, self.is_group()) {
-            (Some(first), true) => first.clone(),
-            _ => timeout(self.times.deadline_ms),
-        };
-        self.reason = error.to_string();
-        self.error = Some(error);
     }
 
     /// Applies a change of what the client or the group wants. A runner that holds the task applies it later.
@@ -696,13 +674,6 @@ impl TaskRecord {
     fn expect_pausable(&self, event: &'static str) -> Result<(), IllegalTransition> {
         if self.spec.kind().can_pause() { Ok(()) } else { Err(IllegalTransition::Unsupported(event)) }
     }
-}
-
-/// Returns the error of a task that has missed its deadline.
-fn timeout(deadline_ms: Option<u64>) -> Failure {
-    let seconds = Duration::from_millis(deadline_ms.unwrap_or_default()).as_secs_f64();
-    let message = format!("it has not ended within {seconds} s of its submission, its --deadline");
-    Failure::from(&Error::new(Code::Timeout, Side::Caller, Operation::Start, message))
 }
 
 #[cfg(test)]
