@@ -139,6 +139,8 @@ pub enum Reference {
 pub struct Execution {
     /// The task.
     pub task: TaskId,
+    /// Group that the task is a member of.
+    pub group: Option<TaskId>,
     /// When the task was created, in milliseconds since 1970: tells it from an earlier task of the same name.
     pub created_ms: u64,
     /// Number of the attempt, from 1; the oldest ones of many are not counted.

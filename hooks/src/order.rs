@@ -9,6 +9,7 @@ use crate::limits::{
 use blockhaul_engine::error::{Error, Result};
 use blockhaul_engine::shown::Shown;
 use std::collections::BTreeSet;
+use std::fmt;
 use std::time::Duration;
 
 /// Time after which a hook is ended, by default.
@@ -67,6 +68,12 @@ impl HookRequest {
 pub struct HookArgument {
     name: String,
     value: String,
+}
+
+impl fmt::Display for HookArgument {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.name, self.value)
+    }
 }
 
 impl HookArgument {

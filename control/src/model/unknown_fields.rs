@@ -128,6 +128,7 @@ mod tests {
         let (admission, _permit) = tokio::sync::oneshot::channel();
         let execution = Execution {
             task: TaskId::new("t").unwrap(),
+            group: None,
             created_ms: 1,
             attempt: 1,
             epoch: Epoch(1),

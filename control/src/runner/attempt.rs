@@ -204,6 +204,7 @@ impl Attempt {
     ) -> Arc<dyn ExecutionHandle> {
         let execution = Execution {
             task: record.id.clone(),
+            group: record.group.as_ref().map(|member| member.group.clone()),
             created_ms: record.created_ms,
             attempt: record.attempts.len() as u64,
             epoch: self.epoch(),

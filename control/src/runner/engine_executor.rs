@@ -373,7 +373,8 @@ impl JobEnvironment {
     }
 
     fn prepare_copy(&self, job: CopyJob, execution: Execution) -> Result<PreparedJob> {
-        let Execution { task, created_ms, attempt: _, epoch, admitted, earlier, durable, gate, admission } = execution;
+        let Execution { task, group: _, created_ms, attempt: _, epoch, admitted, earlier, durable, gate, admission } =
+            execution;
         let mut supervision = Supervision { gate: Some(gate), ..Supervision::default() };
         let source = self.locator(&job.source, Side::Source)?;
         let destination = self.locator(&job.destination, Side::Destination)?;

@@ -99,11 +99,12 @@ impl NodeHooks {
         execution: Execution,
         attempt: &HookExecution,
     ) -> Result<(Receiver<HookEvent>, Arc<WriteGate>)> {
-        let Execution { task, attempt: number, epoch, gate, admission, .. } = execution;
+        let Execution { task, group, attempt: number, epoch, gate, admission, .. } = execution;
         let hook = self.folder.hook(&job.hook)?;
         // Epochs are transaction numbers, which are never negative.
         let epoch = u64::try_from(epoch.0).unwrap_or_default();
         let request = HookRequest::new(task.as_str(), self.node.as_str(), number, epoch);
+        let request = HookRequest { group: group.map(String::from), ..request };
         let order = HookOrder::try_from(job.request(request))?;
         let permit = WritePermitRequest::ask(&Mutex::new(Some(admission)), DurableMap::default());
         permit.blocking_recv().unwrap_or_else(|_| Err(stopped_early(StopReason::RunnerInterrupt)))?;
@@ -321,6 +322,7 @@ mod tests {
         let (admission, permit_request) = oneshot::channel();
         let execution = Execution {
             task: TaskId::new("t").unwrap(),
+            group: None,
             created_ms: 1,
             attempt: 1,
             epoch: Epoch(7),

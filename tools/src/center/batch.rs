@@ -7,12 +7,12 @@
 use super::args::RawBatchTask;
 use super::submit::wire_times;
 use crate::batch::read_batch_file;
-use blockhaul_control::batch::{self, Batch, Member, OnFailure, Place, Work};
+use blockhaul_control::batch::{self, Batch, HookRun, Member, OnFailure, Place, Work};
 use blockhaul_control::model::{TaskId, TaskVolume};
 use blockhaul_control::rpc::client::CenterClient;
 use blockhaul_control::rpc::error::RpcError;
 use blockhaul_control::rpc::wire;
-use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use blockhaul_engine::error::{Error, Result};
 use std::collections::HashMap;
 use std::path::Path;
 use tokio::task::JoinSet;
@@ -136,10 +136,7 @@ fn request(
 ) -> Result<wire::SubmitRequest> {
     let spec = match &member.work {
         Work::Task(spec) => wire::Spec::from(spec),
-        Work::Run(_) => {
-            let message = format!("member {} runs a hook, which this version cannot do in a task center", member.id);
-            return Err(Error::new(Code::Unsupported, Side::Caller, Operation::Parse, message));
-        }
+        Work::Run(run) => wire::Spec { work: Some(wire::spec::Work::Run(hook_work(run))) },
     };
     let mut after = Vec::with_capacity(member.after.len());
     for dependency in &member.after {
@@ -155,6 +152,18 @@ fn request(
         group: Some(wire::Membership { group: group.to_string(), clean_up }),
         ..wire::SubmitRequest::default()
     })
+}
+
+fn hook_work(HookRun { hook, node, arguments, input, timeout }: &HookRun) -> wire::RunWork {
+    wire::RunWork {
+        hook: hook.to_string(),
+        node: node.clone().map(String::from),
+        arguments: arguments.iter().map(ToString::to_string).collect(),
+        // It was text in the file.
+        input: String::from_utf8_lossy(input).into_owned(),
+        timeout_ms: Some(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
+        at_most_once: false,
+    }
 }
 
 /// Arranges requests so that each comes in a later level than those of the others that it waits for.
@@ -190,6 +199,7 @@ mod tests {
     use super::*;
     use crate::args::{Cli, Command};
     use crate::center::args::{RawSubmit, RawWork};
+    use blockhaul_engine::error::Code;
     use clap::Parser;
 
     fn resolve(text: &str, arguments: &[&str]) -> Result<GroupSubmission> {
@@ -230,6 +240,17 @@ mod tests {
         assert_eq!((last.after[0].task.as_str(), last.after[0].condition.as_str()), ("g.a", "end"));
         let member = last.group.as_ref().unwrap();
         assert_eq!((member.group.as_str(), member.clean_up, last.priority), ("g", true, 7));
+    }
+
+    #[test]
+    fn a_hook_keeps_all_that_the_file_says() {
+        let text =
+            "[[run]]\nid = 'r'\nhook = 'freeze-vm'\nnode = 'n1'\nargs = { VM = 'v 42' }\ninput = 'x'\ntimeout = '9s'";
+        let GroupSubmission { levels, .. } = resolve(text, &[]).unwrap();
+        let Some(wire::spec::Work::Run(run)) = levels[0][0].spec.clone().unwrap().work else { panic!("it is a hook") };
+        let given = (run.hook.as_str(), run.node.as_deref(), run.input.as_str(), run.timeout_ms);
+        assert_eq!(given, ("freeze-vm", Some("n1"), "x", Some(9000)));
+        assert_eq!(run.arguments, ["VM=v 42"]);
     }
 
     #[test]

@@ -1,21 +1,25 @@
 //! Tests groups: the members of a batch file in a center, while the client, their runner and the leader die.
 
-use crate::support::{ClusterRecords, ExportPair, MIB, NEEDS, SHORT_SESSION, Task, TestCluster, need};
+use crate::support::{ClusterRecords, ExportPair, MIB, NEEDS, SHORT_SESSION, SafeDir, Task, TestCluster, need, text};
 use std::fmt::Write;
 use std::path::PathBuf;
 
-/// Batch of one slow copy for each pair, and a comparison of the first one.
-fn batch(cluster: &TestCluster, pairs: &[ExportPair]) -> PathBuf {
-    let mut text = String::new();
+/// Batch of a freeze, one slow copy for each pair, a comparison of the first one, and a thaw when all have ended.
+fn machine(cluster: &TestCluster, pairs: &[ExportPair]) -> PathBuf {
+    let mut text = String::from("[[run]]\nid = 'freeze'\nhook = 'note'\nargs = { STEP = 'freeze' }\n");
+    let mut ends = Vec::new();
     for (index, pair) in pairs.iter().enumerate() {
         let (from, to) = (pair.source.uri(), pair.destination.uri());
         let _ = writeln!(
             text,
-            "[[copy]]\nid = 'copy-{index}'\nfrom = '{from}'\nto = '{to}'\nlimit = '512KiB/s'\nsource-stable = true"
+            "[[copy]]\nid = 'copy-{index}'\nfrom = '{from}'\nto = '{to}'\nlimit = '512KiB/s'\nsource-stable = true\nafter = ['freeze']"
         );
+        ends.push(format!("'copy-{index}:end'"));
     }
     let (from, to) = (pairs[0].source.uri(), pairs[0].destination.uri());
     let _ = writeln!(text, "[[verify]]\nid = 'check'\nfrom = '{from}'\nto = '{to}'");
+    let ends = ends.join(", ");
+    let _ = writeln!(text, "[[run]]\nid = 'thaw'\nhook = 'note'\nargs = {{ STEP = 'thaw' }}\nafter = [{ends}]");
     cluster.dirs.file("machine.toml", text.as_bytes())
 }
 
@@ -24,11 +28,19 @@ fn count(group: &Task, state: &str) -> u64 {
 }
 
 #[test]
-fn a_group_succeeds_although_its_client_a_runner_and_the_leader_die() {
-    need!("a_group_succeeds_although_its_client_a_runner_and_the_leader_die", &NEEDS);
-    let mut cluster = TestCluster::with(3, 3, &SHORT_SESSION);
+fn a_machine_is_frozen_copied_and_thawed_although_the_client_a_runner_and_the_leader_die() {
+    let name = "a_machine_is_frozen_copied_and_thawed_although_the_client_a_runner_and_the_leader_die";
+    need!(name, &NEEDS);
+    let dir = need!(name, SafeDir::new().ok_or("a folder that nobody else can change"));
+    let out = dir.path("out");
+    let script = format!("#!/bin/sh\necho \"$BLOCKHAUL_GROUP $BLOCKHAUL_ARG_STEP\" >> {}\n", text(&out));
+    dir.executable("hooks/note", &script);
+    let steps = || std::fs::read_to_string(&out).unwrap_or_default();
+    let folder = dir.path("hooks");
+    let args = [&SHORT_SESSION[..], &["--hooks-dir", text(&folder)]].concat();
+    let mut cluster = TestCluster::with(3, 3, &args);
     let pairs = ["one", "two", "three", "four"].map(|name| ExportPair::new(&cluster, name, 32 * MIB));
-    let file = batch(&cluster, &pairs);
+    let file = machine(&cluster, &pairs);
     let submit = ["submit", "batch", file.to_str().expect("a path of ours"), "--id", "machine"];
     // A client that dies at any moment leaves a group that is not sealed, or one that is.
     let client = cluster.launch(&submit);
@@ -49,15 +61,22 @@ fn a_group_succeeds_although_its_client_a_runner_and_the_leader_die() {
     let group = cluster.task("machine");
     assert_eq!((group.state(), count(&group, "PENDING") > 0), ("RUNNING", true), "{group:?}");
     assert!(cluster.task("machine.check").reason().contains("task machine.copy-0"));
+    assert_eq!(steps(), "machine freeze\n");
     (0..pairs.len()).for_each(|index| cluster.lift_limit(&format!("machine.copy-{index}")));
     assert_eq!(cluster.blockhaul(&["watch", "machine"]).code, Some(0));
     let group = cluster.task("machine");
-    assert_eq!((group.state(), count(&group, "SUCCEEDED")), ("SUCCEEDED", 5), "{group:?}");
+    assert_eq!((group.state(), count(&group, "SUCCEEDED")), ("SUCCEEDED", 7), "{group:?}");
+    assert_eq!(steps(), "machine freeze\nmachine thaw\n");
+    let thaw = cluster.task("machine.thaw").0["attempts"][0]["started_at"].clone();
+    for index in 0..pairs.len() {
+        let ended = cluster.task(&format!("machine.copy-{index}")).0["updated_at"].clone();
+        assert!(ended.as_str() <= thaw.as_str(), "copy {index} ended at {ended}, and the thaw began at {thaw}");
+    }
     assert_eq!(group.progress("durable"), 4 * 32 * MIB as u64);
     pairs.iter().for_each(ExportPair::assert_copied);
 
     let members = cluster.ask(&["list", "--group", "machine"]);
-    assert_eq!(members.len(), 5, "{members:?}");
+    assert_eq!(members.len(), 7, "{members:?}");
     assert_eq!(cluster.blockhaul(&["remove", "machine.check"]).code, Some(1));
     assert_eq!(cluster.blockhaul(&["remove", "machine"]).code, Some(0));
     cluster.wait_until("all records are gone", |cluster| cluster.ask(&["list"]).is_empty());

@@ -49,6 +49,7 @@ impl Fixture {
         let (admission, permit_request) = oneshot::channel();
         let execution = Execution {
             task: id("t"),
+            group: None,
             created_ms: 5,
             attempt: 1,
             epoch: Epoch(10),
