@@ -42,6 +42,8 @@ pub(super) struct TestCopy {
     pub end: watch::Sender<Option<End>>,
     /// Whether the copy drains.
     pub drains: watch::Sender<bool>,
+    /// What is left of it while it has not drained, if it is a hook.
+    pub survivors: Option<String>,
 }
 
 pub(super) fn bytes(end: u64) -> DurableMap {
@@ -63,15 +65,15 @@ impl Executor for TestExecutor {
     }
 
     fn compare(&self, job: CompareJob, work: Execution) -> Arc<dyn ExecutionHandle> {
-        self.start(job.limit, work)
+        self.start(job.limit, None, work)
     }
 
     fn copy(&self, job: CopyJob, work: Execution) -> Arc<dyn ExecutionHandle> {
-        self.start(job.limit, work)
+        self.start(job.limit, None, work)
     }
 
     fn run_hook(&self, _: HookJob, work: Execution) -> Arc<dyn ExecutionHandle> {
-        self.start(None, work)
+        self.start(None, Some(String::from("process 7 survives")), work)
     }
 
     fn kept(&self) -> Vec<(TaskId, u64)> {
@@ -84,7 +86,7 @@ impl Executor for TestExecutor {
 }
 
 impl TestExecutor {
-    fn start(&self, limit: Option<u64>, work: Execution) -> Arc<dyn ExecutionHandle> {
+    fn start(&self, limit: Option<u64>, survivors: Option<String>, work: Execution) -> Arc<dyn ExecutionHandle> {
         let copy = Arc::new(TestCopy {
             gate: Arc::clone(&work.gate),
             durable: Mutex::new(0),
@@ -96,6 +98,7 @@ impl TestExecutor {
             cuts: Mutex::new(0),
             end: watch::Sender::new(None),
             drains: watch::Sender::new(true),
+            survivors,
         });
         self.all.lock().unwrap().insert(work.task.clone(), Arc::clone(&copy));
         *copy.work.lock().unwrap() = Some(work);
@@ -167,6 +170,10 @@ impl ExecutionHandle for TestCopy {
 
     async fn quiet(&self) {
         self.drains.subscribe().wait_for(|drains| *drains).await.unwrap();
+    }
+
+    fn survivors(&self) -> Option<String> {
+        self.survivors.clone().filter(|_| !*self.drains.borrow())
     }
 }
 

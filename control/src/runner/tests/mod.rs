@@ -15,8 +15,8 @@ use crate::coord::{CreateMode, Done, Op};
 use crate::execution::{End, Execution, ExecutionHandle, Outcome, WritePermitRequest};
 use crate::model::state_machine::{self, TaskEvent};
 use crate::model::{
-    Claim, CopyTask, DurableMap, Epoch, FenceMethod, Holder, NoopTask, OpId, Registration, Submission, TaskSpec,
-    TaskState,
+    Claim, CopyTask, DurableMap, Epoch, FenceMethod, Holder, NoopTask, OpId, Registration, RunTask, Submission,
+    TaskSpec, TaskState,
 };
 use crate::peers::{AssignResponse, Assignment};
 use executor::{RecordingLeader, TestCopy, TestExecutor};

@@ -100,6 +100,22 @@ async fn late_requests_to_a_server_count_as_drained_after_a_while() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_hook_of_which_something_survives_keeps_its_task_and_says_why() {
+    let harness = Harness::new().await;
+    let hook = harness.running("t", TaskSpec::Run(RunTask::example("h"))).await;
+    hook.drains.send_replace(false);
+    harness.write_event("t", TaskEvent::CancelRequested);
+    harness.handle.notify(Epoch(1), &id("t")).await.unwrap();
+    sleep(Duration::from_secs(600)).await;
+    let record = harness.record("t");
+    assert_eq!((record.state, record.reason.as_str()), (TaskState::Cancelling, "process 7 survives"));
+    assert!(!harness.is_free("t"), "it keeps its slot, whatever its lease");
+    hook.drains.send_replace(true);
+    harness.until("t", TaskState::Cancelled).await;
+    assert_eq!(harness.record("t").reason, "cancelled by user");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stop_ends_in_time_without_answers() {
     let harness = Harness::new().await;
     harness.running("t", copy_of(FenceMethod::Local)).await;
