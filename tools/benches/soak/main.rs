@@ -15,6 +15,7 @@ mod copies;
 mod ensemble;
 mod first_block;
 mod fleet;
+mod group;
 mod leader;
 mod load;
 mod loss;
@@ -34,13 +35,15 @@ use std::process::ExitCode;
 type Named = (&'static str, fn(&Options) -> Vec<Measure>);
 
 /// All measurements, in their order.
-const ALL: [Named; 7] = [
+const ALL: [Named; 9] = [
     ("first-block", first_block::measure),
+    ("dependent", first_block::measure_dependent),
     ("stop", |options| loss::measure(options, loss::LossKind::Stopped)),
     ("kill", |options| loss::measure(options, loss::LossKind::Killed)),
     ("leader", leader::measure),
     ("ensemble", ensemble::measure),
     ("queue", queue::measure),
+    ("group", group::measure),
     ("load", load::measure),
 ];
 

@@ -48,7 +48,7 @@ pub(crate) fn measure(options: &Options) -> Vec<Measure> {
     ]
 }
 
-fn client(address: &str) -> CenterClient {
+pub(crate) fn client(address: &str) -> CenterClient {
     CenterClient::new(vec![address.to_owned()], Channels::new(None)).expect("there is an address")
 }
 
@@ -70,7 +70,7 @@ async fn submit(count: usize, address: &str) {
 }
 
 /// Waits until the numbers of pending and succeeded tasks satisfy `holds`.
-async fn until(address: &str, holds: impl Fn(usize, usize) -> bool) {
+pub(crate) async fn until(address: &str, holds: impl Fn(usize, usize) -> bool) {
     let mut client = client(address);
     let (deadline, mut last) = (Instant::now() + Duration::from_secs(900), None);
     loop {
