@@ -216,12 +216,7 @@ mod tests {
         assert_eq!((work.timeout_ms, work.at_most_once, work.node), (Some(90_000), false, None));
         let refused = |content: &[u8]| {
             std::fs::write(&input, content).unwrap();
-            let Command::Submit(raw) =
-                Cli::try_parse_from([&["blockhaul", "submit"], &args[..]].concat()).unwrap().command
-            else {
-                unreachable!("it says submit")
-            };
-            resolve(*raw).unwrap_err().code
+            resolve(single([&["blockhaul", "submit"], &args[..]].concat())).unwrap_err().code
         };
         assert_eq!(refused(b"\xff"), Code::BadRequest);
         assert_eq!(refused(&[b'x'; 4_097]), Code::BadRequest);
