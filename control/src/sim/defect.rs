@@ -33,6 +33,8 @@ pub(super) enum Defect {
     DrainAtOnce,
     /// Dispatchers do not wait for the end of a lost runner's lease.
     NoHoldOff,
+    /// Runners execute a hook twice in an attempt, both at the same time.
+    RunHooksAtOnce,
     /// Runners execute a hook twice in an attempt, one time after the other.
     RunHookTwice,
     /// No fault is repaired at the end of the time of faults.
@@ -142,7 +144,7 @@ fn a_dispatcher_that_does_not_wait_is_detected() {
 
 #[test]
 fn hooks_that_run_at_once_or_once_too_often_are_detected() {
-    assert_detected(Defect::SlowClocks, "runs of its hook overlap");
+    assert_detected(Defect::RunHooksAtOnce, "runs of its hook overlap");
     assert_detected(Defect::RunHookTwice, "runs at most once");
 }
 

@@ -131,6 +131,9 @@ pub(super) async fn run(
             environment.invariants.check_writer(&by);
             let has_lost_history = environment.invariants.has_lost_history();
             let mut running = environment.hooks.start(&by, task, has_lost_history);
+            if environment.defect == Some(Defect::RunHooksAtOnce) {
+                environment.hooks.start(&by, task, has_lost_history).has_ended = true;
+            }
             let end = execute(&state, &*clock, &gate).await;
             running.has_ended = true;
             drop(running);

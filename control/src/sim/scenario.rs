@@ -41,7 +41,7 @@ pub(super) enum Event {
     },
     /// A group and its members, which a client submits one after the other.
     SubmitGroup {
-        group: Submission,
+        group: Box<Submission>,
         members: Vec<Submission>,
         /// Number of messages after which the client dies, and time until the same batch is submitted again.
         dies: Option<(usize, Duration)>,
@@ -200,7 +200,8 @@ impl Scenario {
                     after.push((on.id.clone(), condition));
                 }
                 let group = Some(GroupName { id: name(format!("g{number}")), clean_up });
-                let (id, spec) = (name(format!("g{number}.{member}")), self.draw_spec(rng));
+                let id = name(format!("g{number}.{member}"));
+                let spec = if rng.u8(..3) == 0 { self.draw_hook(rng) } else { self.draw_spec(rng) };
                 members.push(Submission { after, group, ..Submission::new(id, priority, rng.u32(2..=4), spec) });
             }
             let spec = TaskSpec::Group(GroupTask {
@@ -213,7 +214,7 @@ impl Scenario {
             let id = format!("g{number}");
             let group = Submission::new(name(id.clone()), priority, 3, spec);
             let dies = rng.bool().then(|| (rng.usize(1..=count + 1), Duration::from_millis(rng.u64(0..=30_000))));
-            self.events.push((at, Event::SubmitGroup { group, members, dies }));
+            self.events.push((at, Event::SubmitGroup { group: Box::new(group), members, dies }));
             let later = |rng: &mut fastrand::Rng| at + Duration::from_millis(rng.u64(100..=40_000));
             let action = match rng.u8(..8) {
                 0 => ClientAction::Cancel,
@@ -236,19 +237,14 @@ impl Scenario {
         for number in 0..rng.usize(0..=6) {
             let at = Duration::from_millis(rng.u64(0..=75_000));
             let id = format!("h{number}");
-            let node = &self.nodes[rng.usize(..self.nodes.len())];
-            let run = RunTask {
-                node: rng.bool().then(|| NodeId::new(node.as_str()).expect("a node's name")),
-                at_most_once: rng.u8(..3) == 0,
-                ..RunTask::example("freeze")
-            };
+            let run = self.draw_hook(rng);
             let before: Vec<&String> =
                 earlier.iter().filter(|(before, _)| *before + DEPENDENCY_LEAD <= at).map(|(_, id)| id).collect();
             let after = match rng.u8(..4) {
                 0 if !before.is_empty() => vec![(before[rng.usize(..before.len())].clone(), Condition::End)],
                 _ => Vec::new(),
             };
-            let (spec, max_attempts) = (Box::new(TaskSpec::Run(run)), rng.u32(3..=6));
+            let (spec, max_attempts) = (Box::new(run), rng.u32(3..=6));
             let submit = Event::Submit { id: id.clone(), spec, priority: rng.u8(0..=9), max_attempts, after };
             self.events.push((at, submit));
             if rng.u8(..5) == 0 {
@@ -256,6 +252,15 @@ impl Scenario {
                 self.events.push((later, Event::ClientAction { id, action: ClientAction::Cancel }));
             }
         }
+    }
+
+    fn draw_hook(&self, rng: &mut fastrand::Rng) -> TaskSpec {
+        let node = &self.nodes[rng.usize(..self.nodes.len())];
+        TaskSpec::Run(RunTask {
+            node: rng.bool().then(|| NodeId::new(node.as_str()).expect("a node's name")),
+            at_most_once: rng.u8(..3) == 0,
+            ..RunTask::example("freeze")
+        })
     }
 
     fn draw_spec(&self, rng: &mut fastrand::Rng) -> TaskSpec {

@@ -271,7 +271,7 @@ impl World {
                 tokio::spawn(self.client.clone().submit(submission));
             }
             Event::SubmitGroup { group, members, dies } => {
-                tokio::spawn(self.client.clone().submit_group(group, members, dies));
+                tokio::spawn(self.client.clone().submit_group(*group, members, dies));
             }
             Event::ClientAction { id, action } => {
                 let id = TaskId::new(id).expect("a task's name");
