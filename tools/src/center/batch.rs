@@ -14,6 +14,7 @@ use blockhaul_control::rpc::error::RpcError;
 use blockhaul_control::rpc::wire;
 use blockhaul_engine::error::{Error, Result};
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::path::Path;
 use tokio::task::JoinSet;
 
@@ -111,9 +112,9 @@ async fn submit_all(client: &CenterClient, requests: Vec<wire::SubmitRequest>) -
 
 /// Returns an id that the same file has again, and another content has not.
 fn default_id(file: &Path, digest: &str) -> Result<TaskId> {
-    let name = file.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let is_plain = |character: &char| character.is_ascii_alphanumeric() || "._-".contains(*character);
-    let name: String = name.chars().filter(is_plain).take(NAME_CHARS_MAX).collect();
+    let name = file.file_stem().map(OsStr::as_encoded_bytes).unwrap_or_default();
+    let is_plain = |byte: &&u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
+    let name: String = name.iter().filter(is_plain).take(NAME_CHARS_MAX).map(|&byte| char::from(byte)).collect();
     TaskId::new(format!("{name}-{}", &digest[..DIGEST_DIGITS]))
 }
 
