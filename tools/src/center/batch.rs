@@ -135,6 +135,7 @@ fn request(
     member: &Member,
     clean_up: bool,
 ) -> Result<wire::SubmitRequest> {
+    let id = member_id(group, member.id.as_str())?.to_string();
     let spec = match &member.work {
         Work::Task(spec) => wire::Spec::from(spec),
         Work::Run(run) => wire::Spec { work: Some(wire::spec::Work::Run(hook_work(run))) },
@@ -145,7 +146,7 @@ fn request(
         after.push(wire::Dependency { task, condition: dependency.condition.as_str().to_owned() });
     }
     Ok(wire::SubmitRequest {
-        id: member_id(group, member.id.as_str())?.to_string(),
+        id,
         priority: raw.priority,
         max_attempts: raw.max_attempts.unwrap_or_default(),
         spec: Some(spec),
