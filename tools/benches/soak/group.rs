@@ -40,7 +40,7 @@ pub(crate) fn measure(options: &Options) -> Vec<Measure> {
     runtime.shutdown_background();
     vec![
         Measure::of_times("group of 10,000 members accepted", &[accepted], Bound::AtMost(1e4)),
-        Measure::new("members ended", "1/s", vec![rate], Bound::AtLeast(200.0)),
+        Measure::new("members ended", "1/s", vec![rate], Bound::AtLeast(400.0)),
     ]
 }
 
