@@ -29,11 +29,15 @@ impl Submission {
         let id = if id.is_empty() { TaskId::fresh() } else { TaskId::new(id)? };
         let retry_of = (!retry_of.is_empty()).then(|| TaskId::new(retry_of)).transpose()?;
         check_try(&id, retry_of.as_ref(), group.is_some())?;
+        let spec = checked(spec, here)?;
+        if spec.kind().group().is_some() && !after.is_empty() {
+            return Err(Error::bad_request("a group waits for no other task: let its members wait for each other"));
+        }
         Ok(Self {
             id,
             priority: priority.ok_or_else(|| Error::bad_request("the priority must be a number from 0 to 9"))?,
             max_attempts,
-            spec: checked(spec, here)?,
+            spec,
             after: dependencies(after)?,
             group: group.map(group_name).transpose()?,
             times: times.map(task_times).transpose()?.unwrap_or_default(),
@@ -140,5 +144,18 @@ mod tests {
         let made =
             || Submission::check(wire::SubmitRequest { id: String::new(), ..request("nbd://h/a", "nbd://h/b") }, None);
         assert_ne!(made().unwrap().id, made().unwrap().id);
+    }
+
+    #[test]
+    fn a_group_that_waits_for_others_is_refused() {
+        let work = wire::GroupWork { digest: "0".repeat(64), members: 1, ..wire::GroupWork::default() };
+        let group = |after: Vec<wire::Dependency>| wire::SubmitRequest {
+            spec: Some(wire::Spec { work: Some(wire::spec::Work::Group(work.clone())) }),
+            after,
+            ..wire::SubmitRequest::default()
+        };
+        assert!(Submission::check(group(Vec::new()), None).is_ok());
+        let after = wire::Dependency { task: "t".to_owned(), condition: String::new() };
+        assert_eq!(Submission::check(group(vec![after]), None).unwrap_err().code, Code::BadRequest);
     }
 }
