@@ -29,6 +29,7 @@ impl Submission {
         let id = if id.is_empty() { TaskId::fresh() } else { TaskId::new(id)? };
         let retry_of = (!retry_of.is_empty()).then(|| TaskId::new(retry_of)).transpose()?;
         check_try(&id, retry_of.as_ref(), group.is_some())?;
+        let group = group.map(|group| group_name(&id, group)).transpose()?;
         let spec = checked(spec, here)?;
         if spec.kind().group().is_some() && !after.is_empty() {
             return Err(Error::bad_request("a group waits for no other task: let its members wait for each other"));
@@ -39,7 +40,7 @@ impl Submission {
             max_attempts,
             spec,
             after: dependencies(after)?,
-            group: group.map(group_name).transpose()?,
+            group,
             times: times.map(task_times).transpose()?.unwrap_or_default(),
             retry_of,
         })
@@ -64,7 +65,12 @@ fn task_times(times: wire::Times) -> Result<TaskTimes> {
     times.check().map(|()| times)
 }
 
-fn group_name(wire::Membership { group, clean_up }: wire::Membership) -> Result<GroupName> {
+fn group_name(id: &TaskId, wire::Membership { group, clean_up }: wire::Membership) -> Result<GroupName> {
+    let is_named_after = id.as_str().strip_prefix(group.as_str()).is_some_and(|rest| rest.starts_with('.'));
+    if !is_named_after {
+        let message = format!("the ID of a member begins with that of its group and a dot: {id} does not");
+        return Err(Error::bad_request(message));
+    }
     Ok(GroupName { id: TaskId::new(group)?, clean_up })
 }
 
@@ -157,5 +163,18 @@ mod tests {
         assert!(Submission::check(group(Vec::new()), None).is_ok());
         let after = wire::Dependency { task: "t".to_owned(), condition: String::new() };
         assert_eq!(Submission::check(group(vec![after]), None).unwrap_err().code, Code::BadRequest);
+    }
+
+    #[test]
+    fn a_member_is_named_after_its_group() {
+        let member = |id: &str| {
+            let group = Some(wire::Membership { group: "g".to_owned(), clean_up: false });
+            let request = wire::SubmitRequest { id: id.to_owned(), group, ..request("nbd://h/a", "file://n1/b") };
+            Submission::check(request, None).err().map(|error| error.code)
+        };
+        assert_eq!(
+            ["g.a", "g", "ga", "h.a"].map(member),
+            [None, Some(Code::BadRequest), Some(Code::BadRequest), Some(Code::BadRequest)]
+        );
     }
 }
