@@ -8,8 +8,8 @@
 //!  runner --run_hook--> thread: opens hook -> permit -> HookHandle::start -> Ended -> Gone -> outcome
 //!                                                         ^ stop: cancel, node stop, end of the lease
 //! ```
-//! Where another node may run the hook next, the attempt has a lease. Its thread looks at the lease's gate itself, so that
-//! the hook is killed when the lease ends even if the runner is slow.
+//! Where another node may run the hook next, the attempt has a lease. The thread of the attempt checks the gate of
+//! that lease: a slow runner does not delay the kill when the lease ends.
 
 use crate::execution::{End, Execution, ExecutionHandle, HookJob, Outcome, Refused, WritePermitRequest, stopped_early};
 use crate::model::{DurableMap, Failure, NodeId, Progress};

@@ -7,7 +7,7 @@
 //!     |  CancelRequested |                       |           MembersEnded, from any of these:
 //!     `------------> CANCELLING <----------------'           --> FAILED, CANCELLED or SUCCEEDED
 //! ```
-//! What always holds: a group that was cancelled before it was sealed is never sealed, so none of its members starts.
+//! What always holds: the members of a group that was cancelled before its seal never start.
 
 use super::IllegalTransition;
 use crate::model::{DesiredState, Failure, TaskRecord, TaskState};
