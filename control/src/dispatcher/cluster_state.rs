@@ -16,8 +16,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Time after which a member that waits for others of its group is tried again in any case.
-const PLACE_CHECK: Duration = Duration::from_secs(10);
+/// Time after which a task that waits for a condition is tried again in any case.
+const CONDITION_CHECK: Duration = Duration::from_secs(10);
 
 /// Progress of fencing a lost runner with the fence program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,11 +149,19 @@ impl ClusterState {
         waiting.iter().for_each(|id| self.make_due(id, now));
     }
 
-    /// Blocks a member until fewer members of its group run. It is tried again later in any case: those that could run
-    /// in its place may have to wait for something else.
-    pub(crate) fn await_place(&mut self, id: &TaskId, group: &TaskId, now: Duration) {
-        self.block(id, places_claim(group));
-        self.make_due(id, now + PLACE_CHECK);
+    /// Blocks a task until a condition holds. It is tried again later in any case: the members that could run in its place may
+    /// have to wait for something else, and the order of two submissions may become known only later.
+    pub(crate) fn await_condition(&mut self, id: &TaskId, condition: String, now: Duration) {
+        self.block(id, condition);
+        self.make_due(id, now + CONDITION_CHECK);
+    }
+
+    /// Releases the slot and the claims of a task that was to be assigned and has to wait instead, as for its group.
+    pub(crate) fn release_resolved(&mut self, id: &TaskId, now: Duration) {
+        let Some(entry) = self.tasks.get_mut(id) else { return };
+        if !entry.runtime.is_busy && !entry.runtime.is_calling && entry.runtime.resolved.take().is_some() {
+            self.unreserve(id, now);
+        }
     }
 
     /// Notes that a task is about to be stored: the tasks that it depends on are kept, and its group does not end.
@@ -456,7 +464,7 @@ pub(crate) fn reading_claim(volume: &str) -> String {
 }
 
 /// Returns the text under which the members of a group wait that are kept from running by its bound.
-fn places_claim(group: &TaskId) -> String {
+pub(crate) fn places_claim(group: &TaskId) -> String {
     format!("group:{group}")
 }
 

@@ -216,7 +216,7 @@ fn pending(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Decision {
     if record.is_unstarted()
         && let Some((volume, _)) = cluster.earlier_writer(entry)
     {
-        return Decision::Block(id, reading_claim(&volume));
+        return Decision::Await(id, reading_claim(&volume));
     }
     match record.spec.kind().node() {
         Err(error) => Decision::Transition { task: id, events: vec![TaskEvent::Rejected(Failure::from(&error))] },

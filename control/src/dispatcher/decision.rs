@@ -32,13 +32,8 @@ pub(crate) enum Decision {
     Queue(TaskId, Option<NodeId>),
     /// Block the task until this claim of another task is free.
     Block(TaskId, String),
-    /// Block the task until fewer members of its group run.
-    AwaitPlace {
-        /// The task.
-        task: TaskId,
-        /// Its group.
-        group: TaskId,
-    },
+    /// As `Block`, for a condition that is no claim, and decide again after a while in any case.
+    Await(TaskId, String),
     /// Decide about the task again at this boot time.
     WakeAt(TaskId, Duration),
     /// Do nothing about the task until something changes.
@@ -65,7 +60,7 @@ impl Budget {
             Decision::Interrupt(_) | Decision::Fence(_) => self.spend_call(),
             Decision::Queue(..)
             | Decision::Block(..)
-            | Decision::AwaitPlace { .. }
+            | Decision::Await(..)
             | Decision::WakeAt(..)
             | Decision::Idle(_) => true,
         }

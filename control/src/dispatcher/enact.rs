@@ -52,16 +52,20 @@ impl Dispatcher {
                 self.cluster.block(&task, claim);
                 self.watch_deadline(&task, now);
             }
-            Decision::AwaitPlace { task, group } => {
-                self.cluster.await_place(&task, &group, now.boot);
+            Decision::Await(task, condition) => {
+                self.cluster.await_condition(&task, condition, now.boot);
                 self.watch_deadline(&task, now);
             }
             Decision::WakeAt(task, until) => {
                 self.cluster.clear_due(&task);
                 self.cluster.queue.remove(&task);
+                self.cluster.release_resolved(&task, now.boot);
                 self.cluster.make_due(&task, until);
             }
-            Decision::Idle(task) => self.cluster.clear_due(&task),
+            Decision::Idle(task) => {
+                self.cluster.clear_due(&task);
+                self.cluster.release_resolved(&task, now.boot);
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! Places ready tasks on runners: the part of a decision that concerns more than one task. Does no I/O.
 
 use super::backoff::Backoff;
-use super::cluster_state::ClusterState;
+use super::cluster_state::{ClusterState, places_claim};
 use super::decision::{Budget, Decision};
 use super::fleet::RunnerLoad;
 use super::now::Now;
@@ -62,7 +62,7 @@ pub(crate) fn assign_ready(cluster: &ClusterState, now: Now, budget: &mut Budget
         };
         let pinned = heads.queues[queue].0;
         if let Some(group) = places.full_group(&entry.record) {
-            decisions.push(Decision::AwaitPlace { task: rank.task.clone(), group: group.clone() });
+            decisions.push(Decision::Await(rank.task.clone(), places_claim(group)));
             heads.advance(queue);
             continue;
         }

@@ -120,7 +120,7 @@ fn line(decision: &Decision) -> String {
         Decision::Interrupt(node) => format!("interrupt {node}"),
         Decision::Queue(task, _) => format!("{task}: queue"),
         Decision::Block(task, claim) => format!("{task}: blocked by {claim}"),
-        Decision::AwaitPlace { task, group } => format!("{task}: await a place of {group}"),
+        Decision::Await(task, condition) => format!("{task}: await {condition}"),
         Decision::WakeAt(task, until) => format!("{task}: wake at {}", until.as_secs()),
         Decision::Idle(task) => format!("{task}: idle"),
     }

@@ -2,10 +2,12 @@
 
 use super::support::*;
 use crate::batch::OnFailure;
+use crate::dispatcher::decision::Decision;
 use crate::dispatcher::{Config, Query};
 use crate::model::state_machine::{Checkpoint, TaskEvent};
 use crate::model::{
-    DesiredState, GroupName, GroupTask, Submission, TaskCommand, TaskSpec, TaskState, TaskTimes, UnknownFields,
+    DesiredState, GroupName, GroupTask, Holder, Submission, TaskCommand, TaskRecord, TaskSpec, TaskState, TaskTimes,
+    UnknownFields,
 };
 use blockhaul_engine::error::Code;
 use blockhaul_engine::flow::graph::Condition::{self, End, Success};
@@ -274,4 +276,22 @@ async fn a_group_starts_at_its_time_and_its_deadline_spares_clean_up() {
     assert!(center.step(&runner, "g.thaw", done()).await);
     let group = center.until("g", TaskState::Failed).await;
     assert_eq!(group.error.map(|error| error.code), Some(Code::Timeout));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_that_has_to_wait_after_it_was_resolved_frees_its_slot() {
+    let center = TestCenter::new(34, Config::default()).await;
+    let (mut leader, _handle) = center.idle_leader("l2").await;
+    let registration = center.registration("n1", "a", 1);
+    let to = Holder { node: registration.node.clone(), incarnation: registration.incarnation.clone() };
+    leader.cluster.observe_runners([(registration.node.clone(), registration)].into(), Duration::ZERO);
+    let record = TaskRecord::new(member("g.a", &[], false), 1);
+    let now = leader.now();
+    leader.cluster.observe(record, 0, None, now);
+    leader.cluster.reserve(&id("g.a"), &to.node, &[String::from("claim")]);
+    leader.cluster.tasks.get_mut(&id("g.a")).unwrap().runtime.resolved =
+        Some((to.clone(), vec![String::from("claim")]));
+    assert!(leader.cluster.fleet.load(&to.node).is_none(), "its only slot is reserved");
+    leader.enact(Decision::Idle(id("g.a")), now);
+    assert!(leader.cluster.fleet.load(&to.node).is_some() && leader.cluster.claimed.is_empty());
 }
