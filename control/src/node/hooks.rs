@@ -1,7 +1,7 @@
 //! Prepares the hooks of a node at its start.
 //!
-//! What always holds: before the node registers, no process of a hook of an earlier `taskd` is left. Tasks cannot write a hook, nor what is known of running ones: the folders of both lie apart
-//! from all allowed paths.
+//! What always holds: before the node registers, no process of a hook of an earlier `taskd` is left. Tasks cannot write a
+//! hook, nor what is known of running ones: the folders of both lie apart from all allowed paths.
 
 use crate::config::Config;
 use crate::runner::NodeHooks;
