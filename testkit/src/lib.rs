@@ -17,6 +17,7 @@ pub mod programs;
 pub mod running;
 pub mod safe_dir;
 pub mod scratch;
+pub mod signals;
 pub mod tcp_proxy;
 pub mod test_dir;
 pub mod zookeeper;

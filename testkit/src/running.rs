@@ -2,8 +2,9 @@
 
 use crate::programs::blockhaul;
 use crate::scratch::{Outcome, outcome};
+use crate::signals;
 use crate::test_dir::{TestDir, text};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
@@ -134,7 +135,7 @@ impl Running {
     }
 
     pub fn signal(&self, signal: Signal) {
-        kill(self.id(), signal).expect("the process was not waited for");
+        signals::send(self.id(), signal);
     }
 
     /// Returns the next progress line that satisfies `when`.

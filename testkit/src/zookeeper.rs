@@ -5,8 +5,9 @@
 //! `zookeeper`, and `setpriv` of `util-linux`.
 
 use crate::java;
+use crate::signals;
 use crate::tcp_proxy::{Mode, TcpProxy};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -145,12 +146,12 @@ impl Ensemble {
 
     /// Pauses a server: its connections stay open without an answer.
     pub fn pause(&self, index: usize) {
-        kill(self.pid(index), Signal::SIGSTOP).expect("the server runs");
+        signals::send(self.pid(index), Signal::SIGSTOP);
     }
 
     /// Resumes a paused server.
     pub fn resume(&self, index: usize) {
-        kill(self.pid(index), Signal::SIGCONT).expect("the server runs");
+        signals::send(self.pid(index), Signal::SIGCONT);
     }
 
     /// Stalls the traffic between a server and its leader or followers. Its clients still reach it.

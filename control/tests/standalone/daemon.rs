@@ -3,7 +3,8 @@
 use blockhaul_control::rpc::channels::Channels;
 use blockhaul_control::rpc::client::CenterClient;
 use blockhaul_control::rpc::wire;
-use nix::sys::signal::{Signal, kill};
+use blockhaul_testkit::signals;
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -101,7 +102,7 @@ impl Daemon {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+        signals::send(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal);
     }
 
     /// Its exit code, once it has ended; `None` if a signal has ended it.

@@ -3,8 +3,9 @@
 use super::port;
 use crate::nbd::TestDirs;
 use crate::programs;
+use crate::signals;
 use crate::test_dir::text;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -124,7 +125,7 @@ impl Node {
 
     /// Sends a signal to the process.
     pub fn signal(&self, signal: Signal) {
-        kill(self.pid(), signal).unwrap_or_else(|error| panic!("signal {}: {error}", self.id));
+        signals::send(self.pid(), signal);
     }
 
     /// Kills the process.

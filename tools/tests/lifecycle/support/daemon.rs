@@ -1,8 +1,8 @@
 //! Runs one `taskd`, and the client program.
 
 use super::test_cluster::{SOON, wait_until};
-use blockhaul_testkit::programs;
-use nix::sys::signal::{Signal, kill};
+use blockhaul_testkit::{programs, signals};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::io::PipeWriter;
@@ -65,7 +65,7 @@ impl Daemon {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        kill(self.pid(), signal).expect("it is our child, and not waited for");
+        signals::send(self.pid(), signal);
     }
 
     /// Returns the log so far.
