@@ -114,11 +114,14 @@ impl Writer {
 
     /// Sends a write until its outcome is known.
     async fn commit_until_known(&self, update: &RecordUpdate, ops: &[Op]) -> Written {
+        let mut was_sent = false;
         loop {
             match self.leader_term.commit(ops.to_vec()).await {
                 Ok(done) => return finished(update, &done),
                 Err(CommitError::LostLeadership) => return Written::LostLeadership,
-                Err(CommitError::Store(CoordError::Unknown(_))) => {}
+                Err(CommitError::Store(CoordError::Unknown(_))) => was_sent = true,
+                // What was sent before may still be carried out.
+                Err(CommitError::Store(CoordError::NotConnected)) if was_sent => {}
                 Err(CommitError::Store(error)) => return Written::Failed(error),
             }
             let node = match self.read_committed(&update.after.id).await {
@@ -216,6 +219,7 @@ impl Writer {
     pub(crate) async fn create(self, record: TaskRecord) -> Written {
         let path = paths::task(&record.id);
         let ops = vec![Op::Create { path: path.clone(), data: record.encode(), mode: CreateMode::Persistent }];
+        let mut was_sent = false;
         loop {
             let refused = match self.leader_term.commit(ops.clone()).await {
                 Ok(_) => {
@@ -229,7 +233,11 @@ impl Writer {
                 Err(CommitError::Store(CoordError::Refused { index, why })) if !why.is_condition() => {
                     return Written::Denied(Denial::of(&ops, index, why));
                 }
-                Err(CommitError::Store(CoordError::Unknown(_))) => false,
+                Err(CommitError::Store(CoordError::Unknown(_))) => {
+                    was_sent = true;
+                    false
+                }
+                Err(CommitError::Store(CoordError::NotConnected)) if was_sent => false,
                 Err(CommitError::Store(error)) => return Written::Failed(error),
             };
             match self.read_committed(&record.id).await {

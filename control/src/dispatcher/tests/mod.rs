@@ -7,3 +7,4 @@ mod grouping;
 mod losses;
 mod support;
 mod timing;
+mod writing;

@@ -341,14 +341,19 @@ async fn start_leader(
 
 async fn elected(node: &str, ensemble: &Ensemble) -> (Arc<dyn Session>, LeaderTerm, watch::Sender<bool>) {
     let session = ensemble.client(node).open().await.unwrap();
+    let (leader_term, stand) = elected_on(session.clone(), node).await;
+    (session, leader_term, stand)
+}
+
+/// Has a node elected over a session.
+pub(super) async fn elected_on(session: Arc<dyn Session>, node: &str) -> (LeaderTerm, watch::Sender<bool>) {
     let (roles, (stand, stands)) = (Election::roles(), watch::channel(true));
     let incarnation = Incarnation(format!("{node}-life"));
-    let election =
-        Election::new(session.clone(), NodeId::new(node).unwrap(), incarnation, format!("{node}:1"), roles.clone());
+    let election = Election::new(session, NodeId::new(node).unwrap(), incarnation, format!("{node}:1"), roles.clone());
     tokio::spawn(async move { election.run(stands).await });
     let role = roles.subscribe().wait_for(|role| matches!(role, Role::Leader(_))).await.unwrap().clone();
     let Role::Leader(leader_term) = role else { unreachable!("waited for it") };
-    (session, leader_term, stand)
+    (leader_term, stand)
 }
 
 pub(super) fn noop(milliseconds: u64) -> TaskSpec {
