@@ -3,11 +3,14 @@
 //!
 //! A write is one multi: the registration exists, the claims are as they were granted, the record has its version. An
 //! unknown outcome is resolved by reading: the record names the write that made it.
+//!
+//! What was read counts only on the connection on which it was read. Behind a new one may be a service whose history was
+//! lost, where the same version is that of another record.
 
 use super::context::RunnerContext;
 use super::write_lease::ActiveRegistration;
 use crate::coord::paths;
-use crate::coord::{CoordError, Done, Op, Session, Stat, Znode};
+use crate::coord::{CoordError, Done, Op, Session, SessionId, Stat, Znode};
 use crate::model::state_machine::{ClaimChange, IllegalTransition, claim_change};
 use crate::model::{Claim, Epoch, Holder, OpId, Record, TaskId, TaskRecord, TaskState};
 use std::collections::BTreeSet;
@@ -34,6 +37,14 @@ pub(super) struct HeldRecords {
     pub record: TaskRecord,
     pub version: i32,
     claims: Vec<GrantedClaim>,
+    read_on: Connection,
+}
+
+/// Connection to the service: the session, and how often it has been connected again.
+type Connection = (SessionId, u64);
+
+fn connection(session: &dyn Session) -> Connection {
+    (session.id(), session.states().borrow().reconnects)
 }
 
 #[derive(Clone, Debug)]
@@ -94,6 +105,9 @@ impl AssignmentRecords {
         session: &dyn Session,
         known: &mut Option<HeldRecords>,
     ) -> Result<(), CoordError> {
+        if known.as_ref().is_some_and(|known| known.read_on != connection(session)) {
+            *known = None;
+        }
         if known.is_none()
             && let ReadResult::Ours(found) = self.read_store(session).await?
         {
@@ -114,7 +128,8 @@ impl AssignmentRecords {
         loop {
             let registration = context.registration().await;
             // Taken out, so that a cancelled write leaves no outdated state behind.
-            let current = match known.take() {
+            let read_on = connection(&*registration.session);
+            let current = match known.take().filter(|known| known.read_on == read_on) {
                 Some(current) => current,
                 None => match self.read_store(&*registration.session).await {
                     Ok(ReadResult::Ours(current)) => current,
@@ -182,6 +197,7 @@ impl AssignmentRecords {
     }
 
     async fn read_store_once(&self, session: &dyn Session) -> Result<ReadResult, CoordError> {
+        let read_on = connection(session);
         let Some(Znode { data, stat }) = session.get(&paths::task(&self.task)).await? else {
             return Ok(ReadResult::NotOurs(None));
         };
@@ -203,7 +219,7 @@ impl AssignmentRecords {
                 None => return Ok(ReadResult::NotOurs(Some(record))),
             }
         }
-        Ok(ReadResult::Ours(HeldRecords { record, version: stat.version, claims }))
+        Ok(ReadResult::Ours(HeldRecords { record, version: stat.version, claims, read_on }))
     }
 
     /// Returns the claim on a destination, if it is the one that was granted.
@@ -230,7 +246,7 @@ impl HeldRecords {
     /// Returns what is known once `after` has been written: nothing, if it has released the claims.
     pub(super) fn after(self, after: TaskRecord, stat: Stat) -> Option<Self> {
         let is_kept = claim_change(&self.record, &after) == ClaimChange::Keep;
-        is_kept.then_some(Self { record: after, version: stat.version, claims: self.claims })
+        is_kept.then_some(Self { record: after, version: stat.version, ..self })
     }
 }
 

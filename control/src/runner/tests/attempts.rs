@@ -308,3 +308,17 @@ async fn every_line_of_an_attempt_names_it() {
         assert!(own.iter().any(|line| line.contains("copy cut off")), "with {filter}: {lines:#?}");
     }
 }
+
+/// A service that has lost its history uses versions again for other records.
+#[tokio::test(start_paused = true)]
+async fn what_was_read_before_a_reconnect_is_not_written_upon() {
+    let harness = Harness::new().await;
+    let copy = harness.running("t", copy_of(FenceMethod::Local)).await;
+    harness.store.cut(true);
+    let other = TaskRecord { holder: Some(holder("other")), op: OpId::fresh(), ..harness.record("t") };
+    harness.store.replace(&paths::task(&id("t")), other.encode());
+    harness.store.cut(false);
+    copy.end.send_replace(Some(End::Succeeded));
+    sleep(Duration::from_secs(30)).await;
+    assert_eq!(harness.record("t"), other);
+}

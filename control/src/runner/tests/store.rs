@@ -71,6 +71,11 @@ impl Store {
         }
     }
 
+    /// Replaces the data of a node under the same version, as after a loss of history.
+    pub(super) fn replace(&self, path: &str, data: Vec<u8>) {
+        self.server().nodes.get_mut(path).expect("it is there").data = data;
+    }
+
     /// Expires every session: their ephemeral nodes are deleted.
     pub(super) fn expire(&self) {
         let mut server = self.server();
