@@ -318,7 +318,12 @@ fn lost(cluster: &ClusterState, entry: &TaskEntry, limits: &DecisionLimits, now:
 /// member is kept as long as its group, which is purged last.
 fn ended(cluster: &ClusterState, record: &TaskRecord, limits: &DecisionLimits, now: Now) -> Decision {
     if !record.claims.is_empty() || cluster.is_needed(&record.id) {
-        return Decision::Idle(record.id.clone());
+        // The node of an attempt that may still write may come back: then that attempt has drained.
+        let waits_for_node = !record.is_quiet() && record.spec.kind().fence() == FenceMethod::Local;
+        return match waits_for_node {
+            true => Decision::WakeAt(record.id.clone(), now.boot + SETTLED_CHECK),
+            false => Decision::Idle(record.id.clone()),
+        };
     }
     let group = cluster.group(record).unwrap_or(record);
     if group.members.as_ref().is_some_and(|members| members.is_removed) {

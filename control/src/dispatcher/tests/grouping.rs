@@ -295,3 +295,21 @@ async fn a_member_that_has_to_wait_after_it_was_resolved_frees_its_slot() {
     leader.enact(Decision::Idle(id("g.a")), now);
     assert!(leader.cluster.fleet.load(&to.node).is_some() && leader.cluster.claimed.is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_group_ends_when_the_node_of_its_lost_member_is_back() {
+    let center = TestCenter::new(31, Config::default()).await;
+    let runner = center.runner("n1", "a", 9, Behaviour::Accepting).await;
+    center.leader.submit(submission("g", group(1, None, OnFailure::Stop))).await.unwrap();
+    let spec = TaskSpec::Copy(copy("file://n1/a", "file://n1/b"));
+    center.leader.submit(Submission { spec, ..member("g.a", &[], false) }).await.unwrap();
+    center.leader.command(&id("g"), TaskCommand::Seal).await.unwrap();
+    center.begin(&runner, "g.a").await;
+    center.lose(&runner).await;
+    center.leader.command(&id("g"), TaskCommand::Cancel).await.unwrap();
+    center.until("g.a", TaskState::Cancelled).await;
+    sleep(Duration::from_secs(600)).await;
+    assert_eq!(center.stored("g").state, TaskState::Cancelling, "a write of its member may still land");
+    center.runner("n1", "b", 9, Behaviour::Accepting).await;
+    center.until("g", TaskState::Cancelled).await;
+}
