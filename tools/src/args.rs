@@ -5,7 +5,7 @@
 //! it is handled.
 
 use crate::center::args::{
-    RawCancel, RawDrain, RawFence, RawList, RawQuery, RawRemove, RawRetry, RawSet, RawSubmit, RawTaskId,
+    RawCancel, RawDrain, RawFence, RawList, RawMove, RawQuery, RawRemove, RawRetry, RawSet, RawSubmit, RawTaskId,
 };
 use crate::log_args::RawLog;
 use blockhaul_engine::spec::{DigestKind, Direct, PathChoice, Reflink, Sparse};
@@ -61,8 +61,10 @@ pub(crate) enum Command {
     Resume(RawTaskId),
     /// Remove tasks that have ended and free their IDs
     Remove(RawRemove),
-    /// Change the rate limit of a copy
+    /// Change the limit, priority, attempts, start or deadline of a task
     Set(RawSet),
+    /// Have a copy or comparison run on another node; that counts as no failure
+    Move(RawMove),
     /// List tasks
     List(RawList),
     /// List the nodes of a task center

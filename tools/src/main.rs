@@ -66,6 +66,7 @@ fn run(command: Command, arguments: &[OsString]) -> Result<Exit> {
         Command::Resume(raw) => center::resume(raw),
         Command::Remove(raw) => center::remove(raw),
         Command::Set(raw) => center::set(raw),
+        Command::Move(raw) => center::move_task(raw),
         Command::List(raw) => center::list(raw),
         Command::Runners(raw) => center::runners(raw),
         Command::Drain(raw) => center::drain(raw),

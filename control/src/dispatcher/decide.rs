@@ -195,6 +195,7 @@ fn pending(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Decision {
         return Decision::Idle(id);
     }
     if let Some((to, claims)) = &runtime.resolved
+        && record.may_run_on(&to.node)
         && cluster
             .fleet
             .get(&to.node)
@@ -218,7 +219,7 @@ fn pending(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Decision {
     {
         return Decision::Await(id, reading_claim(&volume));
     }
-    match record.spec.kind().node() {
+    match record.only_node() {
         Err(error) => Decision::Transition { task: id, events: vec![TaskEvent::Rejected(Failure::from(&error))] },
         Ok(Some(node)) => match runtime.backoffs.get(&node) {
             Some(backoff) if backoff.until > now.boot => Decision::WakeAt(id, backoff.until),
@@ -261,7 +262,9 @@ fn assigned(
     let (id, holder) = (record.id.clone(), holder.clone());
     match runtime.assign_reply {
         AssignReply::NotCalled if record.state == TaskState::Assigned => (Decision::Assign(id, holder), None),
-        AssignReply::Accepted if record.desired() != DesiredState::Run => (Decision::Notify(id, holder), None),
+        AssignReply::Accepted if record.desired() != DesiredState::Run || record.is_leaving() => {
+            (Decision::Notify(id, holder), None)
+        }
         _ => (Decision::Query(id, holder), None),
     }
 }
@@ -273,7 +276,8 @@ fn running(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> (Decision, Op
     if cluster.fleet.peer(holder).is_none() {
         return (Decision::Transition { task: record.id.clone(), events: vec![TaskEvent::RunnerLost] }, None);
     }
-    if (record.desired() == DesiredState::Run && !runtime.needs_notification) || runtime.is_calling {
+    let is_to_stop = record.desired() != DesiredState::Run || record.is_leaving();
+    if !(is_to_stop || runtime.needs_notification) || runtime.is_calling {
         return idle(record, None);
     }
     if runtime.next_call > now.boot {

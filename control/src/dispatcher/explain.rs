@@ -113,7 +113,7 @@ fn pending_reason(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Option
         let nodes = failed_on(cluster, record).map(|failed| format!("; {failed}")).unwrap_or_default();
         return Some(format!("retry in {seconds} s{nodes}"));
     }
-    let node = record.spec.kind().node().ok().flatten();
+    let node = record.only_node().ok().flatten();
     let refusing =
         runtime.backoffs.iter().filter(|(_, backoff)| backoff.until > now.boot).map(|(node, _)| node.as_str());
     let refusing: Vec<&str> = refusing.collect();
@@ -151,6 +151,9 @@ fn pending_reason(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Option
 }
 
 /// Returns the number of further members of the task's group that may run, if there is a bound and it has not run yet.
+    if let Some(from) = record.moving.as_ref().and_then(|moving| moving.from.as_ref()) {
+        return Some(format!("waiting for another runner than {from}, from which it is to be moved"));
+    }
 fn places_left(cluster: &ClusterState, record: &TaskRecord) -> Option<usize> {
     let member = record.group.as_ref().filter(|_| record.is_unstarted())?;
     cluster.places_left(&member.group)

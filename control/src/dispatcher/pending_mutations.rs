@@ -234,10 +234,8 @@ fn apply_mutation(record: &TaskRecord, mutation: &Mutation, now_ms: u64) -> Resu
         Mutation::Command(TaskCommand::Seal) => step(TaskEvent::Sealed),
         Mutation::Command(TaskCommand::Pause) => step(TaskEvent::PauseRequested),
         Mutation::Command(TaskCommand::Resume) => step(TaskEvent::ResumeRequested),
-        Mutation::Command(TaskCommand::Limit(Some(0))) => {
-            Err(Error::bad_request("a limit of 0 would never end: pause the task instead"))
-        }
-        Mutation::Command(TaskCommand::Limit(limit)) => step(TaskEvent::LimitRequested(*limit)),
+        Mutation::Command(TaskCommand::Set(changes)) => step(TaskEvent::ChangesRequested(*changes)),
+        Mutation::Command(TaskCommand::Move(to)) => step(TaskEvent::MoveRequested(to.clone())),
         Mutation::Remove => Ok(record.clone()),
         Mutation::Confirm(node) => {
             apply_confirmation(record, node, now_ms).map_err(|illegal| transition_error(record, &illegal))
@@ -271,6 +269,7 @@ fn apply_confirmation(
 fn transition_error(record: &TaskRecord, illegal: &IllegalTransition) -> Error {
     let code = match illegal {
         IllegalTransition::Unsupported(_) => Code::Unsupported,
+        IllegalTransition::OnlyNode(_) => Code::BadRequest,
         IllegalTransition::WrongState { .. }
         | IllegalTransition::NotQuiet
         | IllegalTransition::NoProof { .. }

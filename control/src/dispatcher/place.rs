@@ -234,9 +234,9 @@ impl EligibleNodes<'_> {
 
 /// Returns the nodes that may try a task: those that have failed it least often by faults of their own. A stopping or
 /// draining node does not make the task wait for it if another node can try again. Any node that has not failed the
-/// task for good keeps it from being rejected.
+/// task for good keeps it from being rejected. A task that is to be moved does not return to the node that had it.
 pub(crate) fn eligible_nodes<'a>(cluster: &'a ClusterState, record: &TaskRecord) -> EligibleNodes<'a> {
-    if record.attempts.iter().all(|attempt| attempt.node_fault.is_none()) {
+    if record.moving.is_none() && record.attempts.iter().all(|attempt| attempt.node_fault.is_none()) {
         return EligibleNodes::All;
     }
     let fleet = &cluster.fleet;
@@ -262,3 +262,4 @@ pub(crate) fn eligible_nodes<'a>(cluster: &'a ClusterState, record: &TaskRecord)
             .collect(),
     )
 }
+    left.retain(|(registration, _)| record.may_run_on(&registration.node));

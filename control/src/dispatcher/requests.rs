@@ -326,7 +326,7 @@ fn is_same_request(record: &TaskRecord, submission: &Submission) -> bool {
     record.spec.is_same_work(&submission.spec)
         && stored.eq(submission.after.iter().map(|(task, condition)| (task, *condition)))
         && group == submission.group.as_ref().map(|group| (&group.id, group.clean_up))
-        && record.times == submission.times
+        && record.submitted_times.unwrap_or(record.times) == submission.times
         && record.retry_of == submission.retry_of
 }
 

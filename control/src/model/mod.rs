@@ -5,6 +5,7 @@
 //! unknown outcome the record tells whether the write has happened. A record that cannot be decoded is reported and
 //! left alone; it never stops the dispatcher. Fields that this version does not know are kept: see [`UnknownFields`].
 
+mod changes;
 mod claim;
 pub(crate) mod dependency;
 mod durable_map;
@@ -23,6 +24,8 @@ mod times;
 mod unknown_fields;
 pub(crate) mod volume;
 
+pub use changes::TaskChanges;
+pub(crate) use changes::{check_max_attempts, check_priority};
 pub use claim::{Claim, Holder};
 pub use dependency::{DEPENDENCIES_MAX, DEPENDENCY_BYTES_MAX, Dependency, parse_dependency};
 pub use durable_map::DurableMap;
@@ -34,7 +37,7 @@ pub use names::{Epoch, Incarnation, NodeId, OpId, TaskId};
 pub use node::{Drain, Leader, Meta, Registration, Renewal};
 pub use node_fault::{FaultOrigin, NodeFault};
 pub use request::{DrainMode, GroupName, Submission, TaskCommand};
-pub use task::{Attempt, DesiredState, Faults, Progress, TaskRecord, TaskState};
+pub use task::{Attempt, DesiredState, Faults, Move, Progress, TaskRecord, TaskState};
 pub use times::TaskTimes;
 pub use unknown_fields::UnknownFields;
 pub use volume::{TaskVolume, VOLUME_NAME_BYTES_MAX};

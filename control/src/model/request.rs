@@ -1,6 +1,6 @@
 //! Defines the validated requests of clients and operators that the services hand to the dispatcher.
 
-use super::{TaskId, TaskSpec, TaskTimes};
+use super::{NodeId, TaskChanges, TaskId, TaskSpec, TaskTimes};
 use blockhaul_engine::flow::graph::Condition;
 
 /// Validated request for a task.
@@ -57,7 +57,7 @@ impl Submission {
 }
 
 /// Command of a client to an existing task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TaskCommand {
     /// Cancel it. A group: spare its clean-up.
     Cancel,
@@ -67,8 +67,10 @@ pub enum TaskCommand {
     Pause,
     /// Resume it.
     Resume,
-    /// Limit it, in bytes per second; `None`: no limit.
-    Limit(Option<u64>),
+    /// Change its settings.
+    Set(TaskChanges),
+    /// Run it on this node; `None`: on any other one than now.
+    Move(Option<NodeId>),
     /// Seal a group: all its members are stored.
     Seal,
 }

@@ -27,12 +27,13 @@
 //! - The holder of a task holds its claims. A task that ended keeps its claims, without a holder, while an earlier
 //!   attempt may still write: no other task may have the destination before.
 
+mod changes;
 mod deadline;
 mod group;
 
 use crate::model::{
-    Attempt, DesiredState, DurableMap, Epoch, Failure, FenceMethod, Holder, NodeFault, NodeId, Progress, TaskRecord,
-    TaskState, UnknownFields,
+    Attempt, DesiredState, DurableMap, Epoch, Failure, FenceMethod, Holder, NodeFault, NodeId, Progress, TaskChanges,
+    TaskRecord, TaskState, UnknownFields,
 };
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use std::time::Duration;
@@ -88,8 +89,10 @@ pub(crate) enum TaskEvent {
     PauseRequested,
     /// Client: resume it.
     ResumeRequested,
-    /// Client: limit it, in bytes per second; `None`: no limit.
-    LimitRequested(Option<u64>),
+    /// Client: change its settings.
+    ChangesRequested(TaskChanges),
+    /// Client: run it on this node; `None`: on any other one than now. Its runner returns it.
+    MoveRequested(Option<NodeId>),
     /// Leader: its deadline has passed. It is stopped as by a cancel, and fails with `ETimeout`.
     DeadlinePassed,
     /// Client, of a group: cancel it, clean-up included.
@@ -202,6 +205,9 @@ pub(crate) enum IllegalTransition {
     /// The kind of the task does not allow it.
     #[error("a task of this kind cannot be {0}")]
     Unsupported(&'static str),
+    /// Its volumes are on this node.
+    #[error("only {0} can run it")]
+    OnlyNode(NodeId),
     /// The proof does not fit this kind of fence.
     #[error("{proof:?} proves nothing for a task that is fenced by {fence:?}")]
     NoProof {
@@ -308,7 +314,8 @@ impl TaskRecord {
             TaskEvent::CancelRequested => self.cancel_requested(),
             TaskEvent::PauseRequested => self.pause_requested(),
             TaskEvent::ResumeRequested => self.resume_requested(),
-            TaskEvent::LimitRequested(limit) => self.limit_requested(limit),
+            TaskEvent::ChangesRequested(changes) => self.changes_requested(&changes),
+            TaskEvent::MoveRequested(to) => self.move_requested(to),
             TaskEvent::DeadlinePassed => self.deadline_passed(),
             TaskEvent::CancelAllRequested => self.cancel_all_requested(),
             TaskEvent::Sealed => self.sealed_by_client(now_ms),
@@ -337,7 +344,7 @@ impl TaskRecord {
             self.state == TaskState::Pending && self.desired() == DesiredState::Run && keeps_claims && self.may_begin(),
             "assigned",
         )?;
-        self.state = TaskState::Assigned;
+        (self.state, self.moving) = (TaskState::Assigned, None);
         self.reason.clear();
         self.claims = claims;
         self.attempts.push(Attempt {
@@ -491,11 +498,6 @@ impl TaskRecord {
         }
     }
 
-    fn limit_requested(&mut self, limit: Option<u64>) -> Result<(), IllegalTransition> {
-        self.expect(!self.state.is_terminal(), "limited")?;
-        if self.spec.kind_mut().set_limit(limit) { Ok(()) } else { Err(IllegalTransition::Unsupported("limited")) }
-    }
-
     fn started(&mut self, epoch: Epoch) -> Result<(), IllegalTransition> {
         self.expect(self.state == TaskState::Assigned && self.desired() == DesiredState::Run, "begun")?;
         let has_lock = self.spec.kind().fence() == FenceMethod::Local;
@@ -618,6 +620,7 @@ impl TaskRecord {
         self.reason = match (code, self.desired()) {
             (Code::Cancelled, DesiredState::Pause) => String::from(PAUSED_BY_USER),
             (Code::Cancelled, DesiredState::Cancel) => String::from("cancelled by user"),
+            (Code::RunnerInterrupt, DesiredState::Run) if self.moving.is_some() => String::new(),
             _ => format!("returned with {code}"),
         };
         self.settle();

@@ -4,7 +4,7 @@ use super::{
     Dependency, DurableMap, Epoch, Failure, GroupState, Holder, Membership, NodeFault, NodeId, OpId, Record,
     Submission, TaskId, TaskSpec, TaskTimes, UnknownFields, is_zero,
 };
-use blockhaul_engine::error::Code;
+use blockhaul_engine::error::{Code, Result};
 use blockhaul_engine::flow::graph::Outcome;
 use serde::{Deserialize, Serialize};
 use strum::{EnumString, IntoStaticStr, VariantArray};
@@ -34,6 +34,12 @@ pub struct TaskRecord {
     /// Task that it tries again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_of: Option<TaskId>,
+    /// Times as they were submitted, if its client has changed them since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub submitted_times: Option<TaskTimes>,
+    /// Where its client wants it to run next; until then, no runner keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving: Option<Move>,
     /// Whether it is being ended because it has missed its deadline.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_overdue: bool,
@@ -148,6 +154,17 @@ pub enum DesiredState {
     Cancel,
 }
 
+/// Order to run a task elsewhere. Holds until the task is assigned again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Move {
+    /// Node that is to run it no longer: the one that had it last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<NodeId>,
+    /// Node that is to run it; `None`: any other one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<NodeId>,
+}
+
 /// One runner's attempt at a task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
@@ -214,6 +231,8 @@ impl TaskRecord {
             members,
             times,
             retry_of,
+            submitted_times: None,
+            moving: None,
             is_overdue: false,
             state: TaskState::Pending,
             desired_state: DesiredState::Run,
@@ -255,6 +274,30 @@ impl TaskRecord {
     #[must_use]
     pub fn desired(&self) -> DesiredState {
         self.group.as_ref().map_or(self.desired_state, |member| member.desired_state.max(self.desired_state))
+    }
+
+    /// Tells whether its holder has to return it, because it is to run elsewhere.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.holder.is_some() && self.moving.is_some()
+    }
+
+    /// Tells whether its client lets that node run it next.
+    #[must_use]
+    pub fn may_run_on(&self, node: &NodeId) -> bool {
+        self.moving.as_ref().is_none_or(|moving| match &moving.to {
+            Some(to) => to == node,
+            None => moving.from.as_ref() != Some(node),
+        })
+    }
+
+    /// Returns the only node that may run it next; `None`: any.
+    ///
+    /// # Errors
+    /// `EBadRequest` if its volumes are of different nodes, or are no volumes.
+    pub fn only_node(&self) -> Result<Option<NodeId>> {
+        let wanted = self.moving.as_ref().and_then(|moving| moving.to.clone());
+        Ok(self.spec.node()?.or(wanted))
     }
 
     /// Returns the earliest time of its first attempt, in milliseconds since 1970.
@@ -327,7 +370,7 @@ impl TaskRecord {
     }
 
     /// Ends the running attempt.
-    pub fn end_attempt(&mut self, outcome: Result<(), Code>, quiet: bool, now_ms: u64) {
+    pub fn end_attempt(&mut self, outcome: std::result::Result<(), Code>, quiet: bool, now_ms: u64) {
         let Some(attempt) = self.running() else { return };
         attempt.ended_ms = Some(now_ms);
         attempt.outcome = Some(outcome.map_or_else(|code| code.as_str().to_owned(), |()| String::from("succeeded")));

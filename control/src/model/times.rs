@@ -3,7 +3,7 @@
 use blockhaul_engine::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// Times of a task. Never change after submission.
+/// Times of a task.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TaskTimes {

@@ -7,7 +7,7 @@ use super::local_roles::NodeRoles;
 use super::wire::{self, center_server::Center};
 use crate::cluster::clock_skew::is_off;
 use crate::dispatcher::{self, Query, RunnerSummary};
-use crate::model::{DrainMode, NodeId, Submission, TaskCommand, TaskId, TaskRecord};
+use crate::model::{DrainMode, NodeId, Submission, TaskChanges, TaskCommand, TaskId, TaskRecord};
 use crate::peers::CenterId;
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use blockhaul_engine::spec::Direct;
@@ -136,13 +136,24 @@ impl Center for CenterService {
     }
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
+    async fn set(&self, request: Request<wire::SetRequest>) -> Answer<wire::Task> {
+        let request = request.into_inner();
+        let changes = TaskChanges::try_from(&request).map_err(RpcError::from)?;
+        self.command(request.id, TaskCommand::Set(changes)).await
+    }
+
+    #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn set_limit(&self, request: Request<wire::SetLimitRequest>) -> Answer<wire::Task> {
         let wire::SetLimitRequest { id, limit } = request.into_inner();
-        if limit == Some(0) {
-            let error = Error::bad_request("a limit of 0 would stop the copy: pause it, or name a rate");
-            return Err(RpcError::from(error).into());
-        }
-        self.command(id, TaskCommand::Limit(limit)).await
+        let limit = Some(wire::Setting { value: limit });
+        self.set(Request::new(wire::SetRequest { id, limit, ..wire::SetRequest::default() })).await
+    }
+
+    #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
+    async fn move_task(&self, request: Request<wire::MoveRequest>) -> Answer<wire::Task> {
+        let wire::MoveRequest { id, node } = request.into_inner();
+        let node = node.map(NodeId::new).transpose().map_err(RpcError::from)?;
+        self.command(id, TaskCommand::Move(node)).await
     }
 
     async fn runners(&self, request: Request<wire::RunnersRequest>) -> Answer<wire::RunnersReply> {

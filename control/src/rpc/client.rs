@@ -77,8 +77,10 @@ verbs! {
     resume(TaskName) -> Task;
     /// Deletes a task that has ended.
     remove(TaskName) -> Task;
-    /// Changes a copy's limit.
-    set_limit(SetLimitRequest) -> Task;
+    /// Changes settings of a task.
+    set(SetRequest) -> Task;
+    /// Has a task run on another node.
+    move_task(MoveRequest) -> Task;
     /// Returns one page of nodes.
     runners(RunnersRequest) -> RunnersReply;
     /// Drains a node, or ends that.

@@ -2,15 +2,14 @@
 
 use super::wire;
 use crate::model::dependency::{check_dependencies, parse_dependency};
-use crate::model::{GroupName, NodeId, Submission, TaskId, TaskSpec, TaskTimes};
+use crate::model::{
+    GroupName, NodeId, Submission, TaskChanges, TaskId, TaskSpec, TaskTimes, check_max_attempts, check_priority,
+};
 use blockhaul_engine::error::{Error, Result};
 use blockhaul_engine::flow::graph::Condition;
 
 /// Default of the failures without progress after which a task fails.
 const MAX_ATTEMPTS_DEFAULT: u32 = 5;
-
-/// Largest `max_attempts`.
-const MAX_ATTEMPTS_MAX: u32 = 100;
 
 impl Submission {
     /// Checks a request. `here` is the node that plain paths are on where there is only one.
@@ -19,13 +18,9 @@ impl Submission {
     /// `EBadRequest` for names and numbers out of their ranges; and as `destination::check`.
     pub fn check(request: wire::SubmitRequest, here: Option<&NodeId>) -> Result<Self> {
         let wire::SubmitRequest { id, priority, max_attempts, spec, after, group, times, retry_of } = request;
-        let priority = u8::try_from(priority).ok().filter(|priority| *priority <= 9);
+        let priority = priority_of(priority)?;
         let max_attempts = if max_attempts == 0 { MAX_ATTEMPTS_DEFAULT } else { max_attempts };
-        if max_attempts > MAX_ATTEMPTS_MAX {
-            return Err(Error::bad_request(format!(
-                "{max_attempts} attempts are too many: at most {MAX_ATTEMPTS_MAX}"
-            )));
-        }
+        check_max_attempts(max_attempts)?;
         let id = if id.is_empty() { TaskId::fresh() } else { TaskId::new(id)? };
         let retry_of = (!retry_of.is_empty()).then(|| TaskId::new(retry_of)).transpose()?;
         check_try(&id, retry_of.as_ref(), group.is_some())?;
@@ -36,7 +31,7 @@ impl Submission {
         }
         Ok(Self {
             id,
-            priority: priority.ok_or_else(|| Error::bad_request("the priority must be a number from 0 to 9"))?,
+            priority,
             max_attempts,
             spec,
             after: dependencies(after)?,
@@ -45,6 +40,28 @@ impl Submission {
             retry_of,
         })
     }
+}
+
+/// Checks a request to change settings of a task.
+impl TryFrom<&wire::SetRequest> for TaskChanges {
+    type Error = Error;
+
+    fn try_from(request: &wire::SetRequest) -> Result<Self> {
+        let wire::SetRequest { id: _, limit, priority, max_attempts, start_at_ms, deadline_ms } = request;
+        let changes = Self {
+            limit: limit.map(|limit| limit.value),
+            priority: priority.map(priority_of).transpose()?,
+            max_attempts: *max_attempts,
+            start_at_ms: start_at_ms.map(|start| start.value),
+            deadline_ms: deadline_ms.map(|deadline| deadline.value),
+        };
+        changes.check().map(|()| changes)
+    }
+}
+
+fn priority_of(priority: u32) -> Result<u8> {
+    let priority = u8::try_from(priority).unwrap_or(u8::MAX);
+    check_priority(priority).map(|()| priority)
 }
 
 /// Checks that a name with the number of a try is that of the next try, or of a member of one.

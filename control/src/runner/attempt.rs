@@ -322,6 +322,8 @@ impl Attempt {
     pub(super) fn is_abandoned(&self) -> bool {
         self.control().abandoned
     }
+        } else if record.is_leaving() {
+            self.stop(StopReason::RunnerInterrupt);
 
     /// Returns the reason to stop, if there is one.
     pub(super) fn stop_reason(&self) -> Option<StopReason> {

@@ -6,7 +6,7 @@ use super::net::{CLIENT, Net, ProcessEndpoint};
 use super::run_result::RunResult;
 use super::scenario::ClientAction;
 use crate::dispatcher::DispatcherHandle;
-use crate::model::{DesiredState, DrainMode, NodeId, Submission, TaskCommand, TaskId};
+use crate::model::{DesiredState, DrainMode, NodeId, Submission, TaskChanges, TaskCommand, TaskId};
 use blockhaul_engine::error::{Code, Result};
 use std::future::Future;
 use std::time::Duration;
@@ -153,7 +153,8 @@ impl Client {
                         ClientAction::Pause => TaskCommand::Pause,
                         ClientAction::Resume => TaskCommand::Resume,
                         ClientAction::CancelAll => TaskCommand::CancelAll,
-                        ClientAction::Limit => TaskCommand::Limit(Some(1 << 20)),
+                        ClientAction::Limit => TaskCommand::Set(TaskChanges::limit(Some(1 << 20))),
+                        ClientAction::Move => TaskCommand::Move(None),
                     };
                     leader.command(&id, command).await
                 }

@@ -60,6 +60,8 @@ pub(super) enum ClientAction {
     Pause,
     Resume,
     Limit,
+    /// To another node than the one that has it.
+    Move,
     /// Of a group: cancels its clean-up, too.
     CancelAll,
 }
@@ -158,6 +160,7 @@ impl Scenario {
                     self.events.push((resume, Event::ClientAction { id, action: ClientAction::Resume }));
                 }
                 6 if is_copy => self.events.push((later(rng), Event::ClientAction { id, action: ClientAction::Limit })),
+                7 if is_copy => self.events.push((later(rng), Event::ClientAction { id, action: ClientAction::Move })),
                 _ => {}
             }
         }

@@ -1,7 +1,7 @@
 //! Tests the certificates of a daemon: refused when expired, replaced while it runs, and no leadership without valid
 //! ones.
 
-use crate::daemon::{Daemon, Room, noise, read_all, slow_copy};
+use crate::daemon::{Daemon, Room, noise, read_all, slow_copy, unlimited};
 use blockhaul_control::clock::HostClock;
 use blockhaul_control::rpc::channels::Channels;
 use blockhaul_control::rpc::client::CenterClient;
@@ -91,7 +91,7 @@ async fn certificates_are_replaced_while_a_copy_runs() {
     live.replace(&first);
     daemon.says("certificates reloaded");
     let mut client = client(&daemon, &old);
-    client.set_limit(wire::SetLimitRequest { id: "t".to_owned(), limit: None }).await.unwrap();
+    client.set(unlimited("t")).await.unwrap();
     let done = TaskView::from(client.follow("t", |_| ()).await.unwrap());
     assert_eq!((done.state.as_str(), done.attempts.len()), ("SUCCEEDED", 1), "{done:?}");
     assert_eq!(std::fs::read(room.volume("b")).unwrap(), bytes);
@@ -112,7 +112,7 @@ async fn a_leader_whose_certificate_expires_resigns_until_there_is_a_new_one() {
     live.replace(&ours.certify("next"));
     daemon.says("certificates reloaded");
     let mut client = client(&daemon, &caller);
-    client.set_limit(wire::SetLimitRequest { id: "t".to_owned(), limit: None }).await.unwrap();
+    client.set(unlimited("t")).await.unwrap();
     let done = TaskView::from(client.follow("t", |_| ()).await.unwrap());
     assert_eq!((done.state.as_str(), done.attempts.len()), ("SUCCEEDED", 1), "the copy went on: {done:?}");
     assert_eq!(std::fs::read(room.volume("b")).unwrap(), bytes);

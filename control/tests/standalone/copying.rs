@@ -1,6 +1,6 @@
 //! Tests copies from submission to their end, across restarts of the process.
 
-use crate::daemon::{Room, copy, noise, read_all, slow_copy, work};
+use crate::daemon::{Room, copy, noise, read_all, slow_copy, unlimited, work};
 use blockhaul_control::rpc::task_view::{ErrorView, TaskView};
 use blockhaul_control::rpc::wire;
 use blockhaul_engine::error::Code;
@@ -72,7 +72,7 @@ async fn a_running_copy_is_paused_limited_and_goes_on() {
     client.pause(name("t")).await.unwrap();
     let paused = until(&mut client, "PAUSED").await;
     assert_eq!((paused.desired_state.as_str(), paused.attempts.len()), ("pause", 1));
-    assert_eq!(client.set_limit(wire::SetLimitRequest { id: "t".to_owned(), limit: None }).await.unwrap().id, "t");
+    assert_eq!(client.set(unlimited("t")).await.unwrap().id, "t");
     client.resume(name("t")).await.unwrap();
     let done = TaskView::from(client.follow("t", |_| ()).await.unwrap());
     assert_eq!((done.state.as_str(), done.attempts.len(), done.limit), ("SUCCEEDED", 2, None));
@@ -114,7 +114,7 @@ async fn goes_on_after(signal: Signal, code: Option<i32>, outcome: &str) {
     assert_eq!(daemon.ended(), code);
     let daemon = room.start(&[]);
     let mut client = daemon.client();
-    client.set_limit(wire::SetLimitRequest { id: "t".to_owned(), limit: None }).await.unwrap();
+    client.set(unlimited("t")).await.unwrap();
     let task = TaskView::from(client.follow("t", |_| ()).await.unwrap());
     let outcomes: Vec<_> = task.attempts.iter().map(|attempt| attempt.outcome.as_deref()).collect();
     assert_eq!((task.state.as_str(), outcomes), ("SUCCEEDED", vec![Some(outcome), Some("succeeded")]));

@@ -140,6 +140,11 @@ pub(crate) fn copy(id: &str, work: wire::CopyWork) -> wire::SubmitRequest {
     }
 }
 
+/// Asks to remove the limit of a copy.
+pub(crate) fn unlimited(id: &str) -> wire::SetRequest {
+    wire::SetRequest { id: id.to_owned(), limit: Some(wire::Setting { value: None }), ..wire::SetRequest::default() }
+}
+
 /// A request for a copy from `a` to `b` that can be met on its way: it goes no faster than this, in bytes per second.
 pub(crate) fn slow_copy(id: &str, room: &Room, limit: u64) -> wire::SubmitRequest {
     let work = work(&room.volume("a"), &room.volume("b"));

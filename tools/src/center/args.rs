@@ -256,19 +256,52 @@ pub(crate) struct RawSet {
     /// Task ID
     #[arg(value_name = "ID")]
     pub(crate) id: String,
-    /// Limit the rate of the copy from now on; none removes the limit
-    #[arg(long, value_name = "RATE|none", value_parser = limit, required = true)]
-    pub(crate) limit: Limit,
+    #[command(flatten)]
+    pub(crate) changes: RawChanges,
     #[command(flatten)]
     pub(crate) center: RawCenter,
 }
 
-/// A rate, or its absence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Limit(pub(crate) Option<u64>);
+/// What is to change.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub(crate) struct RawChanges {
+    /// Limit the rate of the copy from now on; none removes the limit
+    #[arg(long, value_name = "RATE|none", value_parser = or_none(parse_rate))]
+    pub(crate) limit: Option<Setting<u64>>,
+    /// Priority from 0 to 9; higher runs first, and each minute of waiting adds one
+    #[arg(long, value_name = "N")]
+    pub(crate) priority: Option<u32>,
+    /// Fail the task after this many failures without progress, 1 to 100
+    #[arg(long, value_name = "N")]
+    pub(crate) max_attempts: Option<u32>,
+    /// Start at this time or later, such as 2026-01-31T22:00:00Z, none: at once; not of a task that has started
+    #[arg(long, value_name = "TIME|none", value_parser = or_none(Timestamp::parse))]
+    pub(crate) start_at: Option<Setting<Timestamp>>,
+    /// Stop the task if it has not ended so long after its submission; none removes the deadline
+    #[arg(long, value_name = "DURATION|none", value_parser = or_none(parse_duration))]
+    pub(crate) deadline: Option<Setting<Duration>>,
+}
 
-fn limit(text: &str) -> Result<Limit, String> {
-    if text == "none" { Ok(Limit(None)) } else { parse_rate(text).map(|rate| Limit(Some(rate))) }
+/// New value of a setting, or its absence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Setting<T>(pub(crate) Option<T>);
+
+/// Returns a parser that also takes `none`.
+fn or_none<T, E>(parse: impl Fn(&str) -> Result<T, E> + Clone) -> impl Fn(&str) -> Result<Setting<T>, E> + Clone {
+    move |text| if text == "none" { Ok(Setting(None)) } else { parse(text).map(|value| Setting(Some(value))) }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RawMove {
+    /// ID of a copy or of a comparison
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// Node that is to run it [default: any other one than now]
+    #[arg(long, value_name = "NODE")]
+    pub(crate) to: Option<String>,
+    #[command(flatten)]
+    pub(crate) center: RawCenter,
 }
 
 #[derive(Debug, Args)]
@@ -322,8 +355,9 @@ mod tests {
 
     #[test]
     fn a_limit_is_a_rate_or_none() {
-        assert_eq!(limit("none"), Ok(Limit(None)));
-        assert_eq!(limit("1MiB/s"), Ok(Limit(Some(1 << 20))));
+        let limit = or_none(parse_rate);
+        assert_eq!(limit("none"), Ok(Setting(None)));
+        assert_eq!(limit("1MiB/s"), Ok(Setting(Some(1 << 20))));
         assert!(limit("0/s").is_err() && limit("fast").is_err());
     }
 }

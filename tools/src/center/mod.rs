@@ -1,5 +1,5 @@
 //! Runs the commands that call a task center: `submit`, `retry`, `get`, `watch`, `cancel`, `pause`, `resume`, `remove`, `set`,
-//! `list`, `runners`, `drain`, `fence` and `center`.
+//! `move`, `list`, `runners`, `drain`, `fence` and `center`.
 //!
 //! Each command resolves its flags, makes its call, and shows the reply. The client finds the leader and retries.
 
@@ -13,8 +13,8 @@ use crate::exit::Exit;
 use crate::output::print_stderr;
 use crate::start_logging;
 use args::{
-    RawBatchTask, RawCancel, RawCenter, RawDrain, RawFence, RawList, RawQuery, RawRemove, RawRetry, RawSet, RawSubmit,
-    RawTaskId, RawWork,
+    RawBatchTask, RawCancel, RawCenter, RawChanges, RawDrain, RawFence, RawList, RawMove, RawQuery, RawRemove,
+    RawRetry, RawSet, RawSubmit, RawTaskId, RawWork, Setting,
 };
 use batch::GroupSubmission;
 use blockhaul_control::clock::HostClock;
@@ -245,9 +245,24 @@ fn remove_older(session: &mut CenterSession, age: Duration) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-pub(crate) fn set(RawSet { id, limit, center }: RawSet) -> Result<Exit> {
+pub(crate) fn set(RawSet { id, changes, center }: RawSet) -> Result<Exit> {
+    let RawChanges { limit, priority, max_attempts, start_at, deadline } = changes;
+    let request = wire::SetRequest {
+        id,
+        limit: limit.map(|Setting(value)| wire::Setting { value }),
+        priority,
+        max_attempts,
+        start_at_ms: start_at.map(|Setting(time)| wire::Setting { value: time.map(|Timestamp(unix_ms)| unix_ms) }),
+        deadline_ms: deadline.map(|Setting(after)| wire::Setting { value: after.map(submit::milliseconds) }),
+    };
     let mut session = CenterSession::open(center)?;
-    let task = call!(session, set_limit, wire::SetLimitRequest { id, limit: limit.0 })?;
+    let task = call!(session, set, request)?;
+    Ok(session.show(task))
+}
+
+pub(crate) fn move_task(RawMove { id, to, center }: RawMove) -> Result<Exit> {
+    let mut session = CenterSession::open(center)?;
+    let task = call!(session, move_task, wire::MoveRequest { id, node: to })?;
     Ok(session.show(task))
 }
 

@@ -42,7 +42,7 @@ pub(super) fn resolve(work: SingleTask) -> Result<Submission> {
         SingleTask::Verify(raw) => verify(raw)?,
         SingleTask::Run(raw) => run(*raw)?,
         SingleTask::Noop(RawNoopTask { duration, task, center }) => {
-            let milliseconds = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+            let milliseconds = milliseconds(duration);
             (wire::spec::Work::Noop(wire::NoopWork { milliseconds, node: task.node.clone() }), task, center)
         }
     };
@@ -66,7 +66,6 @@ pub(super) fn resolve(work: SingleTask) -> Result<Submission> {
 
 /// Returns the times of a request.
 pub(super) fn wire_times(raw: &RawTimes) -> wire::Times {
-    let milliseconds = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     wire::Times {
         start_at_ms: raw.start_at.map(|Timestamp(unix_ms)| unix_ms),
         delay_ms: raw.delay.map(milliseconds),
@@ -131,7 +130,7 @@ fn run(raw: RawRunTask) -> Result<(wire::spec::Work, RawTask, RawCenter)> {
         node: task.node.clone(),
         arguments: arg,
         input: input.as_deref().map(read_input).transpose()?.unwrap_or_default(),
-        timeout_ms: timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
+        timeout_ms: timeout.map(milliseconds),
         at_most_once,
     };
     Ok((wire::spec::Work::Run(work), task, center))

@@ -79,6 +79,24 @@ fn a_stopped_leader_resigns_and_returns_its_copy() {
 }
 
 #[test]
+fn a_moved_copy_goes_on_from_its_checkpoint_on_another_node() {
+    need!("a_moved_copy_goes_on_from_its_checkpoint_on_another_node", &NEEDS);
+    let cluster = TestCluster::with(3, 1, &SHORT_SESSION);
+    let pair = ExportPair::new(&cluster, "pair", 64 * MIB);
+    pair.submit(&cluster, "moving", &["--limit", "4MiB/s"]);
+    let first = cluster.wait_for_checkpoint("moving");
+    let target = format!("n{}", (first + 1) % 3);
+    cluster.ask(&["move", "moving", "--to", &target]);
+    cluster.ask(&["set", "moving", "--limit", "none", "--priority", "9", "--deadline", "1h"]);
+    let task = cluster.wait_for_success("moving");
+    assert_eq!(task.outcomes(), ["ERunnerInterrupt", "succeeded"], "{task:?}");
+    assert!(task.node() == target && task.resumed() > 0 && task.0["priority"] == 9, "{task:?}");
+    pair.assert_copied();
+    let refused = cluster.blockhaul(&["move", "moving"]);
+    assert!(refused.code == Some(1) && refused.stderr.contains("EBusy"), "{refused:?}");
+}
+
+#[test]
 fn a_runner_paused_for_less_than_its_lease_keeps_its_copy() {
     need!("a_runner_paused_for_less_than_its_lease_keeps_its_copy", &NEEDS);
     let cluster = TestCluster::with(2, 1, &LONG_SESSION);

@@ -8,7 +8,8 @@ use crate::coord::sim::FaultRates;
 use crate::dispatcher::{Config, Query, TermEnd};
 use crate::model::state_machine::{Checkpoint, TaskEvent};
 use crate::model::{
-    DesiredState, DrainMode, FenceMethod, NodeId, Record, Submission, TaskCommand, TaskId, TaskSpec, TaskState,
+    DesiredState, DrainMode, FenceMethod, NodeId, Record, Submission, TaskChanges, TaskCommand, TaskId, TaskSpec,
+    TaskState,
 };
 use blockhaul_engine::error::Code;
 use std::time::Duration;
@@ -69,8 +70,7 @@ async fn clients_change_tasks_where_their_state_permits() {
     assert_eq!(leader.command(&id("noop"), TaskCommand::Cancel).await.unwrap().state, TaskState::Cancelled);
     leader.submit(submission("copy", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
     assert_eq!(leader.command(&id("copy"), TaskCommand::Pause).await.unwrap().state, TaskState::Paused);
-    assert_eq!(leader.command(&id("copy"), TaskCommand::Limit(Some(0))).await.unwrap_err().code, Code::BadRequest);
-    leader.command(&id("copy"), TaskCommand::Limit(Some(7))).await.unwrap();
+    leader.command(&id("copy"), TaskCommand::Set(TaskChanges::limit(Some(7)))).await.unwrap();
     let again = leader.submit(submission("copy", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
     assert!(matches!(&again.spec, TaskSpec::Copy(copy) if copy.limit == Some(7)));
     let runner = center.runner("n1", "a", 1, Behaviour::Accepting).await;

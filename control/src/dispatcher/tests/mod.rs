@@ -1,5 +1,6 @@
 //! Tests the dispatcher over a simulated ensemble, with runners that a test scripts.
 
+mod changing;
 mod clients;
 mod depending;
 mod golden;

@@ -54,7 +54,7 @@ fn the_plain_way_ends_in_success() {
 fn a_given_back_task_goes_by_its_wish_and_is_charged_only_for_a_lost_lease() {
     let back = |code| TaskEvent::GivenBack { code, checkpoint: Checkpoint::default() };
     for (desired_state, state) in [
-        (TaskEvent::LimitRequested(None), TaskState::Pending),
+        (TaskEvent::ChangesRequested(TaskChanges::limit(None)), TaskState::Pending),
         (TaskEvent::PauseRequested, TaskState::Paused),
         (TaskEvent::CancelRequested, TaskState::Cancelled),
     ] {
@@ -220,7 +220,11 @@ fn only_the_proof_of_its_fence_frees_a_lost_task() {
 #[test]
 fn only_copies_wait_and_are_limited() {
     let noop = task(TaskSpec::Noop(NoopTask::new(1, None)));
-    for event in [TaskEvent::PauseRequested, TaskEvent::ResumeRequested, TaskEvent::LimitRequested(Some(1))] {
+    for event in [
+        TaskEvent::PauseRequested,
+        TaskEvent::ResumeRequested,
+        TaskEvent::ChangesRequested(TaskChanges::limit(Some(1))),
+    ] {
         assert!(matches!(apply(&noop, event, 1), Err(IllegalTransition::Unsupported(_))));
     }
     assert_eq!(after(&noop, [assigned("a"), BEGAN, TaskEvent::RunnerLost]).state, TaskState::Pending);
@@ -286,7 +290,7 @@ fn event() -> impl Strategy<Value = TaskEvent> {
         1 => Just(TaskEvent::CancelRequested),
         1 => Just(TaskEvent::PauseRequested),
         2 => Just(TaskEvent::ResumeRequested),
-        1 => proptest::option::of(1..9_u64).prop_map(TaskEvent::LimitRequested),
+        1 => proptest::option::of(1..9_u64).prop_map(|limit| TaskEvent::ChangesRequested(TaskChanges::limit(limit))),
         4 => (0..99_i64).prop_map(|epoch| TaskEvent::Started { epoch: Epoch(epoch) }),
         2 => checkpoint().prop_map(TaskEvent::Checkpointed),
         1 => checkpoint().prop_map(TaskEvent::Written),

@@ -1,7 +1,7 @@
 //! Tests assignments up to the last write about them.
 
 use super::*;
-use crate::model::Failure;
+use crate::model::{Failure, TaskChanges};
 use crate::peers::{AssignmentStatus, CallError, StartStage};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 
@@ -171,7 +171,7 @@ async fn failures_are_tried_again_when_that_may_help() {
 async fn a_copy_follows_the_desired_state_and_the_limit_of_its_record() {
     let harness = Harness::new().await;
     let paused = harness.running("p", copy_of(FenceMethod::Local)).await;
-    harness.write_event("p", TaskEvent::LimitRequested(Some(77)));
+    harness.write_event("p", TaskEvent::ChangesRequested(TaskChanges::limit(Some(77))));
     harness.handle.notify(Epoch(1), &id("p")).await.unwrap();
     sleep(Duration::from_millis(50)).await;
     assert_eq!(*paused.limit.lock().unwrap(), Some(77));

@@ -1,6 +1,7 @@
 //! Tests what happens to copies when the coordination service cannot be reached, or expires the session.
 
 use super::*;
+use crate::model::TaskChanges;
 use blockhaul_engine::job::StopReason;
 
 #[tokio::test(start_paused = true)]
@@ -119,7 +120,7 @@ async fn a_refused_checkpoint_does_not_cost_the_lease() {
     let copy = harness.running("t", copy_of(FenceMethod::Lease)).await;
     for round in 1..=60_u64 {
         *copy.durable.lock().unwrap() = round;
-        harness.write_event("t", TaskEvent::LimitRequested(Some(round)));
+        harness.write_event("t", TaskEvent::ChangesRequested(TaskChanges::limit(Some(round))));
         sleep(Duration::from_millis(500)).await;
         assert!(harness.handle.lease_left() > Duration::from_secs(6));
     }
