@@ -327,6 +327,11 @@ impl Watch {
         (fire, Self(fired))
     }
 
+    /// Tells whether the watch has fired, or can no longer fire.
+    pub fn has_fired(&mut self) -> bool {
+        self.0.try_recv() != Err(oneshot::error::TryRecvError::Empty)
+    }
+
     /// Waits until the watch fires or can no longer fire.
     pub async fn fired(self) {
         let _ = self.0.await;

@@ -10,6 +10,7 @@
 
 use super::assignment_records::{AssignmentRecords, Written};
 use super::context::RunnerContext;
+use super::source_claims::SourceClaims;
 use super::write_lease::WriteLease;
 use crate::execution::{End, Execution, ExecutionHandle, Outcome, WritePermitRequest, stopped_early};
 use crate::model::state_machine::{self, Checkpoint, TaskEvent};
@@ -158,17 +159,29 @@ impl Attempt {
             self.end(context, stopped_outcome(reason)).await;
             return AssignmentStatus::Ended;
         }
-        let gate = tokio::select! { biased;
-            gate = self.gate(context, &record) => gate,
+        let ready = async {
+            let gate = self.gate(context, &record).await;
+            (gate, SourceClaims::watch(context, &record).await)
+        };
+        let (gate, mut claims) = tokio::select! { biased;
+            ready = ready => ready,
             reason = self.wait_for_stop() => {
                 self.end(context, stopped_outcome(reason)).await;
                 return AssignmentStatus::Ended;
             }
         };
+        if let Some(error) = claims.conflict() {
+            self.end(context, Outcome::refused(&error)).await;
+            return AssignmentStatus::Ended;
+        }
         self.set_stage(StartStage::Opening);
         let (admission, permit_request) = oneshot::channel();
         let running = self.start(context, &record, gate, admission);
         let outcome = self.supervise(context, &*running, permit_request).await;
+        let outcome = tokio::select! { biased;
+            outcome = claims.checked(context, outcome.clone()) => outcome,
+            reason = self.wait_for_stop() => Outcome { end: End::Stopped(reason), ..outcome },
+        };
         tracing::info!(end = ?outcome.end, "copy ended");
         self.finish(context, &*running, outcome).await;
         AssignmentStatus::Ended
@@ -309,6 +322,8 @@ impl Attempt {
         }
         if record.desired() != DesiredState::Run || record.state == TaskState::Cancelling {
             self.stop(StopReason::UserCancel);
+        } else if record.is_leaving() {
+            self.stop(StopReason::RunnerInterrupt);
         }
     }
 
@@ -322,8 +337,6 @@ impl Attempt {
     pub(super) fn is_abandoned(&self) -> bool {
         self.control().abandoned
     }
-        } else if record.is_leaving() {
-            self.stop(StopReason::RunnerInterrupt);
 
     /// Returns the reason to stop, if there is one.
     pub(super) fn stop_reason(&self) -> Option<StopReason> {

@@ -29,6 +29,7 @@ mod node_state;
 mod progress_reports;
 mod registration;
 mod renewal;
+mod source_claims;
 mod state;
 mod stored_epoch;
 mod write_lease;

@@ -106,6 +106,11 @@ pub(crate) trait Kind {
         Ok(Vec::new())
     }
 
+    /// Tells whether no other task may write what it reads meanwhile.
+    fn reads_unchanging(&self) -> bool {
+        false
+    }
+
     /// Returns how the destination is fenced. A task without a destination has nothing to fence: the lock is enough.
     fn fence(&self) -> FenceMethod {
         FenceMethod::Local

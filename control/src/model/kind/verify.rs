@@ -70,6 +70,10 @@ impl Kind for VerifyTask {
         })
     }
 
+    fn reads_unchanging(&self) -> bool {
+        true
+    }
+
     fn can_pause(&self) -> bool {
         true
     }
@@ -124,6 +128,13 @@ impl TryFrom<wire::VerifyWork> for VerifyTask {
 }
 
 impl VerifyTask {
+    /// Returns a comparison of two volumes.
+    #[cfg(test)]
+    pub(crate) fn example(reference: &str, volume: &str) -> Self {
+        let (reference, volume) = (Some(reference.to_owned()), volume.to_owned());
+        Self { reference, receipt: None, volume, node: None, limit: None, unknown: UnknownFields::default() }
+    }
+
     /// Returns what the engine is to compare.
     ///
     /// # Errors

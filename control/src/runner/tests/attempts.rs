@@ -1,7 +1,7 @@
 //! Tests assignments up to the last write about them.
 
 use super::*;
-use crate::model::{Failure, TaskChanges};
+use crate::model::{Failure, TaskChanges, VerifyTask};
 use crate::peers::{AssignmentStatus, CallError, StartStage};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 
@@ -306,6 +306,44 @@ async fn every_line_of_an_attempt_names_it() {
         let own: Vec<_> = lines.iter().filter(|line| line.contains(&of_it)).collect();
         assert!(own.len() >= expected, "with {filter}: {lines:#?}");
         assert!(own.iter().any(|line| line.contains("copy cut off")), "with {filter}: {lines:#?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_comparison_of_what_is_written_meanwhile_is_tried_again() {
+    let verify = || TaskSpec::Verify(VerifyTask { node: Some(node()), ..VerifyTask::example("/in/a", "/in/b") });
+    let harness = Harness::new().await;
+    let path = paths::claim("file:file://n1/in/b");
+    let claim = |holder| Claim {
+        destination: String::from("file:file://n1/in/b"),
+        task: id("copy"),
+        holder,
+        op: OpId::fresh(),
+        unknown: Default::default(),
+    };
+    let create = |holder| Op::Create { path: path.clone(), data: claim(holder).encode(), mode: CreateMode::Persistent };
+    harness.store.write(&[create(Some(holder("other")))]);
+    harness.submit("early", verify());
+    let assignment = harness.grant("early", "life");
+    harness.handle.assign(assignment).await.unwrap();
+    let early = harness.until("early", TaskState::Pending).await;
+    assert_eq!(early.reason, "EBusy: task copy writes file://n1/in/b");
+    // Only what somebody works on is being written.
+    harness.store.write(&[Op::Delete { path: path.clone(), version: 0 }]);
+    harness.store.write(&[create(None)]);
+    let compared = harness.running("calm", verify()).await;
+    compared.end.send_replace(Some(End::Succeeded));
+    harness.until("calm", TaskState::Succeeded).await;
+    // A claim that comes and goes leaves a trace.
+    harness.store.write(&[Op::Delete { path: path.clone(), version: 0 }]);
+    for end in [End::Succeeded, failure(Code::VerifyMismatch)] {
+        let task = if end == End::Succeeded { "equal" } else { "different" };
+        let compared = harness.running(task, verify()).await;
+        harness.store.write(&[create(Some(holder("other")))]);
+        harness.store.write(&[Op::Delete { path: path.clone(), version: 0 }]);
+        compared.end.send_replace(Some(end));
+        let again = harness.until(task, TaskState::Pending).await;
+        assert_eq!(again.reason, "EBusy: another task has written file://n1/in/b meanwhile");
     }
 }
 
