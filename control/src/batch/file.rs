@@ -3,7 +3,9 @@
 //! Unknown keys are refused, so that a misspelt option never silently keeps its default. `[defaults]` holds for every
 //! copy that does not say otherwise; its `limit` and `node` also for comparisons, and its `node` and `timeout` for hooks.
 
-use super::{Batch, HookRun, MEMBERS_MAX, Member, MemberDependency, OnFailure, PARALLEL_MAX, Place, Work};
+use super::{
+    Batch, HOLD_MEMBERS_MAX, HookRun, MEMBERS_MAX, Member, MemberDependency, OnFailure, PARALLEL_MAX, Place, Work,
+};
 use crate::model::dependency::{check_dependencies, parse_dependency};
 use crate::model::fence_method::default_fence;
 use crate::model::{CopyTask, FenceMethod, NodeId, TaskId, TaskSpec, TaskVolume, UnknownFields, VerifyTask};
@@ -20,6 +22,8 @@ struct RawBatch {
     parallel: Option<usize>,
     #[serde(default)]
     on_failure: OnFailure,
+    #[serde(default)]
+    hold: bool,
     #[serde(default)]
     defaults: RawDefaults,
     #[serde(default)]
@@ -113,7 +117,7 @@ pub fn parse(text: &str, place: &Place, identify: &dyn Fn(&TaskVolume) -> String
     } else {
         toml::from_str(text).map_err(|error| malformed(&one_line(&error, text)))?
     };
-    let RawBatch { parallel, on_failure, defaults, copy, verify, run } = raw;
+    let RawBatch { parallel, on_failure, hold, defaults, copy, verify, run } = raw;
     if let Some(parallel) = parallel
         && !(1..=PARALLEL_MAX).contains(&parallel)
     {
@@ -122,6 +126,10 @@ pub fn parse(text: &str, place: &Place, identify: &dyn Fn(&TaskVolume) -> String
     let count = copy.len() + verify.len() + run.len();
     if !(1..=MEMBERS_MAX).contains(&count) {
         return Err(Error::bad_request(format!("the batch has {count} members: use 1 to {MEMBERS_MAX}")));
+    }
+    if hold && count > HOLD_MEMBERS_MAX {
+        let message = format!("the batch has {count} members: one with hold = true has at most {HOLD_MEMBERS_MAX}");
+        return Err(Error::bad_request(message));
     }
     let mut named = Vec::with_capacity(count);
     for (index, mut raw) in copy.into_iter().enumerate() {
@@ -140,7 +148,7 @@ pub fn parse(text: &str, place: &Place, identify: &dyn Fn(&TaskVolume) -> String
         named.push(Named { id, after, work });
     }
     let digest = blake3::hash(text.as_bytes()).to_hex().to_string();
-    Batch { digest, parallel, on_failure, members: linked(named, place)? }.ordered(identify)
+    Batch { digest, parallel, on_failure, hold, members: linked(named, place)? }.ordered(identify)
 }
 
 /// Resolves the names of dependencies and checks each member.

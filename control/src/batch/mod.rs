@@ -19,6 +19,8 @@ use std::time::Duration;
 
 /// Largest number of members.
 pub const MEMBERS_MAX: usize = 10_000;
+/// Largest number of members of a batch that holds its place.
+pub const HOLD_MEMBERS_MAX: usize = 256;
 /// Most members of a circle that a message names.
 const CIRCLE_NAMED_MAX: usize = 10;
 /// Number of members that run at once in one process, unless the file says otherwise. In a task center only the slots of
@@ -47,6 +49,9 @@ pub struct Batch {
     pub parallel: Option<usize>,
     /// What happens to the others when a member has failed.
     pub on_failure: OnFailure,
+    /// Whether the first member starts only when all that the copies need is free, and that is kept free for them. Only in
+    /// a task center: in one process, nothing else needs the slots.
+    pub hold: bool,
     /// The members: 1 to [`MEMBERS_MAX`].
     pub members: Vec<Member>,
 }

@@ -218,6 +218,26 @@ impl ClusterState {
         (entry.record.created_ms == member.created_ms).then(|| &*entry.record)
     }
 
+    /// Returns the records of the members of a group.
+    pub(crate) fn members(&self, group: &TaskId) -> impl Iterator<Item = &TaskRecord> {
+        let ids = self.groups.get(group).into_iter().flat_map(GroupMembers::ids);
+        let records = ids.filter_map(|id| self.tasks.get(id)).map(|entry| &*entry.record);
+        records.filter(|record| self.group(record).is_some())
+    }
+
+    /// Tells whether a task is being assigned.
+    pub(crate) fn is_being_assigned(&self, id: &TaskId) -> bool {
+        self.reserved.contains_key(id)
+    }
+
+    /// Returns a task outside of a group that has claimed the volume of this name, or is being assigned with it.
+    pub(crate) fn claiming_writer(&self, volume: &str, group: &TaskId) -> Option<&TaskId> {
+        let claims = |record: &TaskRecord| !record.claims.is_empty() || self.is_being_assigned(&record.id);
+        let is_other = |record: &TaskRecord| record.group.as_ref().is_none_or(|member| member.group != *group);
+        let of = |id: &TaskId| self.tasks.get(id).is_some_and(|entry| claims(&entry.record) && is_other(&entry.record));
+        self.writers.get(volume)?.iter().find(|id| of(id))
+    }
+
     /// Returns the tasks that wait for this one, or are about to.
     pub(crate) fn dependents(&self, id: &TaskId) -> impl Iterator<Item = &TaskId> {
         self.dependents.get(id).into_iter().flatten()
@@ -454,13 +474,19 @@ fn written_volume(record: &TaskRecord) -> Option<String> {
     if is_settled(record) { None } else { destination_key(record) }
 }
 
-fn destination_key(record: &TaskRecord) -> Option<String> {
+/// Returns the name of the volume that a task writes, if it writes one.
+pub(crate) fn destination_key(record: &TaskRecord) -> Option<String> {
     record.spec.kind().destination().ok().flatten().map(|volume| volume.key())
 }
 
 /// Returns the text under which tasks wait that read a volume, until nobody writes it any more.
 pub(crate) fn reading_claim(volume: &str) -> String {
     format!("read:{volume}")
+}
+
+/// Returns the text under which tasks wait whose destination is kept free for a group.
+pub(crate) fn held_claim(group: &str) -> String {
+    format!("held:{group}")
 }
 
 /// Returns the text under which the members of a group wait that are kept from running by its bound.

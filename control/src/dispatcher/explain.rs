@@ -1,8 +1,9 @@
 //! Describes tasks to clients: the record, the holder's telemetry, and the reason why a task is not running.
 
-use super::cluster_state::{ClusterState, FenceProgress};
+use super::cluster_state::{ClusterState, FenceProgress, held_claim};
 use super::dependencies::waiting_reason;
 use super::groups::{GroupDemand, GroupMembers, demand_reason, group_demand, group_reason};
+use super::held_places::lack_reason;
 use super::now::Now;
 use super::place::{EligibleNodes, eligible_nodes};
 use super::tasks::{AssignReply, TaskEntry};
@@ -101,10 +102,16 @@ fn pending_reason(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Option
     if let (Some(member), Some(0)) = (&record.group, places_left(cluster, record)) {
         return Some(format!("waiting for other members of {}: as many run as its batch allows", member.group));
     }
+    if let Some(reason) = lack_reason(cluster, record) {
+        return Some(reason);
+    }
     if let Some((volume, writer)) = cluster.earlier_writer(entry).filter(|_| record.is_unstarted()) {
         return Some(format!("waiting for task {writer}, which writes {volume}"));
     }
     if let Some(claim) = &runtime.blocked_by {
+        if let Some(group) = claim.strip_prefix(&held_claim("")) {
+            return Some(format!("waiting for {group}, for which the destination is kept free"));
+        }
         let owner = cluster.claimed.get(claim).map_or_else(|| String::from("another task"), |id| format!("task {id}"));
         return Some(format!("waiting for {owner}, which has claimed the destination"));
     }
@@ -144,6 +151,9 @@ fn pending_reason(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Option
     if let Some(failed) = failed_on(cluster, record) {
         return Some(format!("waiting for a runner: {failed}"));
     }
+    if let Some(from) = record.moving.as_ref().and_then(|moving| moving.from.as_ref()) {
+        return Some(format!("waiting for another runner than {from}, from which it is to be moved"));
+    }
     if cluster.fleet.open().is_empty() {
         return Some(String::from("waiting for a runner: all are full, draining or stopping"));
     }
@@ -151,9 +161,6 @@ fn pending_reason(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Option
 }
 
 /// Returns the number of further members of the task's group that may run, if there is a bound and it has not run yet.
-    if let Some(from) = record.moving.as_ref().and_then(|moving| moving.from.as_ref()) {
-        return Some(format!("waiting for another runner than {from}, from which it is to be moved"));
-    }
 fn places_left(cluster: &ClusterState, record: &TaskRecord) -> Option<usize> {
     let member = record.group.as_ref().filter(|_| record.is_unstarted())?;
     cluster.places_left(&member.group)

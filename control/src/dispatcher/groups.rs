@@ -7,6 +7,7 @@ use super::cluster_state::ClusterState;
 use super::decide::start_wait;
 use super::decision::Decision;
 use super::dependencies::is_settled;
+use super::held_places::lack_reason;
 use super::now::Now;
 use super::tasks::TaskEntry;
 use crate::batch::OnFailure;
@@ -25,6 +26,8 @@ const SEAL_WITHIN: Duration = Duration::from_secs(10 * 60);
 #[derive(Debug, Default)]
 pub(crate) struct Groups {
     by_group: BTreeMap<TaskId, GroupMembers>,
+    /// Groups that hold their place, are sealed and have not ended.
+    holding: BTreeSet<TaskId>,
 }
 
 /// Members of one group that are stored.
@@ -48,8 +51,21 @@ impl Groups {
         self.by_group.get(group)
     }
 
-    /// Adds the record of a member.
+    /// Returns the groups that hold their place, are sealed and have not ended.
+    pub(crate) fn holding(&self) -> impl Iterator<Item = &TaskId> {
+        self.holding.iter()
+    }
+
+    /// Tells whether a group holds its place, is sealed and has not ended.
+    pub(crate) fn is_holding(&self, group: &TaskId) -> bool {
+        self.holding.contains(group)
+    }
+
+    /// Adds the record of a group or of a member.
     pub(crate) fn index(&mut self, record: &TaskRecord, now: Duration) {
+        if holds_place(record) {
+            self.holding.insert(record.id.clone());
+        }
         let Some(member) = &record.group else { return };
         let members = self.by_group.entry(member.group.clone()).or_default();
         if members.ids.insert(record.id.clone()) {
@@ -65,8 +81,11 @@ impl Groups {
         }
     }
 
-    /// Removes the record of a member. A member that `is_reserved` is being assigned, and keeps its place.
+    /// Removes the record of a group or of a member. A member that `is_reserved` is being assigned, and keeps its place.
     pub(crate) fn unindex(&mut self, record: &TaskRecord, is_reserved: bool) {
+        if record.is_group() {
+            self.holding.remove(&record.id);
+        }
         let Some(member) = &record.group else { return };
         let Some(members) = self.by_group.get_mut(&member.group) else { return };
         members.ids.remove(&record.id);
@@ -136,6 +155,11 @@ impl GroupMembers {
     pub(crate) fn running(&self) -> usize {
         self.running.len()
     }
+}
+
+fn holds_place(record: &TaskRecord) -> bool {
+    let is_sealed = record.members.as_ref().is_some_and(|state| state.sealed_ms.is_some());
+    is_sealed && !record.state.is_terminal() && record.spec.kind().group().is_some_and(|group| group.hold)
 }
 
 fn is_running(record: &TaskRecord) -> bool {
@@ -291,5 +315,6 @@ pub(crate) fn group_reason(cluster: &ClusterState, record: &TaskRecord, spec: &G
     let states =
         members.counts().iter().map(|(state, count)| format!("{count} {}", state.as_str())).collect::<Vec<_>>();
     let failure = record.error.as_ref().map(|error| format!("; first failure: {error}")).unwrap_or_default();
-    format!("{} members: {}{failure}", spec.members, states.join(", "))
+    let lack = lack_reason(cluster, record).map(|lack| format!("; {lack}")).unwrap_or_default();
+    format!("{} members: {}{failure}{lack}", spec.members, states.join(", "))
 }

@@ -28,6 +28,7 @@ mod fence;
 mod fleet;
 mod groups;
 mod handle;
+mod held_places;
 mod rollback_detection;
 mod now;
 mod pending_mutations;

@@ -1,9 +1,10 @@
 //! Places ready tasks on runners: the part of a decision that concerns more than one task. Does no I/O.
 
 use super::backoff::Backoff;
-use super::cluster_state::{ClusterState, places_claim};
+use super::cluster_state::{ClusterState, held_claim, places_claim};
 use super::decision::{Budget, Decision};
 use super::fleet::RunnerLoad;
+use super::held_places::{AssignedSlots, HeldPlaces};
 use super::now::Now;
 use super::queue::Rank;
 use super::tasks::TaskEntry;
@@ -48,47 +49,105 @@ impl<'a> QueueHeads<'a> {
     }
 }
 
-/// Assigns ready tasks to runners with free slots, in the order of their ranks.
+/// Assigns ready tasks to runners with free slots, in the order of their ranks; members of groups that hold their place
+/// go first, as slots are kept free for them.
 pub(crate) fn assign_ready(cluster: &ClusterState, now: Now, budget: &mut Budget, decisions: &mut Vec<Decision>) {
-    let mut heads = QueueHeads::new(cluster);
-    let mut slots = FreeSlots { cluster, assigned: BTreeMap::new() };
-    let mut places = FreePlaces { cluster, taken: BTreeMap::new() };
-    let mut claims = BTreeSet::new();
-    let mut passed_over = 0;
-    while let Some((rank, queue)) = heads.heads.pop_first() {
-        let Some(entry) = cluster.tasks.get(&rank.task).filter(|entry| !entry.runtime.is_busy) else {
-            heads.advance(queue);
-            continue;
+    let mut assigner = Assigner::new(cluster, now, budget, decisions);
+    let mut is_decided = BTreeSet::new();
+    for id in assigner.slots.held.members() {
+        let Some(place) = cluster.queue.place(id) else { continue };
+        match assigner.consider(id, place.as_ref()) {
+            Next::Task => is_decided.insert(id),
+            Next::Queue => continue,
+            Next::Nothing => return,
         };
-        let pinned = heads.queues[queue].0;
-        if let Some(group) = places.full_group(&entry.record) {
-            decisions.push(Decision::Await(rank.task.clone(), places_claim(group)));
+    }
+    let mut heads = QueueHeads::new(cluster);
+    while let Some((rank, queue)) = heads.heads.pop_first() {
+        if is_decided.contains(&rank.task) {
             heads.advance(queue);
             continue;
         }
-        let decision = match slots.choose(entry, pinned, now) {
-            Choice::NoFreeSlot => continue,
-            Choice::InBackoff(until) => Decision::WakeAt(rank.task.clone(), until),
-            Choice::EligibleFull if passed_over < PASSED_OVER_MAX => {
-                passed_over += 1;
-                heads.advance(queue);
-                continue;
+        match assigner.consider(&rank.task, heads.queues[queue].0) {
+            Next::Task => heads.advance(queue),
+            Next::Queue => {}
+            Next::Nothing => return,
+        }
+    }
+}
+
+/// What to consider after a task.
+enum Next {
+    /// The next task of its queue.
+    Task,
+    /// Another queue: no task of this one can get a slot.
+    Queue,
+    /// Nothing more: the budget is spent.
+    Nothing,
+}
+
+/// Decides about one ready task after the other.
+struct Assigner<'a> {
+    cluster: &'a ClusterState,
+    now: Now,
+    budget: &'a mut Budget,
+    decisions: &'a mut Vec<Decision>,
+    slots: FreeSlots<'a>,
+    places: FreePlaces<'a>,
+    claims: BTreeSet<String>,
+    passed_over: usize,
+}
+
+impl<'a> Assigner<'a> {
+    fn new(cluster: &'a ClusterState, now: Now, budget: &'a mut Budget, decisions: &'a mut Vec<Decision>) -> Self {
+        Self {
+            cluster,
+            now,
+            budget,
+            decisions,
+            slots: FreeSlots { cluster, assigned: BTreeMap::new(), held: HeldPlaces::new(cluster) },
+            places: FreePlaces { cluster, taken: BTreeMap::new() },
+            claims: BTreeSet::new(),
+            passed_over: 0,
+        }
+    }
+
+    fn consider(&mut self, id: &TaskId, pinned: Option<&NodeId>) -> Next {
+        let cluster = self.cluster;
+        let Some(entry) = cluster.tasks.get(id).filter(|entry| !entry.runtime.is_busy) else { return Next::Task };
+        if let Some(group) = self.places.full_group(&entry.record) {
+            self.decisions.push(Decision::Await(id.clone(), places_claim(group)));
+            return Next::Task;
+        }
+        if let Some(group) = self.slots.held.keeper(&entry.record) {
+            self.decisions.push(Decision::Await(id.clone(), held_claim(group.as_str())));
+            return Next::Task;
+        }
+        if !self.slots.held.take(&entry.record, &self.slots.assigned) {
+            return Next::Task;
+        }
+        let decision = match self.slots.choose(entry, pinned, self.now) {
+            Choice::NoFreeSlot => return Next::Queue,
+            Choice::InBackoff(until) => Decision::WakeAt(id.clone(), until),
+            Choice::EligibleFull if self.passed_over < PASSED_OVER_MAX => {
+                self.passed_over += 1;
+                return Next::Task;
             }
-            Choice::EligibleFull => Decision::WakeAt(rank.task.clone(), now.boot + NO_SLOT_WAIT),
+            Choice::EligibleFull => Decision::WakeAt(id.clone(), self.now.boot + NO_SLOT_WAIT),
             Choice::NoneEligible(error) => {
-                Decision::Transition { task: rank.task.clone(), events: vec![TaskEvent::Rejected(error)] }
+                Decision::Transition { task: id.clone(), events: vec![TaskEvent::Rejected(error)] }
             }
-            Choice::Runner(to) => place(cluster, entry, to, &mut claims),
+            Choice::Runner(to) => place(cluster, entry, to, &mut self.claims),
         };
-        if !budget.spend(&decision) {
-            return;
+        if !self.budget.spend(&decision) {
+            return Next::Nothing;
         }
         if let Decision::Transition { .. } | Decision::Resolve(..) = decision {
-            slots.count(&decision);
-            places.count(&entry.record);
+            self.slots.count(&decision, &entry.record);
+            self.places.count(&entry.record);
         }
-        decisions.push(decision);
-        heads.advance(queue);
+        self.decisions.push(decision);
+        Next::Task
     }
 }
 
@@ -148,17 +207,18 @@ impl<'a> FreePlaces<'a> {
     }
 }
 
-/// Free slots of the runners, less those that this decision assigns.
+/// Free slots of the runners, less those that this decision assigns and those that are kept free for groups.
 struct FreeSlots<'a> {
     cluster: &'a ClusterState,
-    assigned: BTreeMap<&'a NodeId, u32>,
+    assigned: AssignedSlots<'a>,
+    held: HeldPlaces<'a>,
 }
 
 impl<'a> FreeSlots<'a> {
     fn choose(&self, entry: &TaskEntry, pinned: Option<&NodeId>, now: Now) -> Choice {
         let backoff = |node: &NodeId| entry.runtime.backoffs.get(node).filter(|backoff| backoff.until > now.boot);
         if let Some(node) = pinned {
-            let load = self.cluster.fleet.load(node).and_then(|load| self.with_assigned(load));
+            let load = self.cluster.fleet.load(node).and_then(|load| self.with_assigned(load, &entry.record));
             return load.map_or(Choice::NoFreeSlot, |_| self.holder(node));
         }
         let fleet = &self.cluster.fleet;
@@ -166,13 +226,16 @@ impl<'a> FreeSlots<'a> {
         if let (EligibleNodes::None, Some(error)) = (&eligible, &entry.record.error) {
             return Choice::NoneEligible(error.clone());
         }
-        let others = fleet.open().iter().filter(|load| !self.assigned.contains_key(&load.node));
-        let in_use = self.assigned.keys().filter_map(|node| fleet.load(node));
+        let is_assigned = |node: &NodeId| self.assigned.contains_key(node);
+        let others = fleet.open().iter().filter(|load| !is_assigned(&load.node) && !self.held.keeps(&load.node));
+        let in_use = self.assigned.keys().copied().chain(self.held.nodes().filter(|node| !is_assigned(node)));
+        let in_use = in_use.filter_map(|node| fleet.load(node));
         let (others, in_use) =
             (others.filter(|load| eligible.has(&load.node)), in_use.filter(|load| eligible.has(&load.node)));
         let is_available = |load: &&RunnerLoad| backoff(&load.node).is_none();
         let best = others.clone().find(is_available).cloned();
-        let best = in_use.filter(is_available).filter_map(|load| self.with_assigned(load)).chain(best).min();
+        let best =
+            in_use.filter(is_available).filter_map(|load| self.with_assigned(load, &entry.record)).chain(best).min();
         if let Some(load) = best {
             return self.holder(&load.node);
         }
@@ -184,10 +247,10 @@ impl<'a> FreeSlots<'a> {
         }
     }
 
-    fn with_assigned(&self, load: &RunnerLoad) -> Option<RunnerLoad> {
+    fn with_assigned(&self, load: &RunnerLoad, record: &TaskRecord) -> Option<RunnerLoad> {
         let runner = self.cluster.fleet.get(&load.node)?;
         let used = load.used + self.assigned.get(&load.node).copied().unwrap_or_default();
-        (used < runner.slots).then(|| RunnerLoad { used, ..load.clone() })
+        (used + self.held.kept_slots(&load.node, record) < runner.slots).then(|| RunnerLoad { used, ..load.clone() })
     }
 
     fn holder(&self, node: &NodeId) -> Choice {
@@ -196,7 +259,7 @@ impl<'a> FreeSlots<'a> {
         })
     }
 
-    fn count(&mut self, decision: &Decision) {
+    fn count(&mut self, decision: &Decision, record: &TaskRecord) {
         let node = match decision {
             Decision::Resolve(_, to) => &to.node,
             Decision::Transition { events, .. } => match &events[..] {
@@ -207,6 +270,7 @@ impl<'a> FreeSlots<'a> {
         };
         if let Some(registration) = self.cluster.fleet.get(node) {
             *self.assigned.entry(&registration.node).or_default() += 1;
+            self.held.use_slot(&registration.node, record);
         }
     }
 }
@@ -243,7 +307,7 @@ pub(crate) fn eligible_nodes<'a>(cluster: &'a ClusterState, record: &TaskRecord)
     let faults = |registration: &Registration| {
         record.faults_of(&Holder { node: registration.node.clone(), incarnation: registration.incarnation.clone() })
     };
-    let left: Vec<_> = fleet
+    let mut left: Vec<_> = fleet
         .all()
         .map(|registration| (registration, faults(registration)))
         .filter(|(_, faults)| !faults.is_lasting)
@@ -251,6 +315,7 @@ pub(crate) fn eligible_nodes<'a>(cluster: &'a ClusterState, record: &TaskRecord)
     if left.is_empty() {
         return EligibleNodes::None;
     }
+    left.retain(|(registration, _)| record.may_run_on(&registration.node));
     let accepts =
         |registration: &Registration| !registration.stopping && !fleet.drains.contains_key(&registration.node);
     let least = left.iter().filter(|(registration, _)| accepts(registration)).map(|(_, faults)| faults.passing).min();
@@ -262,4 +327,3 @@ pub(crate) fn eligible_nodes<'a>(cluster: &'a ClusterState, record: &TaskRecord)
             .collect(),
     )
 }
-    left.retain(|(registration, _)| record.may_run_on(&registration.node));

@@ -605,7 +605,7 @@ impl ObservedState {
         let is_open = |dependency: &Dependency| {
             self.predecessor(dependency).is_some_and(|predecessor| !self.is_settled(predecessor))
         };
-        if record.attempts.is_empty() && record.after.iter().any(is_open) {
+        if (record.attempts.is_empty() && record.after.iter().any(is_open)) || self.waits_for_slot(record) {
             return true;
         }
         let destination = VolumeName::destination(&record.spec);
@@ -615,6 +615,21 @@ impl ObservedState {
         };
         let mut others = self.tasks.values().map(|seen| &seen.record).filter(|other| holds(other));
         others.any(|other| destination.is_some() && VolumeName::destination(&other.spec) == destination)
+    }
+}
+
+impl ObservedState {
+    /// Tells whether every node that may run a task has as many tasks as slots, or slots may be kept free for a group.
+    fn waits_for_slot(&self, record: &TaskRecord) -> bool {
+        let holds = |group: &TaskRecord| {
+            !group.state.is_terminal() && group.spec.kind().group().is_some_and(|group| group.hold)
+        };
+        let held = |there: &Registration| self.records().filter(|other| other.node() == Some(&there.node)).count();
+        let is_full = |there: &Registration| held(there) >= there.slots as usize;
+        let is_elsewhere = |there: &Registration| {
+            record.only_node().ok().flatten().is_some_and(|only| there.node != only) || !record.may_run_on(&there.node)
+        };
+        self.records().any(holds) || self.runners.values().all(|there| is_elsewhere(there) || is_full(there))
     }
 }
 

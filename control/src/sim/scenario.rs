@@ -212,6 +212,7 @@ impl Scenario {
                 members: u32::try_from(count).expect("few members"),
                 parallel: rng.bool().then(|| rng.u32(1..=3)),
                 on_failure: if rng.bool() { OnFailure::Stop } else { OnFailure::Continue },
+                hold: rng.u8(..3) == 0,
                 unknown: UnknownFields::default(),
             });
             let id = format!("g{number}");

@@ -549,7 +549,11 @@ impl World {
                 return self.result.fail(stuck);
             }
         }
-        self.result.fail("tasks have not ended for long after all faults were repaired");
+        let live =
+            self.invariants.tasks().into_iter().map(|seen| seen.record).filter(|record| !record.state.is_terminal());
+        let live: Vec<String> = live.map(|record| format!("{} {}", record.id, record.state.as_str())).collect();
+        let names = live.join(", ");
+        self.result.fail(format_args!("tasks have not ended for long after all faults were repaired: {names}"));
     }
 
     /// Resumes paused tasks as clients do, and undoes drains as operators do.

@@ -52,7 +52,7 @@ fn noop(id: String) -> SubmitRequest {
 
 async fn submit(address: &str) {
     let members = u32::try_from(MEMBERS).expect("counts are small");
-    let work = GroupWork { digest: "0".repeat(64), members, parallel: None, continues: false };
+    let work = GroupWork { digest: "0".repeat(64), members, parallel: None, continues: false, hold: false };
     let spec = Some(Spec { work: Some(Work::Group(work)) });
     let mut center = client(address);
     let group = SubmitRequest { id: "g".to_owned(), spec, ..SubmitRequest::default() };

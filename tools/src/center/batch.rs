@@ -49,7 +49,7 @@ impl GroupSubmission {
         for (member, clean_up) in batch.members.iter().zip(clean_up) {
             requests.push(request(raw, &id, &batch, member, clean_up)?);
         }
-        let Batch { digest, parallel, on_failure, members } = &batch;
+        let Batch { digest, parallel, on_failure, hold, members } = &batch;
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let work = wire::GroupWork {
             digest: digest.clone(),
@@ -58,6 +58,7 @@ impl GroupSubmission {
             continues: *on_failure == OnFailure::Continue,
         };
         let group = wire::SubmitRequest {
+            hold: *hold,
             id: id.to_string(),
             priority: raw.priority,
             max_attempts: raw.max_attempts.unwrap_or_default(),

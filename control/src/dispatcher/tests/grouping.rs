@@ -20,6 +20,7 @@ fn group(members: u32, parallel: Option<u32>, on_failure: OnFailure) -> TaskSpec
         members,
         parallel,
         on_failure,
+        hold: false,
         unknown: UnknownFields::default(),
     })
 }

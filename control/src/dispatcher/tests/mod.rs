@@ -5,6 +5,7 @@ mod clients;
 mod depending;
 mod golden;
 mod grouping;
+mod holding;
 mod losses;
 mod support;
 mod timing;

@@ -1,7 +1,7 @@
 //! Describes a group: the members of a batch file, as one task. No runner carries it out.
 
 use super::{Kind, Summary};
-use crate::batch::{MEMBERS_MAX, OnFailure};
+use crate::batch::{HOLD_MEMBERS_MAX, MEMBERS_MAX, OnFailure};
 use crate::execution::{Execution, ExecutionHandle, Executor, Refused};
 use crate::model::{NodeId, TaskId, UnknownFields};
 use crate::wire;
@@ -24,6 +24,9 @@ pub struct GroupTask {
     pub parallel: Option<u32>,
     /// What happens to the other members when one has failed.
     pub on_failure: OnFailure,
+    /// Whether the first member starts only when all that the copies need is free, and that is kept free for them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hold: bool,
     /// Fields of later versions.
     #[serde(flatten)]
     pub unknown: UnknownFields,
@@ -33,6 +36,12 @@ impl Kind for GroupTask {
     fn validate(&self) -> Result<()> {
         if self.members == 0 || self.members as usize > MEMBERS_MAX {
             return Err(Error::bad_request(format!("{} members: a group has 1 to {MEMBERS_MAX}", self.members)));
+        }
+        if self.hold && self.members as usize > HOLD_MEMBERS_MAX {
+            return Err(Error::bad_request(format!(
+                "{} members: a group that holds its place has at most {HOLD_MEMBERS_MAX}",
+                self.members
+            )));
         }
         if self.parallel == Some(0) {
             return Err(Error::bad_request("no member could run: parallel is at least 1"));
@@ -77,16 +86,16 @@ impl Kind for GroupTask {
     }
 
     fn to_wire(&self) -> wire::spec::Work {
-        let Self { digest, members, parallel, on_failure, unknown: _ } = self.clone();
+        let Self { digest, members, parallel, on_failure, hold, unknown: _ } = self.clone();
         let continues = on_failure == OnFailure::Continue;
-        wire::spec::Work::Group(wire::GroupWork { digest, members, parallel, continues })
+        wire::spec::Work::Group(wire::GroupWork { digest, members, parallel, continues, hold })
     }
 }
 
 impl From<wire::GroupWork> for GroupTask {
-    fn from(wire::GroupWork { digest, members, parallel, continues }: wire::GroupWork) -> Self {
+    fn from(wire::GroupWork { digest, members, parallel, continues, hold }: wire::GroupWork) -> Self {
         let on_failure = if continues { OnFailure::Continue } else { OnFailure::Stop };
-        Self { digest, members, parallel, on_failure, unknown: UnknownFields::default() }
+        Self { digest, members, parallel, on_failure, hold, unknown: UnknownFields::default() }
     }
 }
 
@@ -101,6 +110,7 @@ mod tests {
             members,
             parallel: Some(4),
             on_failure: OnFailure::Continue,
+            hold: false,
             unknown: UnknownFields::default(),
         }
     }
@@ -119,6 +129,7 @@ mod tests {
             group(0),
             group(10_001),
             GroupTask { parallel: Some(0), ..group(1) },
+            GroupTask { hold: true, ..group(257) },
             GroupTask { digest: "ab".repeat(31), ..group(1) },
             GroupTask { digest: "xy".repeat(32), ..group(1) },
         ] {
