@@ -5,7 +5,7 @@
 //! | `wire` | what `proto/blockhaul.proto` describes |
 //! | `error` | failures on their way over the wire |
 //! | `validate` | a client's request, checked |
-//! | `convert`, `task_view` | records as messages, tasks as clients see them |
+//! | `convert`, `task_view`, `digest` | records as messages, tasks as clients see them, digests of requests |
 //! | `local_roles` | handles of this node's dispatcher and runner, which the services call |
 //! | `center`, `nodes` | the services |
 //! | `addressee` | the process that a call between nodes is for |
@@ -24,6 +24,7 @@ mod center;
 mod certificates;
 pub mod channels;
 pub mod client;
+pub mod digest;
 mod connect_failure;
 mod convert;
 pub mod error;

@@ -128,6 +128,12 @@ pub(crate) struct RawCopyTask {
     /// Identify the destination by this name, if one volume has several addresses
     #[arg(long, value_name = "NAME")]
     pub(crate) dest_id: Option<String>,
+    /// Run this hook on the copy's node before the copy, once all that the copy needs is free; makes the task a group
+    #[arg(long, value_name = "HOOK")]
+    pub(crate) before: Option<String>,
+    /// Run this hook on the copy's node after the copy has ended, in whatever way; makes the task a group
+    #[arg(long, value_name = "HOOK")]
+    pub(crate) finally: Option<String>,
     #[command(flatten)]
     pub(crate) center: RawCenter,
 }

@@ -5,14 +5,16 @@
 //! started before.
 
 use super::args::RawBatchTask;
-use super::submit::wire_times;
+use super::submit::{CopyHooks, wire_times};
 use crate::batch::read_batch_file;
 use blockhaul_control::batch::{self, Batch, HookRun, Member, OnFailure, Place, Work};
-use blockhaul_control::model::{TaskId, TaskVolume};
+use blockhaul_control::model::{TaskId, TaskSpec, TaskVolume};
 use blockhaul_control::rpc::client::CenterClient;
+use blockhaul_control::rpc::digest::digest;
 use blockhaul_control::rpc::error::RpcError;
 use blockhaul_control::rpc::wire;
 use blockhaul_engine::error::{Error, Result};
+use blockhaul_engine::flow::graph::Condition;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::path::Path;
@@ -56,9 +58,9 @@ impl GroupSubmission {
             members: count(members.len()),
             parallel: parallel.map(count),
             continues: *on_failure == OnFailure::Continue,
+            hold: *hold,
         };
         let group = wire::SubmitRequest {
-            hold: *hold,
             id: id.to_string(),
             priority: raw.priority,
             max_attempts: raw.max_attempts.unwrap_or_default(),
@@ -67,6 +69,51 @@ impl GroupSubmission {
             ..wire::SubmitRequest::default()
         };
         Ok(Self::new(group, requests))
+    }
+
+    /// Creates the submission of a copy between two hooks, as a group that has the id of the request: one hook before the
+    /// copy, for which the place of the copy is held, and one after its end, whatever that is. They run on the copy's node.
+    ///
+    /// # Errors
+    /// An id of a member that would be too long.
+    pub(super) fn of_copy(copy: wire::SubmitRequest, hooks: CopyHooks) -> Result<Self> {
+        let CopyHooks { before, finally } = hooks;
+        let group = TaskId::new(copy.id.as_str())?;
+        let node = TaskSpec::try_from(copy.spec.clone()).and_then(|spec| spec.node()).ok().flatten();
+        let hold = before.is_some();
+        let member = |name: &str, spec: Option<wire::Spec>, on: Option<(&str, Condition)>| {
+            let after = on.map(|(name, condition)| {
+                let condition = condition.as_str().to_owned();
+                Ok::<_, Error>(vec![wire::Dependency { task: member_id(&group, name)?.to_string(), condition }])
+            });
+            let clean_up = on.is_some_and(|(_, condition)| condition == Condition::End);
+            Ok::<_, Error>(wire::SubmitRequest {
+                id: member_id(&group, name)?.to_string(),
+                spec,
+                after: after.unwrap_or_else(|| Ok(copy.after.clone()))?,
+                group: Some(wire::Membership { group: group.to_string(), clean_up }),
+                times: None,
+                ..copy.clone()
+            })
+        };
+        let run = |hook: String| {
+            let work = wire::RunWork { hook, node: node.clone().map(String::from), ..wire::RunWork::default() };
+            Some(wire::Spec { work: Some(wire::spec::Work::Run(work)) })
+        };
+        let after_before = before.as_ref().map(|_| ("before", Condition::Success));
+        let mut members = Vec::new();
+        if let Some(before) = before {
+            members.push(member("before", run(before), None)?);
+        }
+        members.push(member("copy", copy.spec.clone(), after_before)?);
+        if let Some(finally) = finally {
+            members.push(member("finally", run(finally), Some(("copy", Condition::End)))?);
+        }
+        let count = u32::try_from(members.len()).unwrap_or(u32::MAX);
+        let digest = digest(&members);
+        let work = wire::GroupWork { digest, members: count, parallel: None, continues: false, hold };
+        let spec = Some(wire::Spec { work: Some(wire::spec::Work::Group(work)) });
+        Ok(Self::new(wire::SubmitRequest { spec, after: Vec::new(), ..copy }, members))
     }
 
     /// Creates the submission of a group and of its members.
@@ -254,6 +301,42 @@ mod tests {
         let given = (run.hook.as_str(), run.node.as_deref(), run.input.as_str(), run.timeout_ms);
         assert_eq!(given, ("freeze-vm", Some("n1"), "x", Some(9000)));
         assert_eq!(run.arguments, ["VM=v 42"]);
+    }
+
+    #[test]
+    fn a_copy_between_hooks_is_a_group_of_three_on_its_node() {
+        let hooks = |before: Option<&str>, finally: Option<&str>| CopyHooks {
+            before: before.map(str::to_owned),
+            finally: finally.map(str::to_owned),
+        };
+        let work = wire::CopyWork {
+            source: String::from("file://n1/a"),
+            destination: String::from("nbd://h/b"),
+            source_stable: true,
+            ..wire::CopyWork::default()
+        };
+        let copy = wire::SubmitRequest {
+            id: String::from("c"),
+            spec: Some(wire::Spec { work: Some(wire::spec::Work::Copy(work)) }),
+            after: vec![wire::Dependency { task: String::from("t"), condition: String::new() }],
+            ..wire::SubmitRequest::default()
+        };
+        let GroupSubmission { group, levels } =
+            GroupSubmission::of_copy(copy.clone(), hooks(Some("freeze"), Some("thaw"))).unwrap();
+        let Some(wire::spec::Work::Group(work)) = group.spec.unwrap().work else { panic!("it is a group") };
+        assert_eq!((group.id.as_str(), work.members, work.hold, group.after.len()), ("c", 3, true, 0));
+        let members: Vec<&wire::SubmitRequest> = levels.iter().flatten().collect();
+        let on = |member: &wire::SubmitRequest| format!("{} {}", member.id, member.after[0].task);
+        assert_eq!(
+            members.iter().map(|member| on(member)).collect::<Vec<_>>(),
+            ["c.before t", "c.copy c.before", "c.finally c.copy"]
+        );
+        let Some(wire::spec::Work::Run(thaw)) = members[2].spec.clone().unwrap().work else { panic!("it is a hook") };
+        assert_eq!((thaw.hook.as_str(), thaw.node.as_deref()), ("thaw", Some("n1")));
+        assert!(members[2].group.as_ref().unwrap().clean_up && !members[1].group.as_ref().unwrap().clean_up);
+        let GroupSubmission { group, levels } = GroupSubmission::of_copy(copy, hooks(None, Some("thaw"))).unwrap();
+        let Some(wire::spec::Work::Group(work)) = group.spec.unwrap().work else { panic!("it is a group") };
+        assert_eq!((work.members, work.hold, levels[0][0].after[0].task.as_str()), (2, false, "t"));
     }
 
     #[test]

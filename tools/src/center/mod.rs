@@ -145,9 +145,13 @@ pub(crate) fn submit(RawSubmit { work }: RawSubmit) -> Result<Exit> {
         RawWork::Run(raw) => SingleTask::Run(raw),
         RawWork::Noop(raw) => SingleTask::Noop(raw),
     };
-    let submit::Submission { request, center, wait } = submit::resolve(work)?;
+    let submit::Submission { request, hooks, center, wait } = submit::resolve(work)?;
+    let group = if hooks.is_empty() { None } else { Some(GroupSubmission::of_copy(request.clone(), hooks)?) };
     let mut session = CenterSession::open(center)?;
-    let task = call!(session, submit, request)?;
+    let task = match group {
+        Some(group) => session.send(group)?,
+        None => call!(session, submit, request)?,
+    };
     session.submitted(task, wait)
 }
 

@@ -19,8 +19,22 @@ const INPUT_BYTES_MAX: u64 = 4 << 10;
 #[derive(Debug)]
 pub(super) struct Submission {
     pub(super) request: wire::SubmitRequest,
+    pub(super) hooks: CopyHooks,
     pub(super) center: RawCenter,
     pub(super) wait: bool,
+}
+
+/// Hooks that run before and after a copy.
+#[derive(Debug, Default)]
+pub(super) struct CopyHooks {
+    pub(super) before: Option<String>,
+    pub(super) finally: Option<String>,
+}
+
+impl CopyHooks {
+    pub(super) fn is_empty(&self) -> bool {
+        self.before.is_none() && self.finally.is_none()
+    }
 }
 
 /// Flags of a task that is no group.
@@ -37,8 +51,13 @@ pub(super) enum SingleTask {
 /// # Errors
 /// `EBadRequest` for a volume name or an input that is not UTF-8, and what reading a file says; nothing is sent.
 pub(super) fn resolve(work: SingleTask) -> Result<Submission> {
+    let mut hooks = CopyHooks::default();
     let (work, task, center) = match work {
-        SingleTask::Copy(raw) => copy(*raw)?,
+        SingleTask::Copy(raw) => {
+            let RawCopyTask { before, finally, .. } = &*raw;
+            hooks = CopyHooks { before: before.clone(), finally: finally.clone() };
+            copy(*raw)?
+        }
         SingleTask::Verify(raw) => verify(raw)?,
         SingleTask::Run(raw) => run(*raw)?,
         SingleTask::Noop(RawNoopTask { duration, task, center }) => {
@@ -61,7 +80,12 @@ pub(super) fn resolve(work: SingleTask) -> Result<Submission> {
         times: Some(wire_times(&times)),
         retry_of: String::new(),
     };
-    Ok(Submission { request, center, wait })
+    Ok(Submission { request, hooks, center, wait })
+}
+
+/// Returns a duration in milliseconds.
+pub(super) fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Returns the times of a request.
@@ -95,6 +119,8 @@ fn copy(raw: RawCopyTask) -> Result<(wire::spec::Work, RawTask, RawCenter)> {
         fence,
         source_stable,
         dest_id,
+        before: _,
+        finally: _,
         center,
     } = raw;
     let work = wire::CopyWork {

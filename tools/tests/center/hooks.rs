@@ -1,6 +1,6 @@
 //! Tests hooks: programs of a node's administrator that run as tasks, while their `taskd` stops and dies.
 
-use crate::support::{NEEDS, Node, SHORT_SESSION, SafeDir, Task, TestCluster, TestDirs, need, text};
+use crate::support::{ExportPair, MIB, NEEDS, Node, SHORT_SESSION, SafeDir, Task, TestCluster, TestDirs, need, text};
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -187,6 +187,20 @@ fn the_hook_of_a_node_that_is_cut_off_is_killed_before_another_node_runs_it() {
     assert_ne!(cluster.index(task.node()), first, "{task:?}");
     assert!(!hook.out().contains("overlap") && hook.out().contains("run 2 on"), "{}", hook.out());
     cluster.reconnect(first);
+}
+
+#[test]
+fn a_copy_between_two_hooks_is_one_task() {
+    let name = "a_copy_between_two_hooks_is_one_task";
+    need!(name, &NEEDS);
+    let hook = need!(name, Hook::new(r#"echo "$BLOCKHAUL_TASK of $BLOCKHAUL_GROUP" >> "$out""#));
+    let cluster = hook.cluster(2);
+    let pair = ExportPair::new(&cluster, "pair", 4 * MIB);
+    pair.submit(&cluster, "c", &["--before", "h", "--finally", "h"]);
+    let group = cluster.wait_for_success("c");
+    assert_eq!((group.0["kind"].as_str(), &group.0["members"]["SUCCEEDED"]), (Some("group"), &3.into()), "{group:?}");
+    assert_eq!(hook.out(), "c.before of c\nc.finally of c\n");
+    pair.assert_copied();
 }
 
 #[test]
