@@ -129,7 +129,9 @@ fn decide_before_deadline(cluster: &ClusterState, entry: &TaskEntry, limits: &De
         return demanded;
     }
     let (decision, again) = match record.state {
-        TaskState::Pending | TaskState::Paused if !record.after.is_empty() => waiting(cluster, entry, now),
+        TaskState::Pending | TaskState::Paused if !record.after.is_empty() || record.retry_of.is_some() => {
+            waiting(cluster, entry, now)
+        }
         TaskState::Pending => (pending(cluster, entry, now), None),
         TaskState::Assigned => assigned(cluster, entry, limits, now),
         TaskState::Running | TaskState::Verifying => running(cluster, entry, now),

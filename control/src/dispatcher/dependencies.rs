@@ -52,6 +52,9 @@ pub(crate) fn dependency_status(cluster: &ClusterState, record: &TaskRecord) -> 
             }
         }
     }
+    if unsettled_first_try(cluster, record).is_some() {
+        (is_waiting, may_settle) = (true, true);
+    }
     if is_waiting { DependencyStatus::Waiting { may_settle } } else { DependencyStatus::Met }
 }
 
@@ -76,6 +79,12 @@ fn predecessor<'a>(cluster: &'a ClusterState, dependency: &Dependency) -> Option
     (entry.record.created_ms == dependency.created_ms).then(|| &*entry.record)
 }
 
+/// Returns the task that this one tries again, as long as an attempt of it may still write.
+fn unsettled_first_try<'a>(cluster: &'a ClusterState, record: &TaskRecord) -> Option<&'a TaskRecord> {
+    let first = &cluster.tasks.get(record.retry_of.as_ref()?)?.record;
+    (first.state.is_terminal() && !is_settled(first)).then_some(&**first)
+}
+
 /// Tells whether a task has ended and no write of it can land any more: it has no claims left, and each attempt has
 /// drained.
 pub(crate) fn is_settled(record: &TaskRecord) -> bool {
@@ -98,25 +107,29 @@ pub(crate) fn waiting_reason(cluster: &ClusterState, record: &TaskRecord) -> Opt
     let described = |dependency: &&Dependency| {
         let task = &dependency.task;
         match predecessor(cluster, dependency) {
-            Some(predecessor) if predecessor.state.is_terminal() => {
-                let attempt = predecessor.attempts.iter().find(|attempt| !attempt.quiet);
-                let node = attempt.map_or_else(String::new, |attempt| format!(" on {}", attempt.runner.node));
-                let help = match (predecessor.spec.kind().fence(), attempt) {
-                    (FenceMethod::Lease, _) | (_, None) => String::new(),
-                    (_, Some(Attempt { runner, .. })) => {
-                        format!(" (if the node is off: 'blockhaul fence {} --confirm')", runner.node)
-                    }
-                };
-                format!("task {task}, an attempt of which{node} may still write{help}")
-            }
+            Some(predecessor) if predecessor.state.is_terminal() => unsettled(predecessor),
             Some(predecessor) => format!("task {task}, which is {}", predecessor.state.as_str()),
             None => format!("task {task}, whose record cannot be decoded"),
         }
     };
-    let named: Vec<String> = open.iter().take(NAMED_MAX).map(described).collect();
+    let mut named: Vec<String> = open.iter().take(NAMED_MAX).map(described).collect();
+    named.extend(unsettled_first_try(cluster, record).map(unsettled));
     let more = open.len().saturating_sub(NAMED_MAX);
     let more = if more == 0 { String::new() } else { format!(", and {more} more") };
     (!named.is_empty()).then(|| format!("waiting for {}{more}", named.join("; ")))
+}
+
+/// Describes an ended task that is not settled.
+fn unsettled(record: &TaskRecord) -> String {
+    let attempt = record.attempts.iter().find(|attempt| !attempt.quiet);
+    let node = attempt.map_or_else(String::new, |attempt| format!(" on {}", attempt.runner.node));
+    let help = match (record.spec.kind().fence(), attempt) {
+        (FenceMethod::Lease, _) | (_, None) => String::new(),
+        (_, Some(Attempt { runner, .. })) => {
+            format!(" (if the node is off: 'blockhaul fence {} --confirm')", runner.node)
+        }
+    };
+    format!("task {}, an attempt of which{node} may still write{help}", record.id)
 }
 
 fn verb(outcome: Outcome) -> &'static str {

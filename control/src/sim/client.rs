@@ -6,7 +6,7 @@ use super::net::{CLIENT, Net, ProcessEndpoint};
 use super::run_result::RunResult;
 use super::scenario::ClientAction;
 use crate::dispatcher::DispatcherHandle;
-use crate::model::{DesiredState, DrainMode, NodeId, Submission, TaskChanges, TaskCommand, TaskId};
+use crate::model::{DesiredState, DrainMode, NodeId, Submission, TaskChanges, TaskCommand, TaskId, TaskState};
 use blockhaul_engine::error::{Code, Result};
 use std::future::Future;
 use std::time::Duration;
@@ -74,11 +74,37 @@ impl Client {
                 self.result.expect(is_there, || format!("{id} was accepted and is not in the store"));
             }
             // The submission of a predecessor may have been lost, or the predecessor has ended and is purged.
-            Some(Err(error)) if (error.code == Code::NotFound || error.retryable) && !submission.after.is_empty() => {
+            Some(Err(error))
+                if (error.code == Code::NotFound || error.retryable)
+                    && (!submission.after.is_empty() || submission.retry_of.is_some()) =>
+            {
+                self.result.note(format_args!("{id}: {error}"));
+            }
+            Some(Err(error)) if submission.retry_of.is_some() && self.invariants.era() != era => {
                 self.result.note(format_args!("{id}: {error}"));
             }
             Some(Err(error)) => self.result.fail(format_args!("{id} was refused: {error}")),
             None => self.result.note(format_args!("{id}: no leader has accepted it")),
+        }
+    }
+
+    /// Tries a task again that has ended without success.
+    pub(super) async fn retry(self, id: TaskId) {
+        let found = self
+            .ask(|leader| {
+                let id = id.clone();
+                async move { leader.get(&id).await }
+            })
+            .await;
+        match found {
+            Some(Ok(first)) if first.state.is_terminal() && first.state != TaskState::Succeeded => {
+                let next = id.next_try().expect("its name is short");
+                let again = Submission::new(next, first.priority, first.max_attempts, first.spec.clone());
+                self.submit(Submission { retry_of: Some(id), ..again }).await;
+            }
+            other => {
+                self.result.note(format_args!("{id} is not tried again: {:?}", other.map(|it| it.map(|it| it.state))))
+            }
         }
     }
 

@@ -334,6 +334,7 @@ impl InvariantChecker {
         }
         if !before.state.is_terminal() && !self.has_lost_history() {
             self.check_dependencies(observed, before, after);
+            self.check_retry_start(observed, before, after);
             self.check_member_start(observed, before, after);
             self.check_group(observed, before, after);
         }

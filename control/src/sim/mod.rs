@@ -27,6 +27,7 @@ mod volume_name;
 mod defect;
 pub(crate) mod process;
 mod scenario;
+mod retry_invariants;
 mod run_result;
 mod executor;
 mod world;

@@ -50,6 +50,10 @@ pub(super) enum Event {
         id: String,
         action: ClientAction,
     },
+    /// Tries a task again, if it has ended without success.
+    Retry {
+        id: String,
+    },
     Fault(Fault),
 }
 
@@ -119,6 +123,7 @@ impl Scenario {
         this.add_dependencies(&mut fastrand::Rng::with_seed(seed ^ 0xdead_beef));
         this.add_groups(&mut fastrand::Rng::with_seed(seed ^ 0x6709));
         this.add_hooks(&mut fastrand::Rng::with_seed(seed ^ 0x0b00_c0de));
+        this.add_retries(&mut fastrand::Rng::with_seed(seed ^ 0x4e74));
         this.events.sort_by_key(|(at, _)| *at);
         this
     }
@@ -162,6 +167,17 @@ impl Scenario {
                 6 if is_copy => self.events.push((later(rng), Event::ClientAction { id, action: ClientAction::Limit })),
                 7 if is_copy => self.events.push((later(rng), Event::ClientAction { id, action: ClientAction::Move })),
                 _ => {}
+            }
+        }
+    }
+
+    /// Has clients try tasks again.
+    fn add_retries(&mut self, rng: &mut fastrand::Rng) {
+        let submitted: Vec<(Duration, String)> = self.events.iter().filter_map(submitted).collect();
+        for (at, id) in submitted {
+            if rng.u8(..3) == 0 {
+                let later = at + Duration::from_millis(rng.u64(1_000..=60_000));
+                self.events.push((later, Event::Retry { id }));
             }
         }
     }
@@ -356,7 +372,7 @@ impl Scenario {
 fn submitted((at, event): &(Duration, Event)) -> Option<(Duration, String)> {
     match event {
         Event::Submit { id, .. } => Some((*at, id.clone())),
-        Event::SubmitGroup { .. } | Event::ClientAction { .. } | Event::Fault(_) => None,
+        Event::SubmitGroup { .. } | Event::ClientAction { .. } | Event::Retry { .. } | Event::Fault(_) => None,
     }
 }
 

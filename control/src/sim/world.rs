@@ -277,6 +277,9 @@ impl World {
                 let id = TaskId::new(id).expect("a task's name");
                 tokio::spawn(self.client.clone().request(id, action));
             }
+            Event::Retry { id } => {
+                tokio::spawn(self.client.clone().retry(TaskId::new(id).expect("a task's name")));
+            }
             Event::Fault(fault) => match self.redirect(fault.clone()) {
                 Some(fault) => {
                     self.result.note(format_args!("FAULT {fault:?}"));

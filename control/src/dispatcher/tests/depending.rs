@@ -4,7 +4,7 @@ use super::support::*;
 use crate::coord::paths;
 use crate::dispatcher::Config;
 use crate::model::state_machine::{Checkpoint, TaskEvent};
-use crate::model::{CopyTask, FenceMethod, Submission, TaskCommand, TaskSpec, TaskState};
+use crate::model::{CopyTask, FenceMethod, RunTask, Submission, TaskCommand, TaskSpec, TaskState};
 use blockhaul_engine::error::Code;
 use blockhaul_engine::flow::graph::Condition::{self, End, Failure as Fails, Success};
 use std::time::Duration;
@@ -262,4 +262,25 @@ async fn what_reads_the_destination_of_an_earlier_task_waits_for_it() {
     let back = TaskEvent::GivenBack { code: Code::RunnerInterrupt, checkpoint: Checkpoint::default() };
     assert!(center.step(&runner, "second", back).await);
     center.begin(&runner, "second").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_waits_until_the_first_try_is_settled() {
+    let center = TestCenter::new(10, Config::default()).await;
+    let runner = center.runner("n1", "a", 9, Behaviour::Accepting).await;
+    let hook = || TaskSpec::Run(RunTask::example("freeze"));
+    center.leader.submit(submission("h", hook())).await.unwrap();
+    center.begin(&runner, "h").await;
+    center.runner("n2", "a", 9, Behaviour::Accepting).await;
+    center.lose(&runner).await;
+    center.leader.command(&id("h"), TaskCommand::Cancel).await.unwrap();
+    assert!(!center.until("h", TaskState::Cancelled).await.is_quiet(), "its process may still run");
+    sleep(Duration::from_millis(100)).await;
+    center.leader.submit(Submission { retry_of: Some(id("h")), ..submission("h~2", hook()) }).await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    let waiting = center.leader.get(&id("h~2")).await.unwrap();
+    let reason = "waiting for task h, an attempt of which on n1 may still write";
+    assert_eq!((waiting.state, &*waiting.reason), (TaskState::Pending, reason));
+    center.until("h~2", TaskState::Assigned).await;
+    assert!(center.stored("h").is_quiet());
 }
