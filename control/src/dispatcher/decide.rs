@@ -326,9 +326,10 @@ fn ended(cluster: &ClusterState, record: &TaskRecord, limits: &DecisionLimits, n
     if !record.claims.is_empty() || cluster.is_needed(&record.id) {
         // The node of an attempt that may still write may come back: then that attempt has drained.
         let waits_for_node = !record.is_quiet() && record.spec.kind().fence() == FenceMethod::Local;
-        return match waits_for_node {
-            true => Decision::WakeAt(record.id.clone(), now.boot + SETTLED_CHECK),
-            false => Decision::Idle(record.id.clone()),
+        return if waits_for_node {
+            Decision::WakeAt(record.id.clone(), now.boot + SETTLED_CHECK)
+        } else {
+            Decision::Idle(record.id.clone())
         };
     }
     let group = cluster.group(record).unwrap_or(record);

@@ -79,6 +79,8 @@ verbs! {
     remove(TaskName) -> Task;
     /// Changes settings of a task.
     set(SetRequest) -> Task;
+    /// Changes a copy's limit: all that a leader of an earlier version can change.
+    set_limit(SetLimitRequest) -> Task;
     /// Has a task run on another node.
     move_task(MoveRequest) -> Task;
     /// Returns one page of nodes.

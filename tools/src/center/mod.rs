@@ -250,7 +250,13 @@ fn remove_older(session: &mut CenterSession, age: Duration) -> Result<Exit> {
 }
 
 pub(crate) fn set(RawSet { id, changes, center }: RawSet) -> Result<Exit> {
+    let mut session = CenterSession::open(center)?;
     let RawChanges { limit, priority, max_attempts, start_at, deadline } = changes;
+    if let (Some(Setting(limit)), None, None, None, None) = (limit, priority, max_attempts, start_at, deadline) {
+        // A leader of an earlier version knows only this.
+        let task = call!(session, set_limit, wire::SetLimitRequest { id, limit })?;
+        return Ok(session.show(task));
+    }
     let request = wire::SetRequest {
         id,
         limit: limit.map(|Setting(value)| wire::Setting { value }),
@@ -259,7 +265,6 @@ pub(crate) fn set(RawSet { id, changes, center }: RawSet) -> Result<Exit> {
         start_at_ms: start_at.map(|Setting(time)| wire::Setting { value: time.map(|Timestamp(unix_ms)| unix_ms) }),
         deadline_ms: deadline.map(|Setting(after)| wire::Setting { value: after.map(submit::milliseconds) }),
     };
-    let mut session = CenterSession::open(center)?;
     let task = call!(session, set, request)?;
     Ok(session.show(task))
 }
