@@ -4,7 +4,7 @@
 //! Nothing is remembered: what a group holds follows from its record and from those of its members, so that a new leader
 //! keeps the same free. Destinations are compared by their names.
 //!
-//! What a group needs, at most as many slots as its batch lets run at once, and never more than a node has:
+//! A group needs the following, but at most as many slots as its batch lets run at once, and as a node has:
 //! - for each copy that has not ended and that no runner has: its destination, and a slot of its node, or of any, unless it
 //!   waits for another task, which may need that slot;
 //! - one slot of each node where only other members are left, such as a hook that thaws what was frozen.

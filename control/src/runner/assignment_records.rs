@@ -4,8 +4,8 @@
 //! A write is one multi: the registration exists, the claims are as they were granted, the record has its version. An
 //! unknown outcome is resolved by reading: the record names the write that made it.
 //!
-//! What was read counts only on the connection on which it was read. Behind a new one may be a service whose history was
-//! lost, where the same version is that of another record.
+//! Records are read again on every new connection: behind it may be a service that has lost its history, where the same
+//! version is that of another record.
 
 use super::context::RunnerContext;
 use super::write_lease::ActiveRegistration;
