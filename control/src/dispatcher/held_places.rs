@@ -25,6 +25,8 @@ pub(crate) struct HeldPlaces<'a> {
     slots: BTreeMap<NodeId, BTreeMap<&'a TaskId, u32>>,
     /// Group that each destination is kept for, by the destination's name.
     destinations: BTreeMap<String, &'a TaskId>,
+    /// Destinations of the tasks that are assigned by the present decision, and the groups of these tasks.
+    assigned_writers: BTreeMap<String, (&'a TaskId, Option<&'a TaskId>)>,
     /// Groups whose members may start.
     taken: BTreeSet<&'a TaskId>,
     /// Groups that lack something.
@@ -67,8 +69,14 @@ enum Lack {
 impl<'a> HeldPlaces<'a> {
     /// Returns what is kept free for the groups whose first member has started.
     pub(crate) fn new(cluster: &'a ClusterState) -> Self {
-        let (slots, destinations) = (BTreeMap::new(), BTreeMap::new());
-        let mut this = Self { cluster, slots, destinations, taken: BTreeSet::new(), lacking: BTreeSet::new() };
+        let mut this = Self {
+            cluster,
+            slots: BTreeMap::new(),
+            destinations: BTreeMap::new(),
+            assigned_writers: BTreeMap::new(),
+            taken: BTreeSet::new(),
+            lacking: BTreeSet::new(),
+        };
         let has_started = |member: &TaskRecord| !member.is_unstarted() || cluster.is_being_assigned(&member.id);
         for group in cluster.groups.holding().filter(|group| cluster.members(group).any(has_started)) {
             let place = this.place(group, &AssignedSlots::new());
@@ -103,15 +111,23 @@ impl<'a> HeldPlaces<'a> {
         kept.filter(|(holder, _)| Some(**holder) != group).map(|(_, slots)| slots).sum()
     }
 
-    /// Returns the other group for which a task's destination is kept free.
+    /// Returns the other group for which a task's destination is kept free. A task that has claimed its destination already
+    /// comes first: the group waits for it.
     pub(crate) fn keeper(&self, record: &TaskRecord) -> Option<&'a TaskId> {
+        if !record.claims.is_empty() {
+            return None;
+        }
         let group = record.group.as_ref().map(|member| &member.group);
         let keeper = *self.destinations.get(&destination_key(record)?)?;
         (Some(keeper) != group).then_some(keeper)
     }
 
-    /// Notes that a task gets a slot of a node: if one was kept free for it, that is no longer so.
-    pub(crate) fn use_slot(&mut self, node: &NodeId, record: &TaskRecord) {
+    /// Notes that a task gets its destination and a slot of a node: if one was kept free for it, that is no longer so.
+    pub(crate) fn use_slot(&mut self, node: &NodeId, record: &'a TaskRecord) {
+        if let Some(volume) = destination_key(record) {
+            let group = record.group.as_ref().map(|member| &member.group);
+            self.assigned_writers.insert(volume, (&record.id, group));
+        }
         let Some(member) = &record.group else { return };
         if let Some(slots) = self.slots.get_mut(node).and_then(|kept| kept.get_mut(&member.group)) {
             *slots = slots.saturating_sub(1);
@@ -167,7 +183,9 @@ impl<'a> HeldPlaces<'a> {
             if let Some(task) = self.destinations.get(&volume).copied().filter(|keeper| *keeper != group) {
                 place.lacks(Lack::Destination { volume: volume.clone(), task: task.clone() });
             }
-            if let Some(task) = cluster.claiming_writer(&volume, group) {
+            let assigned_writer = self.assigned_writers.get(&volume).filter(|(_, of)| *of != Some(group));
+            let writer = cluster.claiming_writer(&volume, group).or(assigned_writer.map(|(task, _)| *task));
+            if let Some(task) = writer {
                 place.lacks(Lack::Destination { volume: volume.clone(), task: task.clone() });
             }
             if let Some(task) = blocked_by(copy).and_then(|claim| cluster.claimed.get(claim)) {
@@ -238,9 +256,14 @@ impl<'a> HeldPlaces<'a> {
 /// Explains what the group of a task, or a group itself, lacks before its first member may start; `None`: nothing.
 pub(crate) fn lack_reason(cluster: &ClusterState, record: &TaskRecord) -> Option<String> {
     let group = if record.is_group() { Some(record) } else { cluster.group(record) }?;
+    if !cluster.groups.is_holding(&group.id) {
+        return None;
+    }
     let places = HeldPlaces::new(cluster);
-    let is_waiting = cluster.groups.is_holding(&group.id) && !places.taken.contains(&group.id);
-    let lack = is_waiting.then(|| places.place(&group.id, &AssignedSlots::new()).lack).flatten()?;
+    if places.taken.contains(&group.id) {
+        return None;
+    }
+    let lack = places.place(&group.id, &AssignedSlots::new()).lack?;
     Some(format!("waiting until all that {} needs is free: {lack}", group.id))
 }
 

@@ -259,7 +259,7 @@ impl<'a> FreeSlots<'a> {
         })
     }
 
-    fn count(&mut self, decision: &Decision, record: &TaskRecord) {
+    fn count(&mut self, decision: &Decision, record: &'a TaskRecord) {
         let node = match decision {
             Decision::Resolve(_, to) => &to.node,
             Decision::Transition { events, .. } => match &events[..] {

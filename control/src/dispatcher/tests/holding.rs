@@ -138,3 +138,20 @@ async fn a_group_needs_no_more_slots_than_there_are() {
     center.leader.command(&id("g"), TaskCommand::Seal).await.unwrap();
     center.begin(&first, "g.a").await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_that_the_same_decision_gives_to_another_task_is_not_free() {
+    let center = TestCenter::new(75, Config::default()).await;
+    center.leader.submit(submission("writer", copy_on("n1", "b"))).await.unwrap();
+    center.leader.submit(submission("g", holding(2))).await.unwrap();
+    center.leader.submit(member("g", "freeze", on("n1"), &[])).await.unwrap();
+    center.leader.submit(member("g", "b", copy_on("n1", "b"), &[("freeze", Success)])).await.unwrap();
+    center.leader.command(&id("g"), TaskCommand::Seal).await.unwrap();
+    let first = center.runner("n1", "a", 4, Behaviour::Accepting).await;
+    center.begin(&first, "writer").await;
+    sleep(Duration::from_secs(5)).await;
+    let lack = "waiting until all that g needs is free: task writer writes nbd://h/b";
+    assert_eq!(reason(&center, "g.freeze").await, lack);
+    assert!(center.step(&first, "writer", done()).await);
+    center.begin(&first, "g.freeze").await;
+}
