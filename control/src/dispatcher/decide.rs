@@ -323,9 +323,9 @@ fn lost(cluster: &ClusterState, entry: &TaskEntry, limits: &DecisionLimits, now:
 /// Decides about an ended task: purges it once its retention has passed by every clock, and no other task needs it. A
 /// member is kept as long as its group, which is purged last.
 fn ended(cluster: &ClusterState, record: &TaskRecord, limits: &DecisionLimits, now: Now) -> Decision {
+    // The node of an attempt that may still write may come back: then that attempt has drained.
+    let waits_for_node = !record.is_quiet() && record.spec.kind().fence() == FenceMethod::Local;
     if !record.claims.is_empty() || cluster.is_needed(&record.id) {
-        // The node of an attempt that may still write may come back: then that attempt has drained.
-        let waits_for_node = !record.is_quiet() && record.spec.kind().fence() == FenceMethod::Local;
         return if waits_for_node {
             Decision::WakeAt(record.id.clone(), now.boot + SETTLED_CHECK)
         } else {
@@ -344,6 +344,7 @@ fn ended(cluster: &ClusterState, record: &TaskRecord, limits: &DecisionLimits, n
         Some(sure_ms) => Duration::from_millis(end_ms - sure_ms).min(RETENTION_CHECK_MAX),
         None => RETENTION_CHECK,
     };
+    let left = if waits_for_node { left.min(SETTLED_CHECK) } else { left };
     Decision::WakeAt(record.id.clone(), now.boot + left)
 }
 

@@ -284,3 +284,23 @@ async fn a_retry_waits_until_the_first_try_is_settled() {
     center.until("h~2", TaskState::Assigned).await;
     assert!(center.stored("h").is_quiet());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_starts_when_the_node_of_the_first_try_is_back() {
+    let center = TestCenter::new(11, Config::default()).await;
+    let runner = center.runner("n1", "a", 9, Behaviour::Accepting).await;
+    let local = || TaskSpec::Copy(copy("file://n1/a", "file://n1/b"));
+    center.leader.submit(submission("c", local())).await.unwrap();
+    center.begin(&runner, "c").await;
+    center.lose(&runner).await;
+    center.until("c", TaskState::Lost).await;
+    center.leader.command(&id("c"), TaskCommand::Cancel).await.unwrap();
+    assert!(!center.until("c", TaskState::Cancelled).await.is_quiet(), "its process may still run");
+    sleep(Duration::from_millis(100)).await;
+    center.leader.submit(Submission { retry_of: Some(id("c")), ..submission("c~2", local()) }).await.unwrap();
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(center.stored("c~2").state, TaskState::Pending);
+    center.runner("n1", "b", 9, Behaviour::Accepting).await;
+    sleep(Duration::from_secs(15)).await;
+    assert_eq!(center.stored("c~2").state, TaskState::Assigned);
+}
