@@ -156,6 +156,24 @@ named! {
     }
 }
 
+named! {
+    /// What is wrong with a request, where the code says too little.
+    Detail {
+        /// The cron expression cannot be parsed, or names no day.
+        InvalidCron => "InvalidCron",
+        /// There is no time zone of that name.
+        InvalidTimeZone => "InvalidTimeZone",
+        /// The interval is no number of whole seconds, or none.
+        InvalidInterval => "InvalidInterval",
+        /// The interval is longer than allowed.
+        IntervalTooLarge => "IntervalTooLarge",
+        /// The time is none at which something can happen.
+        InvalidTime => "InvalidTime",
+        /// The time has passed.
+        Expired => "Expired",
+    }
+}
+
 /// Whether an operation that failed may have changed something all the same. Decides whether a retry is safe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
@@ -170,7 +188,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// An error: its kind, its place, and what the caller can do about it.
 ///
-/// Serialises as the `error` object of a report: `code side operation offset length errno retryable message`.
+/// Serialises as the `error` object of a report: `code side operation offset length errno retryable message`, and `detail`
+/// where there is one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Error {
     /// Kind of error.
@@ -192,6 +211,9 @@ pub struct Error {
     pub effect: Effect,
     /// A sentence for people: what failed and what to do.
     pub message: String,
+    /// What is wrong, for scripts, where the code says too little.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<Detail>,
 }
 
 impl Error {
@@ -215,6 +237,7 @@ impl Error {
             ),
             effect: Effect::NotApplied,
             message: message.into(),
+            detail: None,
         }
     }
 
@@ -272,6 +295,13 @@ impl Error {
     #[must_use]
     pub fn with_code(mut self, code: Code) -> Self {
         self.code = code;
+        self
+    }
+
+    /// Adds what is wrong.
+    #[must_use]
+    pub fn with_detail(mut self, detail: Detail) -> Self {
+        self.detail = Some(detail);
         self
     }
 

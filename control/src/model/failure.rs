@@ -49,7 +49,7 @@ impl Failure {
 
 impl From<&Error> for Failure {
     fn from(error: &Error) -> Self {
-        let Error { code, side, operation, offset, length, errno, retryable, effect: _, message } = error;
+        let Error { code, side, operation, offset, length, errno, retryable, effect: _, message, detail: _ } = error;
         Self {
             code: *code,
             side: side.as_str().to_owned(),

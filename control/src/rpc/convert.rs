@@ -89,6 +89,7 @@ impl From<&crate::model::Failure> for wire::RpcError {
             length: *length,
             errno: *errno,
             misdirected: false,
+            detail: String::new(),
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use super::wire;
 use crate::model::Failure;
-use blockhaul_engine::error::{Code, Effect, Error, Operation, Side};
+use blockhaul_engine::error::{Code, Detail, Effect, Error, Operation, Side};
 use prost::Message;
 use tonic::Status;
 
@@ -70,7 +70,7 @@ impl From<RpcError> for Status {
 
 impl From<&RpcError> for wire::RpcError {
     fn from(RpcError { error, leader, is_misdirected }: &RpcError) -> Self {
-        let Error { code, side, operation, offset, length, errno, retryable, effect: _, message } = error;
+        let Error { code, side, operation, offset, length, errno, retryable, effect: _, message, detail } = error;
         Self {
             code: code.as_str().to_owned(),
             message: message.clone(),
@@ -82,6 +82,7 @@ impl From<&RpcError> for wire::RpcError {
             length: *length,
             errno: *errno,
             misdirected: *is_misdirected,
+            detail: detail.map_or_else(String::new, |detail| detail.as_str().to_owned()),
         }
     }
 }
@@ -89,8 +90,19 @@ impl From<&RpcError> for wire::RpcError {
 impl From<wire::RpcError> for RpcError {
     /// A name of a newer peer that is not known here becomes `EInternal` with that name in its message.
     fn from(fault: wire::RpcError) -> Self {
-        let wire::RpcError { code, message, retryable, leader, side, operation, offset, length, errno, misdirected } =
-            fault;
+        let wire::RpcError {
+            code,
+            message,
+            retryable,
+            leader,
+            side,
+            operation,
+            offset,
+            length,
+            errno,
+            misdirected,
+            detail,
+        } = fault;
         let (code, message) = match Failure::parse_code(&code) {
             Some(code) => (code, message),
             None => (Code::Internal, format!("{code}: {message}")),
@@ -98,8 +110,9 @@ impl From<wire::RpcError> for RpcError {
         let side = Side::ALL.iter().copied().find(|known| known.as_str() == side).unwrap_or(Side::Coordination);
         let known = Operation::ALL.iter().copied().find(|known| known.as_str() == operation);
         let error = Error::new(code, side, known.unwrap_or(Operation::Start), message);
+        let detail = Detail::ALL.iter().copied().find(|known| known.as_str() == detail);
         Self {
-            error: Error { offset, length, errno, retryable, ..error },
+            error: Error { offset, length, errno, retryable, detail, ..error },
             leader: (!leader.is_empty()).then_some(leader),
             is_misdirected: misdirected,
         }
