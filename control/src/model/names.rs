@@ -16,22 +16,29 @@ pub struct TaskId(String);
 #[serde(try_from = "String", into = "String")]
 pub struct NodeId(String);
 
+/// Name of a schedule: `[A-Za-z0-9._-]{1,40}`, and neither `.` nor `..`. Its tasks are named after it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ScheduleName(String);
+
 macro_rules! name {
-    ($name:ident, $what:literal, $is_plain:expr) => {
+    ($name:ident, $what:literal, $max:literal, $is_plain:expr) => {
         impl $name {
             /// Checks a name.
             ///
             /// # Errors
-            /// `EBadRequest` for anything but 1 to 64 letters, digits, `.`, `_` and `-`, and for `.` and `..`.
+            /// `EBadRequest` for anything but the allowed number of letters, digits, `.`, `_` and `-`, and for `.` and
+            /// `..`.
             pub fn new(text: impl Into<String>) -> Result<Self, Error> {
                 let text = text.into();
-                if (1..=64).contains(&text.len()) && $is_plain(&text) && text != "." && text != ".." {
+                if (1..=$max).contains(&text.len()) && $is_plain(&text) && text != "." && text != ".." {
                     return Ok(Self(text));
                 }
                 let message = format!(
-                    "invalid {} '{}': use 1 to 64 letters, digits, '.', '_' and '-'",
+                    "invalid {} '{}': use 1 to {} letters, digits, '.', '_' and '-'",
                     $what,
-                    text.chars().take(80).collect::<String>().escape_debug()
+                    text.chars().take(80).collect::<String>().escape_debug(),
+                    $max
                 );
                 Err(Error::new(Code::BadRequest, Side::Caller, Operation::Parse, message))
             }
@@ -64,8 +71,9 @@ macro_rules! name {
     };
 }
 
-name!(TaskId, "task ID", is_task_name);
-name!(NodeId, "node ID", is_plain);
+name!(TaskId, "task ID", 64, is_task_name);
+name!(NodeId, "node ID", 64, is_plain);
+name!(ScheduleName, "name of a schedule", 40, is_plain);
 
 /// Sign before the number of a try.
 const TRY: char = '~';

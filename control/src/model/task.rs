@@ -2,7 +2,7 @@
 
 use super::{
     Dependency, DurableMap, Epoch, Failure, GroupState, Holder, Membership, NodeFault, NodeId, OpId, Record,
-    Submission, TaskId, TaskSpec, TaskTimes, UnknownFields, is_zero,
+    ScheduleName, Submission, TaskId, TaskSpec, TaskTimes, UnknownFields, is_zero,
 };
 use blockhaul_engine::error::{Code, Result};
 use blockhaul_engine::flow::graph::Outcome;
@@ -37,6 +37,9 @@ pub struct TaskRecord {
     /// Times as they were submitted, if its client has changed them since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub submitted_times: Option<TaskTimes>,
+    /// Schedule that has made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<ScheduleName>,
     /// Where its client wants it to run next; until then, no runner keeps it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moving: Option<Move>,
@@ -232,6 +235,7 @@ impl TaskRecord {
             times,
             retry_of,
             submitted_times: None,
+            schedule: None,
             moving: None,
             is_overdue: false,
             state: TaskState::Pending,

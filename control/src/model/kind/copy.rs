@@ -82,6 +82,12 @@ impl Kind for CopyTask {
         TaskVolume::parse(&self.source, self.node.as_ref()).map(|source| vec![source])
     }
 
+    fn rename_volumes(&mut self, rename: &dyn Fn(&str) -> Result<String>) -> Result<()> {
+        self.source = rename(&self.source)?;
+        self.destination = rename(&self.destination)?;
+        Ok(())
+    }
+
     fn fence(&self) -> FenceMethod {
         self.fence
     }

@@ -106,6 +106,15 @@ pub(crate) trait Kind {
         Ok(Vec::new())
     }
 
+    /// Replaces the name of each volume and receipt, as of a schedule's template.
+    ///
+    /// # Errors
+    /// As `rename`.
+    fn rename_volumes(&mut self, rename: &dyn Fn(&str) -> Result<String>) -> Result<()> {
+        let _ = rename;
+        Ok(())
+    }
+
     /// Tells whether no other task may write what it reads meanwhile.
     fn reads_unchanging(&self) -> bool {
         false

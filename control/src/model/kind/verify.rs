@@ -70,6 +70,13 @@ impl Kind for VerifyTask {
         })
     }
 
+    fn rename_volumes(&mut self, rename: &dyn Fn(&str) -> Result<String>) -> Result<()> {
+        for name in [&mut self.reference, &mut self.receipt].into_iter().flatten().chain([&mut self.volume]) {
+            *name = rename(name)?;
+        }
+        Ok(())
+    }
+
     fn reads_unchanging(&self) -> bool {
         true
     }
