@@ -196,8 +196,11 @@ fn of_center(registry: &mut Registry, status: &Status) {
         "Rate of all running copies",
         whole(status.running.rate_bytes_per_second),
     );
-    let DispatcherMetrics { assignments, store, queue_wait, assignment } = status.metrics.clone();
+    let DispatcherMetrics { assignments, schedules_fired, schedules_skipped, store, queue_wait, assignment } =
+        status.metrics.clone();
     registry.register("assignments", "Tasks assigned by this process", assignments);
+    registry.register("schedules_fired", "Tasks made from schedules by this process", schedules_fired);
+    registry.register("schedules_skipped", "Instants of schedules without a task", schedules_skipped);
     for (name, help, latency) in [
         ("queue_wait", "Time from submission to assignment", queue_wait),
         ("assignment", "Time from the decision to assign to the runner's acceptance", assignment),

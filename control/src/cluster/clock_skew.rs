@@ -37,6 +37,18 @@ pub(crate) struct ClockSkew {
     pub(crate) offsets: Offsets,
     /// Milliseconds by which this node's clock is ahead of the slowest one; `None` until a node has answered.
     pub(crate) ahead_ms: Option<u64>,
+    /// Lead of this node's wall clock over its boot-time clock when it was measured, in milliseconds.
+    pub(crate) lead_ms: u64,
+}
+
+impl ClockSkew {
+    /// Tells whether this node's wall clock agrees with its peers', as far as they have answered, and has not leapt since.
+    /// `lead_ms` is its lead over the boot-time clock now.
+    pub(crate) fn agrees(&self, node: &NodeId, lead_ms: u64) -> bool {
+        let is_wrong = self.offsets.len() >= CLOCKS_MIN && self.offsets.get(node).is_some_and(|&offset| is_off(offset));
+        let has_leapt = is_off(difference(lead_ms, self.lead_ms));
+        self.ahead_ms.is_some() && !is_wrong && !has_leapt
+    }
 }
 
 /// Measures the skew of the nodes that `registrations` returns, publishes it in `skew`, and warns. Never ends.
@@ -57,9 +69,10 @@ pub(crate) async fn watch<F: Future<Output = Vec<Registration>>>(
         let answered = stream::iter(asked).buffer_unordered(CALLS_MAX);
         let ahead: BTreeMap<NodeId, i64> = answered.filter_map(std::future::ready).collect().await;
         let offsets = off_peers(&ahead);
+        let lead_ms = lead_of(clock);
         warn(&offsets, &mut warned);
         skew.send_modify(|skew| {
-            skew.offsets = offsets;
+            (skew.offsets, skew.lead_ms) = (offsets, lead_ms);
             if let Some(slowest) = ahead.values().min() {
                 skew.ahead_ms = Some(slowest.min(&0).unsigned_abs());
             }
@@ -81,6 +94,11 @@ async fn measure(
     let middle = (clock.boot_time().saturating_sub(asked) / 2).as_millis();
     let here = clock.unix_ms().saturating_sub(u64::try_from(middle).unwrap_or(u64::MAX));
     Some(difference(unix_ms, here))
+}
+
+/// Returns the lead of the wall clock over the boot-time clock, in milliseconds.
+pub(crate) fn lead_of(clock: &dyn Clock) -> u64 {
+    clock.unix_ms().saturating_sub(u64::try_from(clock.boot_time().as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Tells whether an offset from the peers' clocks is too large.

@@ -8,6 +8,7 @@
 //! | `/runners/NODE` | ephemeral | [`Registration`] | that runner |
 //! | `/lease/NODE` | persistent | [`Renewal`] | that runner |
 //! | `/drain/NODE` | persistent | [`Drain`] | the leader |
+//! | `/schedules/NAME` | until it is removed | [`ScheduleRecord`] | the leader |
 //! | `/claims/SHARD/HASH` | until its task ends | [`Claim`]; its `modified` is the epoch of the grant | leader; its holder, to clear it |
 //! | `/tasks/SHARD/ID` | persistent, until retention has passed | [`TaskRecord`] | leader and holder |
 //!
@@ -16,12 +17,13 @@
 //! [`Registration`]: crate::model::Registration
 //! [`Renewal`]: crate::model::Renewal
 //! [`Drain`]: crate::model::Drain
+//! [`ScheduleRecord`]: crate::model::ScheduleRecord
 //! [`Claim`]: crate::model::Claim
 //! [`TaskRecord`]: crate::model::TaskRecord
 //!
 //! A shard is two hexadecimal digits of the name's BLAKE3 hash: 256 folders keep listings short.
 
-use crate::model::TaskId;
+use crate::model::{ScheduleName, TaskId};
 
 /// Path of the schema of the records.
 pub const META: &str = "/meta";
@@ -35,13 +37,15 @@ pub const RUNNERS: &str = "/runners";
 pub const LEASES: &str = "/lease";
 /// Folder of the nodes that get no new tasks.
 pub const DRAINS: &str = "/drain";
+/// Folder of the schedules.
+pub const SCHEDULES: &str = "/schedules";
 /// Folder of the claims on destinations.
 pub const CLAIMS: &str = "/claims";
 /// Folder of the tasks.
 pub const TASKS: &str = "/tasks";
 
 /// Folders of every center, parents first, without the shards of claims and tasks.
-pub const FOLDERS: [&str; 5] = [RUNNERS, LEASES, DRAINS, CLAIMS, TASKS];
+pub const FOLDERS: [&str; 6] = [RUNNERS, LEASES, DRAINS, SCHEDULES, CLAIMS, TASKS];
 
 /// Returns every shard's name.
 pub fn shards() -> impl Iterator<Item = String> {
@@ -71,6 +75,12 @@ pub fn lease(node: &str) -> String {
 #[must_use]
 pub fn drain(node: &str) -> String {
     format!("{DRAINS}/{node}")
+}
+
+/// Returns the path of a schedule.
+#[must_use]
+pub fn schedule(name: &ScheduleName) -> String {
+    format!("{SCHEDULES}/{name}")
 }
 
 /// Returns the path of a task.

@@ -57,6 +57,10 @@ impl Dispatcher {
                     tracing::info!(%node, %error, "cannot ask a runner to return its tasks");
                 }
             }
+            Event::ScheduleWritten { update, origin, written } => {
+                self.writes_inflight -= 1;
+                self.apply_schedule_written(*update, origin, written);
+            }
             Event::Drained { node, result, reply } => self.apply_drain(&node, result, reply),
         }
     }
@@ -101,12 +105,13 @@ impl Dispatcher {
 
     /// Ends the dispatcher because the store has another history than this leader has seen. The next term reads
     /// everything.
-    pub(crate) fn on_history_lost(&mut self, id: &TaskId) {
+    pub(crate) fn on_history_lost(&mut self, path: &str) {
         if self.ending.replace(TermEnd::HistoryLost) == Some(TermEnd::HistoryLost) {
             return;
         }
         tracing::warn!(
-            task = %id, epoch = self.writer.leader_term.epoch().0,
+            path,
+            epoch = self.writer.leader_term.epoch().0,
             "committed history of the coordination service lost, as after a restored backup: resigning; the next leader \
         starts from what is stored now; check tasks that were submitted, changed or ended lately"
         );
@@ -117,7 +122,7 @@ impl Dispatcher {
         let id = record.id.clone();
         let seen = RecordVersion { version, created, op: record.op.clone() };
         if self.cluster.tasks.get(&id).is_some_and(|entry| RecordVersion::of(entry).clashes_with(&seen)) {
-            return self.on_history_lost(&id);
+            return self.on_history_lost(&paths::task(&id));
         }
         let known = self.cluster.tasks.get(&id).map(|entry| entry.record.clone());
         let before = known.as_ref().map(|record| record.state);
@@ -241,7 +246,7 @@ impl Dispatcher {
                 self.on_failed(id, origin, &error);
             }
             Written::LostLeadership => self.ending = Some(TermEnd::LostLeadership),
-            Written::HistoryLost => self.on_history_lost(id),
+            Written::HistoryLost => self.on_history_lost(&paths::task(id)),
         }
     }
 

@@ -9,6 +9,7 @@ use super::fleet::Fleet;
 use super::groups::{GroupMembers, Groups};
 use super::now::Now;
 use super::queue::Queue;
+use super::schedules::Schedules;
 use super::tasks::{AssignReply, TaskEntry, TaskRuntime, Tasks, UndrainedAttempt, creation_order};
 use crate::coord::Zxid;
 use crate::model::{Dependency, Holder, NodeId, Progress, Registration, Submission, TaskId, TaskRecord, TaskState};
@@ -52,6 +53,7 @@ pub(crate) struct ClusterState {
     dependents: BTreeMap<TaskId, BTreeSet<TaskId>>,
     /// Members of groups.
     pub(crate) groups: Groups,
+    pub(crate) schedules: Schedules,
     /// Tasks that write each volume and are not settled, by the volume's name.
     writers: BTreeMap<String, BTreeSet<TaskId>>,
     /// Claims of tasks that are being assigned.
@@ -78,7 +80,7 @@ impl ClusterState {
         self.unqueue(&id);
         let before = self.tasks.remove(&id);
         if let Some(before) = &before {
-            self.unindex(&before.record);
+            self.unindex(&before.record, now.boot);
         }
         let freed: Vec<String> = before.as_ref().map(|before| before.record.claims.clone()).unwrap_or_default();
         let is_replaced = before.as_ref().is_some_and(|before| before.record.created_ms != record.created_ms);
@@ -115,7 +117,7 @@ impl ClusterState {
         self.unqueue(id);
         self.unreserve(id, now);
         let Some(entry) = self.tasks.remove(id) else { return };
-        self.unindex(&entry.record);
+        self.unindex(&entry.record, now);
         self.clear_due(id);
         self.free(entry.record.claims.iter(), now);
         self.wake_dependents(id, now);
@@ -252,6 +254,7 @@ impl ClusterState {
     fn index(&mut self, entry: &TaskEntry, now: Duration) {
         let record = &entry.record;
         self.groups.index(record, now);
+        let surplus = self.schedules.index(record, now);
         if let Some(volume) = written_volume(record) {
             self.writers.entry(volume).or_default().insert(record.id.clone());
         }
@@ -266,9 +269,13 @@ impl ClusterState {
                 self.dependents.entry(task.clone()).or_default().insert(record.id.clone());
             }
         }
+        if let Some(surplus) = surplus {
+            self.make_due(&surplus, now);
+        }
     }
 
-    fn unindex(&mut self, record: &TaskRecord) {
+    fn unindex(&mut self, record: &TaskRecord, now: Duration) {
+        self.schedules.unindex(record, now);
         self.groups.unindex(record, self.reserved.contains_key(&record.id));
         if let Some(volume) = written_volume(record)
             && let Some(writers) = self.writers.get_mut(&volume)
@@ -403,6 +410,7 @@ impl ClusterState {
             if is_interrupted && self.fleet.get(node).is_some() {
                 self.interrupts.insert(node.clone(), now);
             }
+            self.schedules.observe_node(node, now);
             if let Some(registration) = self.fleet.get(node) {
                 self.fences.remove(&(node.clone(), registration.incarnation.0.clone()));
             }
@@ -447,10 +455,11 @@ impl ClusterState {
     }
 
     /// Returns the time of the next decision.
-    pub(crate) fn next_due(&self) -> Option<Duration> {
+    pub(crate) fn next_due(&self, now: Now) -> Option<Duration> {
         let task = self.due.first().map(|(at, _)| *at);
         let interrupt = self.interrupts.values().min().copied();
-        [task, self.fleet.next_backoff_end(), interrupt].into_iter().flatten().min()
+        let schedule = self.schedules.next_due(now);
+        [task, self.fleet.next_backoff_end(), interrupt, schedule].into_iter().flatten().min()
     }
 
     /// Makes the lost tasks due whose last runner was `holder`.

@@ -10,6 +10,7 @@ use super::dependencies::{self, DependencyStatus};
 use super::groups;
 use super::now::Now;
 use super::place;
+use super::schedules::decide_schedules;
 use super::tasks::{AssignReply, TaskEntry};
 use crate::model::state_machine::{Checkpoint, FenceProof, TaskEvent};
 use crate::model::{Attempt, DesiredState, Failure, FenceMethod, TaskId, TaskRecord, TaskState};
@@ -63,6 +64,7 @@ pub(crate) fn decide(cluster: &ClusterState, limits: &DecisionLimits, now: Now, 
         decisions.push(decision);
     }
     purge_surplus(cluster, limits, now, &mut budget, &mut decisions);
+    decide_schedules(cluster, limits.tasks_max, now, &mut budget, &mut decisions);
     place::assign_ready(cluster, now, &mut budget, &mut decisions);
     decisions
 }
@@ -331,6 +333,9 @@ fn ended(cluster: &ClusterState, record: &TaskRecord, limits: &DecisionLimits, n
         } else {
             Decision::Idle(record.id.clone())
         };
+    }
+    if cluster.schedules.is_surplus(record) {
+        return Decision::Purge(record.id.clone());
     }
     let group = cluster.group(record).unwrap_or(record);
     if group.members.as_ref().is_some_and(|members| members.is_removed) {

@@ -1,7 +1,8 @@
 //! Defines the decisions of the leader, and the budget of writes and calls for them.
 
+use crate::model::schedule::Step;
 use crate::model::state_machine::TaskEvent;
-use crate::model::{Holder, NodeId, TaskId};
+use crate::model::{Holder, NodeId, ScheduleName, TaskId};
 use std::time::Duration;
 
 /// Decision of the leader.
@@ -38,6 +39,12 @@ pub(crate) enum Decision {
     WakeAt(TaskId, Duration),
     /// Do nothing about the task until something changes.
     Idle(TaskId),
+    /// Take the next step of a schedule.
+    Schedule(ScheduleName, Step),
+    /// Ask the schedule again at this boot time.
+    ScheduleWakeAt(ScheduleName, Duration),
+    /// Do nothing about the schedule until its next instant, or until something changes.
+    ScheduleIdle(ScheduleName),
 }
 
 /// Number of further requests that may be sent.
@@ -53,7 +60,7 @@ impl Budget {
     /// Spends the budget of a decision; tells whether there was enough.
     pub(crate) fn spend(&mut self, decision: &Decision) -> bool {
         match decision {
-            Decision::Transition { .. } | Decision::Purge(_) => spend_one(&mut self.writes),
+            Decision::Transition { .. } | Decision::Purge(_) | Decision::Schedule(..) => spend_one(&mut self.writes),
             Decision::Resolve(..) | Decision::Assign(..) | Decision::Query(..) | Decision::Notify(..) => {
                 self.spend_call()
             }
@@ -62,7 +69,9 @@ impl Budget {
             | Decision::Block(..)
             | Decision::Await(..)
             | Decision::WakeAt(..)
-            | Decision::Idle(_) => true,
+            | Decision::Idle(_)
+            | Decision::ScheduleWakeAt(..)
+            | Decision::ScheduleIdle(_) => true,
         }
     }
 

@@ -66,6 +66,9 @@ impl Dispatcher {
                 self.cluster.clear_due(&task);
                 self.cluster.release_resolved(&task, now.boot);
             }
+            Decision::Schedule(name, step) => self.take_step(&name, step, now),
+            Decision::ScheduleWakeAt(name, at) => self.cluster.schedules.make_ready(&name, at),
+            Decision::ScheduleIdle(name) => self.cluster.schedules.set_idle(&name),
         }
     }
 

@@ -1,10 +1,12 @@
 //! Lists the results of reads, writes and calls that the leader has started, and the origin of each.
 
 use super::cluster_state::FenceProgress;
-use super::handle::{Mutation, Reply};
+use super::handle::{Mutation, Reply, ScheduleView};
 use super::rollback_detection::RecordVersion;
 use super::write::Written;
+use super::write_schedule::{ScheduleUpdate, ScheduleWritten};
 use crate::coord::{CoordError, Watch, Znode};
+use crate::model::schedule::Step;
 use crate::model::{Drain, Epoch, Holder, NodeId, Registration, TaskId, TaskRecord};
 use crate::peers::{AssignResponse, AssignmentStatus, CallError};
 use blockhaul_engine::error::Error;
@@ -43,6 +45,11 @@ pub(crate) enum Event {
     },
     Fenced(Holder, FenceProgress),
     Interrupted(NodeId, Result<(), CallError>),
+    ScheduleWritten {
+        update: Box<ScheduleUpdate>,
+        origin: ScheduleOrigin,
+        written: ScheduleWritten,
+    },
     Drained {
         node: NodeId,
         result: Result<Option<(Drain, i32)>, Error>,
@@ -59,6 +66,22 @@ pub(crate) enum WriteOrigin {
     Mutation(PendingMutation),
     /// A client's new task.
     Submitted,
+}
+
+/// Origin of the write of a schedule.
+#[derive(Debug)]
+pub(crate) enum ScheduleOrigin {
+    /// The dispatcher itself: this step.
+    Decided(Step),
+    /// A client.
+    Client {
+        /// Waits for the schedule as it is then.
+        reply: Reply<ScheduleView>,
+        /// Last view of a schedule that is deleted.
+        removed: Option<Box<ScheduleView>>,
+        /// Task that is cancelled after the write.
+        cancelled: Option<TaskId>,
+    },
 }
 
 /// WriteOrigin of a call about a task.
@@ -95,5 +118,7 @@ pub(crate) struct PendingMutation {
 pub(crate) struct FleetRead {
     pub(crate) runners: BTreeMap<NodeId, Registration>,
     pub(crate) drains: BTreeMap<NodeId, (Drain, i32)>,
+    /// Schedules and the versions of their nodes, if they were to be read.
+    pub(crate) schedules: Vec<(String, Znode)>,
     pub(crate) undecodable: BTreeMap<String, String>,
 }

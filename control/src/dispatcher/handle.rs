@@ -2,7 +2,10 @@
 //! may hold.
 
 use super::status::{RunnerSummary, Status};
-use crate::model::{DrainMode, NodeId, Progress, Submission, TaskCommand, TaskId, TaskRecord, TaskState};
+use crate::model::{
+    CatchUp, DrainMode, NodeId, Progress, ScheduleName, ScheduleRecord, Submission, TaskCommand, TaskId, TaskRecord,
+    TaskState, Template, Trigger,
+};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -46,6 +49,66 @@ pub(crate) enum Mutation {
     Remove,
 }
 
+/// Request for a schedule.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct NewSchedule {
+    /// Its name.
+    pub name: ScheduleName,
+    /// BLAKE3 of the request, in hexadecimal digits.
+    pub request: String,
+    /// When it fires.
+    pub trigger: Trigger,
+    /// IANA name of its time zone.
+    pub zone: String,
+    /// Tasks that it makes.
+    pub template: Template,
+    /// What happens with instants that nobody was there for.
+    pub catch_up: CatchUp,
+    /// Number of its ended tasks that are kept.
+    pub keep: u32,
+    /// Whether it replaces another one of that name.
+    pub replace: bool,
+    /// Version of the one that it replaces.
+    pub if_version: Option<u32>,
+    /// Whether the live task of the one that it replaces is cancelled.
+    pub cancel_live: bool,
+}
+
+/// Command of a client to a schedule.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum ScheduleCommand {
+    /// Add it, or replace another one.
+    Add(Box<NewSchedule>),
+    /// Let it make no tasks.
+    Pause,
+    /// Let it make tasks again.
+    Resume,
+    /// Make a task now.
+    Run,
+    /// Decide the instants from this time on again, in milliseconds since 1970.
+    RefireFrom(u64),
+    /// Delete it.
+    Remove {
+        /// Whether its live task is cancelled.
+        cancel_live: bool,
+    },
+}
+
+/// Schedule as clients see it.
+#[derive(Clone, Debug)]
+pub(crate) struct ScheduleView {
+    /// Its record, with the reason why it makes no task, if there is one.
+    pub record: ScheduleRecord,
+    /// Number of changes since it was added, from 1.
+    pub version: u32,
+    /// Its next instants, in milliseconds since 1970.
+    pub next_ms: Vec<u64>,
+    /// Its last task, while that is live.
+    pub live_task: Option<TaskId>,
+    /// In the answer to an addition: whether it was there already.
+    pub existed: bool,
+}
+
 pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
 
 /// One request to the loop.
@@ -60,6 +123,9 @@ pub(crate) enum Request {
     Drain(NodeId, DrainMode, Reply<usize>),
     Fence(NodeId, Reply<Vec<oneshot::Receiver<Result<Arc<TaskRecord>>>>>),
     Status(Reply<Status>),
+    Schedule(ScheduleName, ScheduleCommand, Reply<ScheduleView>),
+    GetSchedule(ScheduleName, Reply<ScheduleView>),
+    ListSchedules(Option<ScheduleName>, Reply<Vec<ScheduleView>>),
     Changed(Vec<TaskId>),
     Progress(Vec<(TaskId, Progress)>),
 }
@@ -162,6 +228,32 @@ impl DispatcherHandle {
             answer.await.map_err(|_| not_leader())??;
         }
         Ok(count)
+    }
+
+    /// Carries out a command to a schedule; returns the schedule as it is then, or was before its deletion.
+    ///
+    /// # Errors
+    /// `ENotFound`. `EExists`: another schedule has that name, or another version of it. `EBadRequest`: its trigger or its
+    /// template is invalid, or it has no instant. `EBusy`: its last task is live. `EOverloaded`: all schedules together
+    /// would fire too often. `EUnreachable`.
+    pub(crate) async fn schedule(&self, name: &ScheduleName, command: ScheduleCommand) -> Result<ScheduleView> {
+        self.ask(|reply| Request::Schedule(name.clone(), command, reply)).await
+    }
+
+    /// Returns a schedule.
+    ///
+    /// # Errors
+    /// `ENotFound`.
+    pub(crate) async fn get_schedule(&self, name: &ScheduleName) -> Result<ScheduleView> {
+        self.ask(|reply| Request::GetSchedule(name.clone(), reply)).await
+    }
+
+    /// Returns at most [`PAGE_MAX`] schedules after this one, in the order of their names.
+    ///
+    /// # Errors
+    /// `ENotLeader`.
+    pub(crate) async fn list_schedules(&self, after: Option<ScheduleName>) -> Result<Vec<ScheduleView>> {
+        self.ask(|reply| Request::ListSchedules(after, reply)).await
     }
 
     /// Returns the status of the center.

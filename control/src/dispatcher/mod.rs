@@ -25,6 +25,7 @@ mod enact;
 mod event;
 mod explain;
 mod fence;
+mod firing;
 mod fleet;
 mod groups;
 mod handle;
@@ -36,12 +37,15 @@ mod place;
 mod queue;
 mod reads;
 mod requests;
+mod schedule_requests;
+mod schedules;
 mod status;
 mod tasks;
 mod write;
+mod write_schedule;
 
 pub(crate) use fence::{FenceCommand, FenceProgram};
-pub(crate) use handle::{DispatcherHandle, Query};
+pub(crate) use handle::{DispatcherHandle, NewSchedule, Query, ScheduleCommand, ScheduleView};
 pub(crate) use status::{DispatcherMetrics, RunnerSummary, Status};
 
 use crate::clock::Clock;
@@ -59,7 +63,8 @@ use handle::{Reply, Request};
 use now::Now;
 use pending_mutations::PendingMutations;
 use reads::Reads;
-use std::collections::{BTreeMap, BTreeSet};
+use schedule_requests::ScheduleRequest;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -155,6 +160,8 @@ pub(crate) struct Dispatcher {
     jobs: JoinSet<Event>,
     writes_inflight: usize,
     calls_inflight: usize,
+    /// Requests about schedules that wait for an earlier write.
+    schedule_requests: VecDeque<ScheduleRequest>,
     /// Clients that wait for a new task to be stored, by its id.
     submitters: BTreeMap<TaskId, Vec<Submitter>>,
     watchers: BTreeMap<TaskId, watch::Sender<Arc<TaskRecord>>>,
@@ -203,6 +210,7 @@ impl Dispatcher {
             jobs: JoinSet::new(),
             writes_inflight: 0,
             calls_inflight: 0,
+            schedule_requests: VecDeque::new(),
             submitters: BTreeMap::new(),
             watchers: BTreeMap::new(),
             changed_groups: BTreeSet::new(),
@@ -256,7 +264,11 @@ impl Dispatcher {
         let boot_ms = u64::try_from(boot.as_millis()).unwrap_or(u64::MAX);
         let steady_ms = boot_ms.saturating_add(self.wall_lead_ms.min(unix_ms.saturating_sub(boot_ms)));
         let ahead_ms = self.config.clock_skew.as_ref().map_or(Some(0), |skew| skew.borrow().ahead_ms);
-        Now { boot, unix_ms, sure_ms: ahead_ms.map(|ahead_ms| steady_ms.saturating_sub(ahead_ms)) }
+        let sure_ms = ahead_ms.map(|ahead_ms| steady_ms.saturating_sub(ahead_ms));
+        let node = &self.writer.leader_term.leader().node;
+        let lead_ms = unix_ms.saturating_sub(boot_ms);
+        let is_clock_right = self.config.clock_skew.as_ref().is_none_or(|skew| skew.borrow().agrees(node, lead_ms));
+        Now { boot, unix_ms, sure_ms, is_clock_right }
     }
 
     /// Does everything that can be done without waiting.
@@ -275,6 +287,7 @@ impl Dispatcher {
             self.serve(request);
         }
         self.start_mutations(now);
+        self.start_schedule_requests(now);
         self.notify_groups(now.boot);
         self.cluster.fleet.end_backoffs(now.boot);
         // Each round changes the cluster state that the next one reads. The bound keeps a defect from spinning.
@@ -291,7 +304,7 @@ impl Dispatcher {
 
     /// Returns how long the loop may wait if nothing happens.
     fn pause(&self) -> Duration {
-        let due = self.cluster.next_due().filter(|_| self.reads.is_loaded);
+        let due = self.cluster.next_due(self.now()).filter(|_| self.reads.is_loaded);
         let groups = (!self.changed_groups.is_empty()).then_some(self.groups_notified_at + NOTIFY_GROUPS_EVERY);
         let next = [due, self.reads.next_due(), self.mutations.next_due(), groups].into_iter().flatten().min();
         match next {

@@ -12,6 +12,8 @@ pub(crate) struct Now {
     /// Wall clock of the slowest known node, without jumps: this time has passed by every clock. `None` until a node
     /// has answered.
     pub(crate) sure_ms: Option<u64>,
+    /// Whether this node's wall clock agrees with its peers', as far as is known.
+    pub(crate) is_clock_right: bool,
 }
 
 impl Now {

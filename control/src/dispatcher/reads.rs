@@ -9,7 +9,7 @@ use super::event::{Event, FleetRead};
 use super::rollback_detection::RecordVersion;
 use crate::coord::paths;
 use crate::coord::{CoordError, Session, Watch, Znode};
-use crate::model::{Drain, NodeId, Record, Registration, TaskId};
+use crate::model::{Drain, NodeId, Record, Registration, ScheduleRecord, TaskId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
@@ -131,8 +131,10 @@ impl Dispatcher {
         let is_settled = self.reads.is_loaded || (self.reads.is_listed && self.reads.len() == 0);
         if is_settled && !self.reads.is_reading_fleet && self.reads.fleet_at.is_some_and(|at| at <= now) {
             (self.reads.is_reading_fleet, self.reads.fleet_at) = (true, None);
-            let session = self.writer.session.clone();
-            crate::async_spawn::spawn_into(&mut self.jobs, async move { Event::Fleet(read_fleet(session).await) });
+            let (session, with_schedules) = (self.writer.session.clone(), !self.reads.is_loaded);
+            crate::async_spawn::spawn_into(&mut self.jobs, async move {
+                Event::Fleet(read_fleet(session, with_schedules).await)
+            });
         }
     }
 
@@ -178,7 +180,7 @@ impl Dispatcher {
         }
         match read {
             Ok(node) if known.is_some_and(|known| known.is_contradicted_by_node(node.as_ref())) => {
-                self.on_history_lost(id)
+                self.on_history_lost(&paths::task(id))
             }
             Ok(node) => self.observe_node(id, node),
             Err(error) => {
@@ -224,6 +226,9 @@ impl Dispatcher {
                 }
                 self.cluster.fleet.set_drain(&node, Some(drain));
             }
+            for (name, node) in fleet.schedules {
+                self.load_schedule(&name, &node);
+            }
             self.reads.is_loaded = true;
             tracing::info!(
                 tasks = self.cluster.tasks.len(),
@@ -231,6 +236,20 @@ impl Dispatcher {
                 "all tasks read"
             );
         }
+    }
+
+    /// Applies a schedule as it was read. Afterwards this leader alone changes it.
+    fn load_schedule(&mut self, name: &str, node: &Znode) {
+        let path = format!("{}/{name}", paths::SCHEDULES);
+        let why = match ScheduleRecord::decode(&node.data) {
+            Ok(record) if record.name.as_str() == name => {
+                return self.observe_schedule(record, node.stat.version, self.now());
+            }
+            Ok(record) => format!("names itself {}", record.name),
+            Err(error) => error.to_string(),
+        };
+        tracing::error!(path, why, "cannot decode a record: leaving it alone");
+        self.cluster.schedules.undecodable.insert(path, why);
     }
 
     fn read_failed(&mut self, error: &CoordError, again: impl FnOnce(&mut Reads)) {
@@ -266,12 +285,16 @@ async fn list_tasks(session: Arc<dyn Session>) -> Result<Vec<String>, CoordError
     Ok(listed.await?.into_values().flatten().collect())
 }
 
-/// Reads the registered runners, the drain records, and sets a watch that fires when a runner comes or goes.
-async fn read_fleet(session: Arc<dyn Session>) -> Result<(FleetRead, Watch), CoordError> {
+/// Reads the registered runners, the drain records, the schedules if asked to, and sets a watch that fires when a runner
+/// comes or goes.
+async fn read_fleet(session: Arc<dyn Session>, with_schedules: bool) -> Result<(FleetRead, Watch), CoordError> {
     session.sync().await?;
     let (nodes, watch) = session.children_and_watch(paths::RUNNERS).await?;
     let drains = session.children(paths::DRAINS).await?;
-    let paths = nodes.iter().map(|node| paths::runner(node)).chain(drains.iter().map(|node| paths::drain(node)));
+    let schedules = if with_schedules { session.children(paths::SCHEDULES).await? } else { Vec::new() };
+    let schedules = schedules.iter().map(|name| format!("{}/{name}", paths::SCHEDULES));
+    let runners = nodes.iter().map(|node| paths::runner(node));
+    let paths = runners.chain(drains.iter().map(|node| paths::drain(node))).chain(schedules);
     let read = read_all(paths.collect(), {
         let session = session.clone();
         move |path| {
@@ -283,6 +306,10 @@ async fn read_fleet(session: Arc<dyn Session>) -> Result<(FleetRead, Watch), Coo
     for (path, node) in read.await? {
         let Some(node) = node else { continue };
         let name = path.rsplit('/').next().unwrap_or_default().to_owned();
+        if path.starts_with(paths::SCHEDULES) {
+            fleet.schedules.push((name, node));
+            continue;
+        }
         let decoded = if path.starts_with(paths::RUNNERS) {
             decode::<Registration>(&node.data, name).and_then(|(name, registration)| {
                 if registration.node != name {

@@ -22,7 +22,7 @@ use tokio::sync::{oneshot, watch};
 
 /// Largest record of a new task in bytes, without its dependencies, which have bounds of their own: leaves room for its
 /// durable map, attempts and errors.
-const NEW_BYTES_MAX: usize = 4 << 10;
+pub(crate) const NEW_BYTES_MAX: usize = 4 << 10;
 /// Times that the write of a drain record is tried while another process changes that record.
 const DRAIN_TRIES: usize = 4;
 
@@ -50,6 +50,11 @@ impl Dispatcher {
             }
             Request::Status(reply) => {
                 let _ = reply.send(Ok(self.status()));
+            }
+            Request::Schedule(name, command, reply) => self.queue_schedule_request(name, command, reply),
+            Request::GetSchedule(name, reply) => self.answer_about_schedule(&name, reply),
+            Request::ListSchedules(after, reply) => {
+                let _ = reply.send(Ok(self.list_schedules(after.as_ref())));
             }
             Request::Changed(ids) => ids.into_iter().for_each(|id| self.reads.queue_read(id)),
             Request::Progress(updates) => {
@@ -88,11 +93,17 @@ impl Dispatcher {
         self.start_write(id, WriteOrigin::Submitted, move |writer| writer.create(record));
     }
 
-    fn new_record(&self, submission: Submission) -> Result<TaskRecord> {
+    /// Refuses a task whose fence is a program that this node does not have.
+    pub(crate) fn check_fence(&self, submission: &Submission) -> Result<()> {
         if submission.spec.kind().fence() == FenceMethod::Command && self.config.fence.is_none() {
             let message = "no fence program: start every taskd with --fence-command FILE, or use another fence";
             return Err(Error::new(Code::Unsupported, Side::Caller, Operation::Parse, message));
         }
+        Ok(())
+    }
+
+    fn new_record(&self, submission: Submission) -> Result<TaskRecord> {
+        self.check_fence(&submission)?;
         let live = self.cluster.tasks.len() - self.cluster.tasks.ended().len();
         let members = submission.spec.kind().group().map_or(0, |group| group.members as usize);
         if self.cluster.tasks.get(&submission.id).is_none() && live + members >= self.config.tasks_max {
@@ -250,7 +261,7 @@ impl Dispatcher {
         let fleet = &self.cluster.fleet;
         let tasks = &self.cluster.tasks;
         let running = tasks.of(TaskState::Running).iter().filter_map(|id| tasks.get(id));
-        let undecodable = self.cluster.tasks.undecodable.iter().chain(&fleet.undecodable);
+        let undecodable = tasks.undecodable.iter().chain(&fleet.undecodable).chain(&self.cluster.schedules.undecodable);
         Status {
             leader: self.writer.leader_term.leader().clone(),
             epoch: self.writer.leader_term.epoch(),

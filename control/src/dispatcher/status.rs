@@ -67,6 +67,10 @@ impl RunningTotals {
 pub(crate) struct DispatcherMetrics {
     /// Number of assigned tasks.
     pub assignments: Counter,
+    /// Number of tasks that schedules have made.
+    pub schedules_fired: Counter,
+    /// Number of instants at which a schedule has made no task.
+    pub schedules_skipped: Counter,
     /// Seconds of each write to the coordination service.
     pub store: Histogram,
     /// Seconds from each task's submission (or return) to its assignment.
@@ -81,6 +85,8 @@ impl Default for DispatcherMetrics {
         let call = || Histogram::new(exponential_buckets(0.001, 2.0, 15));
         Self {
             assignments: Counter::default(),
+            schedules_fired: Counter::default(),
+            schedules_skipped: Counter::default(),
             store: call(),
             queue_wait: Histogram::new(exponential_buckets(0.01, 3.6, 11)),
             assignment: call(),

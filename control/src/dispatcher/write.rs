@@ -71,7 +71,7 @@ pub(crate) struct Denial {
 
 impl Denial {
     /// Returns the denial of the operation at `index`.
-    fn of(ops: &[Op], index: usize, why: Refusal) -> Self {
+    pub(crate) fn of(ops: &[Op], index: usize, why: Refusal) -> Self {
         let path = ops.get(index).map_or_else(String::new, |op| op.path().to_owned());
         Self { path, why }
     }
@@ -142,11 +142,15 @@ impl Writer {
 
     /// Reads the record's node after all committed writes. Waits for the connection.
     async fn read_committed(&self, id: &TaskId) -> Result<Option<Znode>, CoordError> {
-        let path = paths::task(id);
+        self.read_committed_node(&paths::task(id)).await
+    }
+
+    /// As [`Writer::read_committed`], of any node.
+    pub(crate) async fn read_committed_node(&self, path: &str) -> Result<Option<Znode>, CoordError> {
         loop {
             let read = async {
                 self.session.sync().await?;
-                self.session.get(&path).await
+                self.session.get(path).await
             };
             match read.await {
                 Err(CoordError::NotConnected | CoordError::Unknown(_)) if !self.leader_term.has_ended() => {

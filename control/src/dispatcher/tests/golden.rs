@@ -25,7 +25,8 @@ const LIMITS: DecisionLimits = DecisionLimits {
 const ROOM: Budget = Budget { writes: 64, calls: 64 };
 
 fn at(seconds: u64) -> Now {
-    Now { boot: Duration::from_secs(seconds), unix_ms: seconds * 1000, sure_ms: Some(seconds * 1000) }
+    let unix_ms = seconds * 1000;
+    Now { boot: Duration::from_secs(seconds), unix_ms, sure_ms: Some(unix_ms), is_clock_right: true }
 }
 
 fn runners(all: &[(&str, &str, u32)]) -> BTreeMap<NodeId, Registration> {
@@ -123,6 +124,9 @@ fn line(decision: &Decision) -> String {
         Decision::Await(task, condition) => format!("{task}: await {condition}"),
         Decision::WakeAt(task, until) => format!("{task}: wake at {}", until.as_secs()),
         Decision::Idle(task) => format!("{task}: idle"),
+        Decision::Schedule(name, step) => format!("schedule {name}: {step:?}"),
+        Decision::ScheduleWakeAt(name, at) => format!("schedule {name}: wake at {}", at.as_secs()),
+        Decision::ScheduleIdle(name) => format!("schedule {name}: idle"),
     }
 }
 

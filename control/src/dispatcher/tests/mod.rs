@@ -7,6 +7,7 @@ mod golden;
 mod grouping;
 mod holding;
 mod losses;
+mod scheduling;
 mod support;
 mod timing;
 mod writing;

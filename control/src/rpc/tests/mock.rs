@@ -80,6 +80,10 @@ impl MockDispatcher {
             Request::Drain(_, _, reply) => drop(reply.send(Ok(3))),
             Request::Fence(_, reply) => drop(reply.send(Ok(Vec::new()))),
             Request::Status(reply) => drop(reply.send(Ok(status()))),
+            Request::Schedule(name, _, reply) | Request::GetSchedule(name, reply) => {
+                drop(reply.send(Err(error(Code::NotFound, &format!("no schedule {name}")))));
+            }
+            Request::ListSchedules(_, reply) => drop(reply.send(Ok(Vec::new()))),
             Request::Changed(tasks) => self.changed.lock().unwrap().extend(tasks),
             Request::Progress(updates) => self.progress.lock().unwrap().extend(updates),
         }
