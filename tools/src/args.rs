@@ -5,7 +5,8 @@
 //! it is handled.
 
 use crate::center::args::{
-    RawCancel, RawDrain, RawFence, RawList, RawMove, RawQuery, RawRemove, RawRetry, RawSet, RawSubmit, RawTaskId,
+    RawCancel, RawDrain, RawFence, RawList, RawMove, RawQuery, RawRemove, RawRetry, RawSchedule, RawSet, RawSubmit,
+    RawTaskId,
 };
 use crate::log_args::RawLog;
 use blockhaul_engine::spec::{DigestKind, Direct, PathChoice, Reflink, Sparse};
@@ -67,6 +68,8 @@ pub(crate) enum Command {
     Move(RawMove),
     /// List tasks
     List(RawList),
+    /// Submit tasks again and again: at given times, or when a node boots
+    Schedule(Box<RawSchedule>),
     /// List the nodes of a task center
     Runners(RawQuery),
     /// Stop assigning tasks to a node; also works for a node that is down

@@ -68,6 +68,7 @@ fn run(command: Command, arguments: &[OsString]) -> Result<Exit> {
         Command::Set(raw) => center::set(raw),
         Command::Move(raw) => center::move_task(raw),
         Command::List(raw) => center::list(raw),
+        Command::Schedule(raw) => center::schedule(*raw),
         Command::Runners(raw) => center::runners(raw),
         Command::Drain(raw) => center::drain(raw),
         Command::Fence(raw) => center::fence(raw),

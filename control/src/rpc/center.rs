@@ -4,10 +4,11 @@ use super::convert::state_of;
 use super::error::RpcError;
 use super::limits::{HEARTBEAT_EVERY, PAGE_BYTES_MAX, PAGE_ITEMS_MAX, WATCH_EVERY, WATCHES_MAX};
 use super::local_roles::NodeRoles;
+use super::schedules;
 use super::wire::{self, center_server::Center};
 use crate::cluster::clock_skew::is_off;
-use crate::dispatcher::{self, Query, RunnerSummary};
-use crate::model::{DrainMode, NodeId, Submission, TaskChanges, TaskCommand, TaskId, TaskRecord};
+use crate::dispatcher::{self, Query, RunnerSummary, ScheduleCommand};
+use crate::model::{DrainMode, NodeId, ScheduleName, Submission, TaskChanges, TaskCommand, TaskId, TaskRecord};
 use crate::peers::CenterId;
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use blockhaul_engine::spec::Direct;
@@ -54,6 +55,11 @@ impl CenterService {
         let id = TaskId::new(id).map_err(RpcError::from)?;
         let task = dispatcher.command(&id, command).await.map_err(RpcError::from)?;
         reply(&task)
+    }
+
+    async fn schedule(&self, name: &ScheduleName, command: ScheduleCommand) -> Answer<wire::Schedule> {
+        let view = self.roles.dispatcher()?.schedule(name, command).await.map_err(RpcError::from)?;
+        Ok(Response::new(view.into()))
     }
 }
 
@@ -154,6 +160,52 @@ impl Center for CenterService {
         let wire::MoveRequest { id, node } = request.into_inner();
         let node = node.map(NodeId::new).transpose().map_err(RpcError::from)?;
         self.command(id, TaskCommand::Move(node)).await
+    }
+
+    #[tracing::instrument(skip_all, fields(schedule = %request.get_ref().name))]
+    async fn add_schedule(&self, request: Request<wire::AddScheduleRequest>) -> Answer<wire::Schedule> {
+        let (name, command) = schedules::addition(request.into_inner(), self.here.as_ref()).map_err(RpcError::from)?;
+        self.schedule(&name, command).await
+    }
+
+    async fn get_schedule(&self, request: Request<wire::ScheduleRequest>) -> Answer<wire::Schedule> {
+        let name = schedules::name(request.into_inner().name)?;
+        let view = self.roles.dispatcher()?.get_schedule(&name).await.map_err(RpcError::from)?;
+        Ok(Response::new(view.into()))
+    }
+
+    async fn list_schedules(&self, request: Request<wire::ListSchedulesRequest>) -> Answer<wire::ListSchedulesReply> {
+        let wire::ListSchedulesRequest { after } = request.into_inner();
+        let after = (!after.is_empty()).then(|| schedules::name(after)).transpose()?;
+        let found = self.roles.dispatcher()?.list_schedules(after).await.map_err(RpcError::from)?;
+        let is_full = found.len() >= PAGE_ITEMS_MAX;
+        let last = found.last().map(|view| view.record.name.to_string()).filter(|_| is_full).unwrap_or_default();
+        let (schedules, next) = page(found.into_iter().map(wire::Schedule::from), |schedule| schedule.name.clone());
+        let next = if next.is_empty() { last } else { next };
+        Ok(Response::new(wire::ListSchedulesReply { schedules, next }))
+    }
+
+    #[tracing::instrument(skip_all, fields(schedule = %request.get_ref().name))]
+    async fn pause_schedule(&self, request: Request<wire::ScheduleRequest>) -> Answer<wire::Schedule> {
+        self.schedule(&schedules::name(request.into_inner().name)?, ScheduleCommand::Pause).await
+    }
+
+    #[tracing::instrument(skip_all, fields(schedule = %request.get_ref().name))]
+    async fn resume_schedule(&self, request: Request<wire::ScheduleRequest>) -> Answer<wire::Schedule> {
+        self.schedule(&schedules::name(request.into_inner().name)?, ScheduleCommand::Resume).await
+    }
+
+    #[tracing::instrument(skip_all, fields(schedule = %request.get_ref().name))]
+    async fn run_schedule(&self, request: Request<wire::RunScheduleRequest>) -> Answer<wire::Schedule> {
+        let wire::RunScheduleRequest { name, refire_from_ms } = request.into_inner();
+        let command = refire_from_ms.map_or(ScheduleCommand::Run, ScheduleCommand::RefireFrom);
+        self.schedule(&schedules::name(name)?, command).await
+    }
+
+    #[tracing::instrument(skip_all, fields(schedule = %request.get_ref().name))]
+    async fn remove_schedule(&self, request: Request<wire::RemoveScheduleRequest>) -> Answer<wire::Schedule> {
+        let wire::RemoveScheduleRequest { name, cancel_live } = request.into_inner();
+        self.schedule(&schedules::name(name)?, ScheduleCommand::Remove { cancel_live }).await
     }
 
     async fn runners(&self, request: Request<wire::RunnersRequest>) -> Answer<wire::RunnersReply> {

@@ -83,6 +83,20 @@ verbs! {
     set_limit(SetLimitRequest) -> Task;
     /// Has a task run on another node.
     move_task(MoveRequest) -> Task;
+    /// Adds a schedule, or replaces another one.
+    add_schedule(AddScheduleRequest) -> Schedule;
+    /// Returns a schedule.
+    get_schedule(ScheduleRequest) -> Schedule;
+    /// Returns one page of schedules.
+    list_schedules(ListSchedulesRequest) -> ListSchedulesReply;
+    /// Keeps a schedule from making tasks.
+    pause_schedule(ScheduleRequest) -> Schedule;
+    /// Lets a schedule make tasks again.
+    resume_schedule(ScheduleRequest) -> Schedule;
+    /// Has a schedule make a task now, or decide on passed instants again.
+    run_schedule(RunScheduleRequest) -> Schedule;
+    /// Deletes a schedule.
+    remove_schedule(RemoveScheduleRequest) -> Schedule;
     /// Returns one page of nodes.
     runners(RunnersRequest) -> RunnersReply;
     /// Drains a node, or ends that.

@@ -47,6 +47,7 @@ impl From<&TaskRecord> for wire::Task {
             starts_ms: task.starts_ms(),
             ends_ms: task.ends_ms(),
             retry_of: task.retry_of.as_ref().map(ToString::to_string),
+            schedule: task.schedule.as_ref().map(ToString::to_string),
         }
     }
 }

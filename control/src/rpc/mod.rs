@@ -4,8 +4,9 @@
 //! | --- | --- |
 //! | `wire` | what `proto/blockhaul.proto` describes |
 //! | `error` | failures on their way over the wire |
-//! | `validate` | a client's request, checked |
-//! | `convert`, `task_view`, `digest` | records as messages, tasks as clients see them, digests of requests |
+//! | `validate`, `schedules` | a client's request, checked; schedules as messages |
+//! | `convert`, `digest` | records as messages, digests of requests |
+//! | `task_view`, `schedule_view` | tasks and schedules as clients see them |
 //! | `local_roles` | handles of this node's dispatcher and runner, which the services call |
 //! | `center`, `nodes` | the services |
 //! | `addressee` | the process that a call between nodes is for |
@@ -33,7 +34,9 @@ pub mod limits;
 pub mod listener;
 pub mod local_roles;
 mod nodes;
+mod schedules;
 mod service_endpoint;
+pub mod schedule_view;
 pub mod task_view;
 pub mod tls;
 mod validate;

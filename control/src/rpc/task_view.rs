@@ -57,6 +57,8 @@ pub struct TaskView {
     pub deadline_at: Option<Timestamp>,
     /// Task that it tries again.
     pub retry_of: Option<String>,
+    /// Schedule that has made it.
+    pub schedule: Option<String>,
     /// Group that it is a member of.
     pub group: Option<String>,
     /// Of a group: number of stored members in each state.
@@ -152,6 +154,7 @@ impl From<wire::Task> for TaskView {
             starts_at: task.starts_ms.map(Timestamp),
             deadline_at: task.ends_ms.map(Timestamp),
             retry_of: task.retry_of,
+            schedule: task.schedule,
             group: task.group.map(|member| member.group),
             members: task.members.map(|members| members.states.into_iter().collect()),
             attempts: task.attempts.into_iter().map(AttemptView::from).collect(),
@@ -195,7 +198,7 @@ mod tests {
 
     /// Field names in the order of the design, `attempts` last.
     const NAMES: &str = "id kind state desired_state reason priority fence hook source destination node attempt epoch progress limit error \
-        report created_at updated_at after starts_at deadline_at retry_of group members attempts";
+        report created_at updated_at after starts_at deadline_at retry_of schedule group members attempts";
 
     #[test]
     fn a_task_has_exactly_the_names_of_the_contract() {

@@ -17,6 +17,16 @@ impl Submission {
     /// # Errors
     /// `EBadRequest` for names and numbers out of their ranges; and as `destination::check`.
     pub fn check(request: wire::SubmitRequest, here: Option<&NodeId>) -> Result<Self> {
+        let submission = Self::parse(request, here)?;
+        submission.spec.kind().validate()?;
+        Ok(submission)
+    }
+
+    /// Checks everything of a request but its work, which may be a template.
+    ///
+    /// # Errors
+    /// `EBadRequest` for names and numbers out of their ranges.
+    pub(super) fn parse(request: wire::SubmitRequest, here: Option<&NodeId>) -> Result<Self> {
         let wire::SubmitRequest { id, priority, max_attempts, spec, after, group, times, retry_of } = request;
         let priority = priority_of(priority)?;
         let max_attempts = if max_attempts == 0 { MAX_ATTEMPTS_DEFAULT } else { max_attempts };
@@ -25,7 +35,7 @@ impl Submission {
         let retry_of = (!retry_of.is_empty()).then(|| TaskId::new(retry_of)).transpose()?;
         check_try(&id, retry_of.as_ref(), group.is_some())?;
         let group = group.map(|group| group_name(&id, group)).transpose()?;
-        let spec = checked(spec, here)?;
+        let spec = parse_spec(spec, here)?;
         if spec.kind().group().is_some() && !after.is_empty() {
             return Err(Error::bad_request("a group waits for no other task: let its members wait for each other"));
         }
@@ -102,12 +112,11 @@ fn dependencies(after: Vec<wire::Dependency>) -> Result<Vec<(TaskId, Condition)>
     after.into_iter().map(one).collect()
 }
 
-fn checked(spec: Option<wire::Spec>, here: Option<&NodeId>) -> Result<TaskSpec> {
+fn parse_spec(spec: Option<wire::Spec>, here: Option<&NodeId>) -> Result<TaskSpec> {
     let mut spec = TaskSpec::try_from(spec)?;
     if let Some(here) = here {
         spec.kind_mut().imply_node(here);
     }
-    spec.kind().validate()?;
     Ok(spec)
 }
 

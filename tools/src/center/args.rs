@@ -350,6 +350,128 @@ pub(crate) struct RawFence {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct RawSchedule {
+    #[command(subcommand)]
+    pub(crate) command: RawScheduleCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RawScheduleCommand {
+    /// Add a schedule: it submits a task again and again
+    Add(Box<RawScheduleAdd>),
+    /// List all schedules
+    List(RawQuery),
+    /// Show a schedule, with its next instants
+    Get(RawScheduleGet),
+    /// Keep a schedule from submitting tasks; what is due meanwhile does not count
+    Pause(RawScheduleName),
+    /// Let a paused schedule submit tasks again
+    Resume(RawScheduleName),
+    /// Have a schedule submit a task now
+    Run(RawScheduleRun),
+    /// Delete a schedule; its tasks stay
+    Remove(RawScheduleRemove),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RawScheduleAdd {
+    /// Name of the schedule: at most 40 letters, digits, '.', '_' and '-'; its tasks are named NAME.20260131T020000Z
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) trigger: RawTrigger,
+    /// Instant that those of --every count from [default: when the schedule is added]
+    #[arg(long, value_name = "TIME", value_parser = Timestamp::parse)]
+    pub(crate) from: Option<Timestamp>,
+    /// Time zone of --cron, and of %Y %m %d %H %M %S %j in paths and export names
+    #[arg(long, value_name = "ZONE", default_value = "UTC")]
+    pub(crate) tz: String,
+    /// Whether instants that nobody was there for fire once, late, or never
+    #[arg(long, value_name = "once|none", default_value = "once", value_parser = ["once", "none"])]
+    pub(crate) catch_up: String,
+    /// Keep the records of so many ended tasks of the schedule
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub(crate) keep: u32,
+    /// Replace another schedule of that name
+    #[arg(long)]
+    pub(crate) replace: bool,
+    /// Replace the schedule of that name only if it has this version
+    #[arg(long, value_name = "N")]
+    pub(crate) if_version: Option<u32>,
+    /// Cancel the live task of the schedule that is replaced
+    #[arg(long)]
+    pub(crate) cancel_live: bool,
+    #[command(subcommand)]
+    pub(crate) work: RawWork,
+}
+
+/// When a schedule fires.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct RawTrigger {
+    /// Fire at the times of a cron expression: five fields, or six with seconds first
+    #[arg(long, value_name = "EXPR")]
+    pub(crate) cron: Option<String>,
+    /// Fire again and again, from 1 s to 1,000 days apart
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) every: Option<Duration>,
+    /// Fire once, at this time, such as 2026-01-31T22:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = Timestamp::parse)]
+    pub(crate) at: Option<Timestamp>,
+    /// Fire each time this node has booted
+    #[arg(long, value_name = "NODE")]
+    pub(crate) on_boot: Option<String>,
+    /// Fire once, when this node has booted the next time
+    #[arg(long, value_name = "NODE")]
+    pub(crate) next_boot: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RawScheduleName {
+    /// Name of the schedule
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) center: RawCenter,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RawScheduleGet {
+    /// Name of the schedule
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Wait until the schedule has ended: it has no instant left, and its last task has ended
+    #[arg(long)]
+    pub(crate) wait: bool,
+    #[command(flatten)]
+    pub(crate) center: RawCenter,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RawScheduleRun {
+    /// Name of the schedule
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Instead, decide again on the instants from this time on; repairs a schedule whose last instant is in the future
+    #[arg(long, value_name = "TIME", value_parser = Timestamp::parse)]
+    pub(crate) refire_from: Option<Timestamp>,
+    #[command(flatten)]
+    pub(crate) center: RawCenter,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RawScheduleRemove {
+    /// Name of the schedule
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Also cancel its live task
+    #[arg(long)]
+    pub(crate) cancel_live: bool,
+    #[command(flatten)]
+    pub(crate) center: RawCenter,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct RawQuery {
     #[command(flatten)]
     pub(crate) center: RawCenter,

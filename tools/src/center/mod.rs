@@ -1,11 +1,12 @@
 //! Runs the commands that call a task center: `submit`, `retry`, `get`, `watch`, `cancel`, `pause`, `resume`, `remove`, `set`,
-//! `move`, `list`, `runners`, `drain`, `fence` and `center`.
+//! `move`, `list`, `schedule`, `runners`, `drain`, `fence` and `center`.
 //!
 //! Each command resolves its flags, makes its call, and shows the reply. The client finds the leader and retries.
 
 pub(crate) mod args;
 mod batch;
 mod retry;
+mod schedule;
 mod show;
 mod submit;
 
@@ -14,7 +15,7 @@ use crate::output::print_stderr;
 use crate::start_logging;
 use args::{
     RawBatchTask, RawCancel, RawCenter, RawChanges, RawDrain, RawFence, RawList, RawMove, RawQuery, RawRemove,
-    RawRetry, RawSet, RawSubmit, RawTaskId, RawWork, Setting,
+    RawRetry, RawSet, RawSubmit, RawTaskId, Setting,
 };
 use batch::GroupSubmission;
 use blockhaul_control::clock::HostClock;
@@ -27,6 +28,7 @@ use blockhaul_control::rpc::wire;
 use blockhaul_control::timestamp::Timestamp;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::resource_check::{RUNTIME_DESCRIPTORS, require_descriptors};
+pub(crate) use schedule::schedule;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use submit::SingleTask;
 use tokio::runtime::{Builder, Runtime};
@@ -34,9 +36,10 @@ use tokio::runtime::{Builder, Runtime};
 /// Calls a method of the client.
 macro_rules! call {
     ($session:ident, $verb:ident, $request:expr) => {
-        $session.runtime.block_on($session.client.$verb($request)).map_err(error_of)
+        $session.runtime.block_on($session.client.$verb($request)).map_err($crate::center::error_of)
     };
 }
+use call;
 
 /// A client of a center, and how its replies are shown.
 struct CenterSession {
@@ -138,12 +141,9 @@ fn exit_of(task: &TaskView) -> Exit {
 }
 
 pub(crate) fn submit(RawSubmit { work }: RawSubmit) -> Result<Exit> {
-    let work = match work {
-        RawWork::Batch(raw) => return submit_group(raw),
-        RawWork::Copy(raw) => SingleTask::Copy(raw),
-        RawWork::Verify(raw) => SingleTask::Verify(raw),
-        RawWork::Run(raw) => SingleTask::Run(raw),
-        RawWork::Noop(raw) => SingleTask::Noop(raw),
+    let work = match SingleTask::of(work) {
+        Ok(work) => work,
+        Err(raw) => return submit_group(*raw),
     };
     let submit::Submission { request, hooks, center, wait } = submit::resolve(work)?;
     let group = if hooks.is_empty() { None } else { Some(GroupSubmission::of_copy(request.clone(), hooks)?) };

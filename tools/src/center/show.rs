@@ -1,6 +1,7 @@
 //! Shows replies of a center, as text or as JSON.
 
 use crate::output;
+use blockhaul_control::rpc::schedule_view::ScheduleInfo;
 use blockhaul_control::rpc::task_view::{AttemptView, DependencyView, TaskView};
 use blockhaul_control::rpc::wire;
 use blockhaul_engine::units::format_size;
@@ -69,6 +70,7 @@ fn task_lines(task: &TaskView) -> Vec<String> {
         starts_at,
         deadline_at,
         retry_of,
+        schedule,
         group,
         members,
         attempts,
@@ -79,6 +81,7 @@ fn task_lines(task: &TaskView) -> Vec<String> {
         vec![field("task", id), field("kind", kind), field("state", state), field("desired", desired_state)];
     lines.extend((!reason.is_empty()).then(|| field("reason", reason)));
     lines.extend(option("retry of", retry_of));
+    lines.extend(option("schedule", schedule));
     lines.extend(option("group", group));
     lines.extend(members.iter().flatten().map(|(state, count)| field("members", &format!("{count} {state}"))));
     lines.extend(option("hook", hook));
@@ -100,6 +103,69 @@ fn task_lines(task: &TaskView) -> Vec<String> {
     lines.push(field("created", created_at));
     lines.push(field("updated", updated_at));
     lines.extend(attempts.iter().map(|attempt| field("attempt", &attempt_text(attempt))));
+    lines
+}
+
+/// Prints all fields of a schedule.
+pub(super) fn schedule(schedule: &ScheduleInfo, json: bool) {
+    print(json, schedule, || schedule_lines(schedule));
+}
+
+/// Prints a line of a list of schedules.
+pub(super) fn schedule_line(schedule: &ScheduleInfo, json: bool) {
+    let ScheduleInfo { name, state, trigger, next_at, reason, .. } = schedule;
+    let next = next_at.first().map_or_else(String::new, |next| format!(" next {next}"));
+    let reason = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
+    print(json, schedule, || vec![format!("{name} {state} {trigger}{next}{reason}")]);
+}
+
+/// Prints the name of a schedule that was added or removed, for scripts.
+pub(super) fn schedule_name(schedule: &ScheduleInfo, json: bool) {
+    print(json, schedule, || vec![schedule.name.clone()]);
+}
+
+fn schedule_lines(schedule: &ScheduleInfo) -> Vec<String> {
+    let ScheduleInfo {
+        name,
+        state,
+        reason,
+        trigger,
+        zone,
+        catch_up,
+        keep,
+        version,
+        created_at,
+        last_fired_at,
+        last_task,
+        is_live,
+        next_at,
+        fired,
+        skipped,
+        kind,
+        hook,
+        source,
+        destination,
+        node,
+    } = schedule;
+    let field = |name: &str, value: &dyn std::fmt::Display| format!("{name:<12} {value}");
+    let option = |name: &str, value: &Option<String>| value.as_ref().map(|value| field(name, value));
+    let mut lines = vec![field("schedule", name), field("state", state)];
+    lines.extend((!reason.is_empty()).then(|| field("reason", reason)));
+    lines.extend([field("trigger", trigger), field("time zone", zone), field("kind", kind)]);
+    lines.extend(option("hook", hook));
+    lines.extend(option("source", source));
+    lines.extend(option("destination", destination));
+    lines.extend(option("node", node));
+    let live = if *is_live { " (live)" } else { "" };
+    lines.extend(last_task.as_ref().map(|task| field("last task", &format!("{task}{live}"))));
+    lines.extend(last_fired_at.iter().map(|time| field("last fired", time)));
+    lines.extend(next_at.iter().map(|time| field("next", time)));
+    lines.push(field("catch up", catch_up));
+    lines.push(field("fired", fired));
+    lines.push(field("skipped", skipped));
+    lines.push(field("keeps", &format!("{keep} ended tasks")));
+    lines.push(field("version", version));
+    lines.push(field("created", created_at));
     lines
 }
 

@@ -1,6 +1,8 @@
 //! Resolves the flags of `blockhaul submit` to a request.
 
-use super::args::{RawCenter, RawCopyTask, RawNoopTask, RawRunTask, RawTask, RawTimes, RawVerifyTask};
+use super::args::{
+    RawBatchTask, RawCenter, RawCopyTask, RawNoopTask, RawRunTask, RawTask, RawTimes, RawVerifyTask, RawWork,
+};
 use blockhaul_control::model::{TaskId, parse_dependency};
 use blockhaul_control::rpc::wire;
 use blockhaul_control::timestamp::Timestamp;
@@ -44,6 +46,29 @@ pub(super) enum SingleTask {
     Verify(RawVerifyTask),
     Run(Box<RawRunTask>),
     Noop(RawNoopTask),
+}
+
+impl SingleTask {
+    /// Returns the task; or the batch, if it is one.
+    pub(super) fn of(work: RawWork) -> std::result::Result<Self, Box<RawBatchTask>> {
+        match work {
+            RawWork::Batch(raw) => Err(Box::new(raw)),
+            RawWork::Copy(raw) => Ok(Self::Copy(raw)),
+            RawWork::Verify(raw) => Ok(Self::Verify(raw)),
+            RawWork::Run(raw) => Ok(Self::Run(raw)),
+            RawWork::Noop(raw) => Ok(Self::Noop(raw)),
+        }
+    }
+
+    /// Returns the flags that all kinds share.
+    pub(super) fn task(&self) -> &RawTask {
+        match self {
+            Self::Copy(raw) => &raw.task,
+            Self::Verify(raw) => &raw.task,
+            Self::Run(raw) => &raw.task,
+            Self::Noop(raw) => &raw.task,
+        }
+    }
 }
 
 /// Resolves the flags. The center fills in what is missing and refuses what is invalid.
@@ -181,20 +206,13 @@ fn read_input(file: &Path) -> Result<String> {
 mod tests {
     use super::*;
     use crate::args::{Cli, Command};
-    use crate::center::args::{RawSubmit, RawWork};
     use blockhaul_engine::error::Code;
     use clap::Parser;
     use std::os::unix::ffi::OsStringExt;
 
     fn single<T: Into<OsString> + Clone>(words: impl IntoIterator<Item = T>) -> SingleTask {
         match Cli::try_parse_from(words).unwrap().command {
-            Command::Submit(raw) => match *raw {
-                RawSubmit { work: RawWork::Copy(raw) } => SingleTask::Copy(raw),
-                RawSubmit { work: RawWork::Verify(raw) } => SingleTask::Verify(raw),
-                RawSubmit { work: RawWork::Run(raw) } => SingleTask::Run(raw),
-                RawSubmit { work: RawWork::Noop(raw) } => SingleTask::Noop(raw),
-                other @ RawSubmit { .. } => panic!("{other:?}"),
-            },
+            Command::Submit(raw) => SingleTask::of(raw.work).unwrap(),
             other => panic!("{other:?}"),
         }
     }

@@ -19,6 +19,7 @@ mod partitions;
 mod protecting;
 mod replaced;
 mod runners;
+mod schedules;
 mod stopping;
 mod support;
 mod upgrading;

@@ -3,7 +3,7 @@
 use blockhaul_testkit::scratch::{MIB, Scratch, noise};
 
 /// All flags, by command.
-const FLAGS: [(&str, &[&str]); 7] = [
+const FLAGS: [(&str, &[&str]); 10] = [
     (
         "copy",
         &[
@@ -97,6 +97,26 @@ const FLAGS: [(&str, &[&str]); 7] = [
             "--log",
         ],
     ),
+    (
+        "schedule add",
+        &[
+            "NAME",
+            "--cron",
+            "--every",
+            "--at",
+            "--on-boot",
+            "--next-boot",
+            "--from",
+            "--tz",
+            "--catch-up",
+            "--keep",
+            "--replace",
+            "--if-version",
+            "--cancel-live",
+        ],
+    ),
+    ("schedule run", &["NAME", "--refire-from", "--center", "--json", "--log"]),
+    ("schedule remove", &["NAME", "--cancel-live", "--center", "--json", "--log"]),
     ("map", &["--json", "--log", "VOLUME"]),
     ("inspect", &["--json", "--log", "FILE"]),
     ("doctor", &["--json", "--log", "PATH"]),

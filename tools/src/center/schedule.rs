@@ -1,0 +1,206 @@
+//! Runs the commands about schedules: `schedule add`, `list`, `get`, `pause`, `resume`, `run` and `remove`.
+
+use super::args::{
+    RawCenter, RawQuery, RawSchedule, RawScheduleAdd, RawScheduleCommand, RawScheduleGet, RawScheduleName,
+    RawScheduleRemove, RawScheduleRun, RawTrigger,
+};
+use super::submit::{self, SingleTask, milliseconds};
+use super::{CenterSession, call, show};
+use crate::exit::Exit;
+use crate::output::print_stderr;
+use blockhaul_control::rpc::schedule_view::ScheduleInfo;
+use blockhaul_control::rpc::wire;
+use blockhaul_control::timestamp::Timestamp;
+use blockhaul_engine::error::{Error, Result};
+use std::time::Duration;
+
+/// Time between two looks at a schedule that is waited for.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+pub(crate) fn schedule(RawSchedule { command }: RawSchedule) -> Result<Exit> {
+    match command {
+        RawScheduleCommand::Add(raw) => add(*raw),
+        RawScheduleCommand::List(raw) => list(raw),
+        RawScheduleCommand::Get(raw) => get(raw),
+        RawScheduleCommand::Pause(RawScheduleName { name, center }) => {
+            let mut session = CenterSession::open(center)?;
+            let schedule = call!(session, pause_schedule, wire::ScheduleRequest { name })?;
+            Ok(shown(&session, schedule))
+        }
+        RawScheduleCommand::Resume(RawScheduleName { name, center }) => {
+            let mut session = CenterSession::open(center)?;
+            let schedule = call!(session, resume_schedule, wire::ScheduleRequest { name })?;
+            Ok(shown(&session, schedule))
+        }
+        RawScheduleCommand::Run(RawScheduleRun { name, refire_from, center }) => {
+            let mut session = CenterSession::open(center)?;
+            let refire_from_ms = refire_from.map(|Timestamp(unix_ms)| unix_ms);
+            let schedule = call!(session, run_schedule, wire::RunScheduleRequest { name, refire_from_ms })?;
+            Ok(shown(&session, schedule))
+        }
+        RawScheduleCommand::Remove(RawScheduleRemove { name, cancel_live, center }) => {
+            let mut session = CenterSession::open(center)?;
+            let schedule = call!(session, remove_schedule, wire::RemoveScheduleRequest { name, cancel_live })?;
+            show::schedule_name(&schedule.into(), session.json);
+            Ok(Exit::Done)
+        }
+    }
+}
+
+fn shown(session: &CenterSession, schedule: wire::Schedule) -> Exit {
+    show::schedule(&schedule.into(), session.json);
+    Exit::Done
+}
+
+fn add(raw: RawScheduleAdd) -> Result<Exit> {
+    let (request, center) = resolve(raw)?;
+    let mut session = CenterSession::open(center)?;
+    let schedule = call!(session, add_schedule, request)?;
+    let existed = schedule.existed;
+    let schedule = ScheduleInfo::from(schedule);
+    if existed {
+        let ScheduleInfo { name, state, created_at, .. } = &schedule;
+        print_stderr(format_args!("schedule {name} exists already: {state}, added {created_at}"));
+    }
+    show::schedule_name(&schedule, session.json);
+    Ok(Exit::Done)
+}
+
+/// Resolves the flags to a request.
+///
+/// # Errors
+/// `EBadRequest`: flags that make no sense for the tasks of a schedule; and as [`submit::resolve`].
+fn resolve(raw: RawScheduleAdd) -> Result<(wire::AddScheduleRequest, RawCenter)> {
+    let RawScheduleAdd { name, trigger, from, tz, catch_up, keep, replace, if_version, cancel_live, work } = raw;
+    let work = SingleTask::of(work).map_err(|_| {
+        Error::bad_request("a schedule submits single tasks")
+            .advise("submit the batch by a hook, or by a timer of the host")
+    })?;
+    if from.is_some() && trigger.every.is_none() {
+        return Err(Error::bad_request("--from is what the instants of --every count from: add --every"));
+    }
+    let task = work.task();
+    if task.id.is_some() || task.wait {
+        return Err(Error::bad_request(
+            "a schedule names its tasks itself, and does not wait: leave out --id and --wait",
+        ));
+    }
+    let submit::Submission { mut request, hooks, center, wait: _ } = submit::resolve(work)?;
+    if !hooks.is_empty() {
+        return Err(Error::bad_request("a schedule submits single tasks: leave out --before and --finally"));
+    }
+    request.id = String::new();
+    let request = wire::AddScheduleRequest {
+        name,
+        trigger: Some(wire::Trigger { when: when(trigger, from) }),
+        zone: tz,
+        task: Some(request),
+        no_catch_up: catch_up == "none",
+        keep: Some(keep),
+        replace,
+        if_version,
+        cancel_live,
+    };
+    Ok((request, center))
+}
+
+fn when(trigger: RawTrigger, from: Option<Timestamp>) -> Option<wire::trigger::When> {
+    use wire::trigger::When;
+    let RawTrigger { cron, every, at, on_boot, next_boot } = trigger;
+    let from_ms = from.map(|Timestamp(unix_ms)| unix_ms);
+    let every = every.map(|every| When::Every(wire::Interval { interval_ms: milliseconds(every), from_ms }));
+    let at = at.map(|Timestamp(unix_ms)| When::AtMs(unix_ms));
+    let boot = on_boot.map(When::OnBoot).or(next_boot.map(When::NextBoot));
+    cron.map(When::Cron).or(every).or(at).or(boot)
+}
+
+fn list(RawQuery { center }: RawQuery) -> Result<Exit> {
+    let mut session = CenterSession::open(center)?;
+    let mut after = String::new();
+    loop {
+        let wire::ListSchedulesReply { schedules, next } =
+            call!(session, list_schedules, wire::ListSchedulesRequest { after })?;
+        schedules.into_iter().for_each(|schedule| show::schedule_line(&schedule.into(), session.json));
+        if next.is_empty() {
+            return Ok(Exit::Done);
+        }
+        after = next;
+    }
+}
+
+fn get(RawScheduleGet { name, wait, center }: RawScheduleGet) -> Result<Exit> {
+    let mut session = CenterSession::open(center)?;
+    loop {
+        let schedule = ScheduleInfo::from(call!(session, get_schedule, wire::ScheduleRequest { name: name.clone() })?);
+        if !wait || schedule.is_over() {
+            show::schedule(&schedule, session.json);
+            return Ok(Exit::Done);
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Cli, Command};
+    use clap::Parser;
+
+    fn resolved(arguments: &[&str]) -> Result<wire::AddScheduleRequest> {
+        let words = [&["blockhaul", "schedule", "add", "nightly"], arguments].concat();
+        match Cli::try_parse_from(words).map_err(|error| Error::bad_request(error.to_string()))?.command {
+            Command::Schedule(raw) => match raw.command {
+                RawScheduleCommand::Add(raw) => resolve(*raw).map(|(request, _)| request),
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn flags_become_the_request() {
+        use wire::trigger::When;
+        let request = resolved(&[
+            "--every",
+            "90m",
+            "--from",
+            "2026-01-31T22:00:00Z",
+            "--tz",
+            "Europe/Berlin",
+            "--catch-up",
+            "none",
+            "--keep",
+            "3",
+            "copy",
+            "/a-%Y",
+            "/b-%Y",
+            "--node",
+            "n1",
+            "--verify",
+        ])
+        .unwrap();
+        let every = wire::Interval { interval_ms: 5_400_000, from_ms: Some(1_769_896_800_000) };
+        assert_eq!(request.trigger.unwrap().when, Some(When::Every(every)));
+        assert_eq!((request.zone.as_str(), request.no_catch_up, request.keep), ("Europe/Berlin", true, Some(3)));
+        let task = request.task.unwrap();
+        assert!(
+            task.id.is_empty() && matches!(task.spec.unwrap().work, Some(wire::spec::Work::Copy(copy)) if copy.verify)
+        );
+        let boot = resolved(&["--on-boot", "n1", "run", "warm-up"]).unwrap();
+        assert_eq!(boot.trigger.unwrap().when, Some(When::OnBoot(String::from("n1"))));
+    }
+
+    #[test]
+    fn flags_that_make_no_sense_are_refused() {
+        for bad in [
+            &["noop"][..],
+            &["--cron", "0 2 * * *", "--every", "1h", "noop"],
+            &["--cron", "0 2 * * *", "--from", "2026-01-31T22:00:00Z", "noop"],
+            &["--every", "1h", "noop", "--id", "mine"],
+            &["--every", "1h", "noop", "--wait"],
+            &["--every", "1h", "copy", "/a", "/b", "--node", "n", "--before", "freeze"],
+        ] {
+            assert!(resolved(bad).is_err(), "{bad:?}");
+        }
+    }
+}
