@@ -5,8 +5,10 @@ use super::invariants::InvariantChecker;
 use super::net::{CLIENT, Net, ProcessEndpoint};
 use super::run_result::RunResult;
 use super::scenario::ClientAction;
-use crate::dispatcher::DispatcherHandle;
-use crate::model::{DesiredState, DrainMode, NodeId, Submission, TaskChanges, TaskCommand, TaskId, TaskState};
+use crate::dispatcher::{DispatcherHandle, NewSchedule, ScheduleCommand};
+use crate::model::{
+    DesiredState, DrainMode, NodeId, ScheduleName, Submission, TaskChanges, TaskCommand, TaskId, TaskState,
+};
 use blockhaul_engine::error::{Code, Result};
 use std::future::Future;
 use std::time::Duration;
@@ -198,6 +200,37 @@ impl Client {
             let is_kept = self.invariants.tasks().iter().all(is_cancelled) || self.invariants.has_lost_history();
             self.result.expect(is_kept, || format!("{id}: the cancel was forgotten"));
         }
+    }
+
+    /// Adds a schedule. An accepted one must be in the store.
+    pub(super) async fn add_schedule(self, new: NewSchedule) {
+        let (name, era) = (new.name.clone(), self.invariants.era());
+        let answer = self
+            .ask(|leader| {
+                let (name, command) = (new.name.clone(), ScheduleCommand::Add(Box::new(new.clone())));
+                async move { leader.schedule(&name, command).await }
+            })
+            .await;
+        match answer {
+            Some(Ok(_)) => {
+                let is_there = self.invariants.schedules().contains(&name) || self.invariants.era() != era;
+                self.result.expect(is_there, || format!("schedule {name} was accepted and is not in the store"));
+            }
+            Some(Err(error)) => self.result.fail(format_args!("schedule {name} was refused: {error}")),
+            None => self.result.note(format_args!("schedule {name}: no leader has accepted it")),
+        }
+    }
+
+    /// Removes a schedule, whose tasks stay.
+    pub(super) async fn remove_schedule(&self, name: &ScheduleName) {
+        let answer = self
+            .ask(|leader| {
+                let name = name.clone();
+                async move { leader.schedule(&name, ScheduleCommand::Remove { cancel_live: false }).await }
+            })
+            .await;
+        let outcome = answer.map(|answer| answer.map(drop).map_err(|error| error.code));
+        self.result.note(format_args!("schedule {name} is removed: {outcome:?}"));
     }
 
     pub(super) async fn drain(self, node: NodeId, desired_state: DrainMode) {

@@ -8,7 +8,7 @@ use super::{run_result::RunResult, run_seed};
 use crate::coord::paths;
 use crate::coord::sim::Ensemble;
 use crate::coord::{Op, Znode};
-use crate::model::{OpId, Record, TaskRecord, TaskState};
+use crate::model::{OpId, Record, ScheduleRecord, TaskRecord, TaskState};
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -47,6 +47,8 @@ pub(super) enum Defect {
     RemoveLiveTask,
     /// A second task gets the same destination.
     TwoHolders,
+    /// A schedule forgets that an instant has fired.
+    ForgetInstant,
 }
 
 /// Commits one write that breaks an invariant, as a client of the store, once the records permit it.
@@ -58,7 +60,9 @@ pub(super) async fn break_invariant(defect: Defect, ensemble: Ensemble, result: 
             .into_iter()
             .filter_map(|(path, node)| TaskRecord::decode(&node.data).ok().map(|record| (path, node, record)))
             .collect();
-        let Some(ops) = invalid_write(defect, &tasks) else { continue };
+        let ops =
+            if defect == Defect::ForgetInstant { forget_instant(&ensemble) } else { invalid_write(defect, &tasks) };
+        let Some(ops) = ops else { continue };
         let guard = ensemble
             .committed(paths::LEADER_EPOCH)
             .map(|node| Op::Check { path: paths::LEADER_EPOCH.to_owned(), version: node.stat.version });
@@ -71,6 +75,14 @@ pub(super) async fn break_invariant(defect: Defect, ensemble: Ensemble, result: 
             return result.note(format_args!("{defect:?} has done it"));
         }
     }
+}
+
+fn forget_instant(ensemble: &Ensemble) -> Option<Vec<Op>> {
+    ensemble.committed_below("/schedules/").into_iter().find_map(|(path, node)| {
+        let fired = ScheduleRecord::decode(&node.data).ok().filter(|record| record.fired > 0)?;
+        let after = ScheduleRecord { considered_ms: fired.created_ms, op: OpId::fresh(), ..fired };
+        Some(vec![Op::Set { path, data: after.encode(), version: node.stat.version }])
+    })
 }
 
 fn invalid_write(defect: Defect, tasks: &[(String, Znode, TaskRecord)]) -> Option<Vec<Op>> {
@@ -191,4 +203,9 @@ fn tasks_that_disappear_are_detected() {
 #[test]
 fn two_holders_of_one_destination_are_detected() {
     assert_detected(Defect::TwoHolders, "both hold");
+}
+
+#[test]
+fn instants_that_are_decided_twice_are_detected() {
+    assert_detected(Defect::ForgetInstant, "went back from");
 }

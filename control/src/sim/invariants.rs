@@ -10,6 +10,7 @@
 //! | I7 dependencies | a task starts when every predecessor is settled and ended as it has to; a skipped one never starts |
 //! | I8 groups | see [`group_invariants`](super::group_invariants) |
 //! | I9 hooks | one that runs at most once is not assigned again once it has begun; [`HookRuns`] checks the runs |
+//! | I10 schedules | see [`schedule_invariants`](super::schedule_invariants) |
 //! | I6 guards | every operation names a version; whatever changes a task or a claim checks its term or registration |
 //!
 //! Also: the author of every transition may make it, bytes recorded as durable are durable and are not copied again,
@@ -18,17 +19,18 @@
 //!
 //! [`HookRuns`]: super::hooks::HookRuns
 
+use super::allowed_transitions::{Author, is_allowed};
 use super::disk::{Disks, Writer};
-use super::group_invariants::is_group_transition;
 use super::hooks::HookTask;
 use super::run_result::RunResult;
+use super::schedule_invariants::ObservedSchedules;
 use super::volume_name::VolumeName;
 use crate::coord::paths;
 use crate::coord::sim::Commit;
 use crate::coord::{Op, Znode, Zxid};
 use crate::model::{
     Attempt, Claim, Dependency, DesiredState, Epoch, FenceMethod, Holder, Leader, NodeFault, NodeId, Record,
-    Registration, TaskId, TaskRecord, TaskSpec, TaskState,
+    Registration, ScheduleRecord, TaskId, TaskRecord, TaskSpec, TaskState,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,13 +41,6 @@ use tokio::time::Instant;
 const HOLD_OFF: Duration = Duration::from_secs(2);
 /// Longest time without a change of a task that can proceed.
 const STUCK: Duration = Duration::from_secs(60);
-
-/// Author of a write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Author {
-    Leader,
-    Runner,
-}
 
 /// Task as it was committed last.
 #[derive(Clone, Debug)]
@@ -67,6 +62,9 @@ pub(super) struct ObservedState {
     confirmed: BTreeSet<String>,
     /// Times at which tasks were last seen to wait for something that may take its time.
     waited: BTreeMap<TaskId, Instant>,
+    pub(super) schedules: ObservedSchedules,
+    /// Times at which each process has registered last.
+    registered: BTreeMap<String, Instant>,
     /// Times at which the registrations of each process were deleted.
     gone: BTreeMap<String, Vec<Instant>>,
 }
@@ -84,7 +82,7 @@ impl InvariantChecker {
         Self { observed: Arc::default(), disks, result }
     }
 
-    fn observed(&self) -> std::sync::MutexGuard<'_, ObservedState> {
+    pub(super) fn observed(&self) -> std::sync::MutexGuard<'_, ObservedState> {
         self.observed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -113,6 +111,8 @@ impl InvariantChecker {
                 observed.leader = Some(leader);
             } else if let (true, Ok(there)) = (path.starts_with("/runners/"), Registration::decode(&node.data)) {
                 observed.runners.insert(path.clone(), there);
+            } else if let (true, Ok(schedule)) = (path.starts_with("/schedules/"), ScheduleRecord::decode(&node.data)) {
+                observed.schedules.restore(schedule);
             }
         }
     }
@@ -142,6 +142,7 @@ impl InvariantChecker {
             match path.split('/').nth(1) {
                 Some("claims") => self.observe_claim(&mut observed, commit, path, node, &mut ended),
                 Some("runners") => self.observe_runner(&mut observed, path, node),
+                Some("schedules") => self.observe_schedule(&mut observed, commit, path, node),
                 _ if path == paths::LEADER_EPOCH => self.observe_leader(&mut observed, commit, node),
                 _ => {}
             }
@@ -167,7 +168,10 @@ impl InvariantChecker {
             Op::Create { .. } => false,
         });
         self.result.expect(!unversioned, || format!("a write without a version: {:?}", commit.ops));
-        let is_decision = |path: &str| (path.starts_with("/tasks/") || path.starts_with("/claims/")) && is_leaf(path);
+        let is_decision = |path: &str| {
+            (path.starts_with("/tasks/") || path.starts_with("/claims/")) && is_leaf(path)
+                || path.starts_with("/schedules/")
+        };
         if !commit.changes.iter().any(|(path, _)| is_decision(path)) {
             return;
         }
@@ -199,6 +203,7 @@ impl InvariantChecker {
         match registration {
             Some(there) => {
                 self.result.note(format_args!("{path}: {} stopping={}", &there.incarnation.0[..6], there.stopping));
+                observed.registered.insert(there.incarnation.0.clone(), Instant::now());
                 observed.runners.insert(path.to_owned(), there);
             }
             None => self.result.note(format_args!("{path}: gone")),
@@ -273,6 +278,7 @@ impl InvariantChecker {
             None => {
                 let is_new = after.state == TaskState::Pending && author == Author::Leader;
                 self.result.expect(is_new, || format!("{} began as {:?} by {author:?}", after.id, after.state));
+                self.check_made_by_schedule(observed, commit, &after);
             }
             Some(before) => self.check_step(observed, commit, author, &before, &after),
         }
@@ -398,7 +404,10 @@ impl InvariantChecker {
         let Some(last) = before.attempts.last() else { return };
         let granted = last.epoch.and_then(|epoch| observed.granted.get(&epoch));
         let is_since = |gone: &&Instant| granted.is_none_or(|granted| *gone >= granted);
-        let is_there = observed.runners.values().any(|there| there.incarnation == last.runner.incarnation);
+        // The leader may have seen a registration that is gone again by now.
+        let lost_at = observed.tasks.get(&before.id).map(|seen| seen.changed);
+        let is_there = observed.runners.values().any(|there| there.incarnation == last.runner.incarnation)
+            || observed.registered.get(&last.runner.incarnation.0).copied() >= lost_at;
         let gone = observed.gone.get(&last.runner.incarnation.0).into_iter().flatten().find(is_since);
         let is_back = matches!(after.state, TaskState::Running | TaskState::Cancelling) && after.holder.is_some();
         let is_fine = match after.spec.kind().fence() {
@@ -578,6 +587,10 @@ impl ObservedState {
         self.tasks.get(id).map(|seen| &seen.record)
     }
 
+    pub(super) fn registration(&self, node: &NodeId) -> Option<&Registration> {
+        self.runners.get(&paths::runner(node.as_str()))
+    }
+
     /// Returns the time since the last write of a record.
     pub(super) fn since_change(&self, id: &TaskId) -> Option<Duration> {
         self.tasks.get(id).map(|seen| seen.changed.elapsed())
@@ -644,38 +657,4 @@ fn checks(commit: &Commit<'_>, wanted: &str) -> bool {
         Op::Check { path, .. } | Op::Set { path, .. } => path == wanted,
         Op::Create { .. } | Op::Delete { .. } => false,
     })
-}
-
-/// Tells whether the specification allows a transition, by its author.
-fn is_allowed(author: Author, before: &TaskRecord, after: &TaskRecord) -> bool {
-    use TaskState::{
-        Assigned, Cancelled, Cancelling, Failed, Lost, Paused, Pending, Running, Skipped, Succeeded, Verifying,
-    };
-    let is_noop = matches!(after.spec, TaskSpec::Noop(_));
-    let to = after.state;
-    if before.state == to {
-        return true;
-    }
-    if after.members.is_some() {
-        return author == Author::Leader && is_group_transition(before.state, to);
-    }
-    match (author, before.state) {
-        (Author::Leader, Pending) => matches!(to, Assigned | Cancelled | Paused | Failed | Skipped),
-        (Author::Leader, Assigned) => matches!(to, Pending | Paused | Cancelled | Cancelling | Failed),
-        (Author::Leader, Running | Verifying) => {
-            // Lost and fenced in one write, as an operator has confirmed that the node is off.
-            let is_cut_off = after.attempts.last().is_some_and(|attempt| attempt.quiet);
-            matches!(to, Lost | Cancelling)
-                || (is_noop && matches!(to, Pending | Failed))
-                || (is_cut_off && matches!(to, Pending | Paused | Cancelled | Failed))
-        }
-        (Author::Leader, Lost) => matches!(to, Pending | Paused | Cancelled | Failed | Running | Cancelling),
-        (Author::Leader, Cancelling) => matches!(to, Lost | Cancelled),
-        (Author::Leader, Paused) => matches!(to, Pending | Cancelled | Skipped),
-        (Author::Runner, Assigned | Running | Verifying) => {
-            matches!(to, Running | Verifying | Succeeded | Failed | Pending | Paused | Cancelled)
-        }
-        (Author::Runner, Cancelling) => matches!(to, Cancelled | Succeeded | Failed),
-        (_, Succeeded | Failed | Cancelled | Skipped) | (Author::Runner, Pending | Paused | Lost) => false,
-    }
 }

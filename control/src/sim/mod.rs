@@ -14,6 +14,7 @@
 //! ```
 //! What is not simulated: threads (production code has one per process here), the engine, the wire formats.
 
+mod allowed_transitions;
 mod client;
 mod clock;
 mod disk;
@@ -28,6 +29,7 @@ mod defect;
 pub(crate) mod process;
 mod scenario;
 mod retry_invariants;
+mod schedule_invariants;
 mod run_result;
 mod executor;
 mod world;

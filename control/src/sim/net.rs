@@ -3,8 +3,10 @@
 //! A call is carried out as part of the called process, and answered only while that process lives and both nodes reach
 //! each other. The caller waits 2 s at most, as over the real network.
 
+use super::clock::SimClock;
 use super::process::Process;
 use crate::async_spawn::spawn;
+use crate::clock::Clock;
 use crate::dispatcher::DispatcherHandle;
 use crate::model::{Epoch, Progress, TaskId, TaskSpec};
 use crate::peers::{
@@ -45,6 +47,8 @@ pub(super) struct ProcessEndpoint {
     pub(super) process: Arc<Process>,
     pub(super) identity: LocalIdentity,
     pub(super) runner: RunnerHandle,
+    /// Clock of its node.
+    pub(super) clock: Arc<SimClock>,
     pub(super) leadership: watch::Receiver<Leadership>,
 }
 
@@ -204,6 +208,11 @@ impl RunnerClient for SimCalls {
         let work = |endpoint: ProcessEndpoint| {
             Box::pin(async move { endpoint.runner.interrupt(leader).await }) as CallFuture<_>
         };
+        self.at_process(to, work).await
+    }
+
+    async fn clock(&self, to: &Peer, _offset_ms: Option<i64>) -> Result<u64, CallError> {
+        let work = |endpoint: ProcessEndpoint| Box::pin(async move { Ok(endpoint.clock.unix_ms()) }) as CallFuture<_>;
         self.at_process(to, work).await
     }
 }

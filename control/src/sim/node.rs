@@ -19,6 +19,7 @@ use crate::node::{LeaderRole, Roles, Stop, StopHandle};
 use crate::peers::{CenterId, LocalIdentity};
 use crate::rpc::local_roles::Leadership;
 use crate::runner::{Memory, Runner, RunnerConfig, RunnerDependencies, Stopped};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -31,6 +32,8 @@ pub(super) struct SimNode {
     slots: u32,
     center: Arc<dyn CoordClient>,
     memory: Arc<Memory>,
+    /// Number of boots of its kernel.
+    boots: AtomicU64,
     journals: Journals,
     environment: SimEnvironment,
 }
@@ -55,9 +58,15 @@ impl SimNode {
             slots,
             center,
             memory: Arc::default(),
+            boots: AtomicU64::new(1),
             journals: Journals::default(),
             environment,
         }
+    }
+
+    /// Has the kernel boot again.
+    pub(super) fn reboot(&self) {
+        self.boots.fetch_add(1, Relaxed);
     }
 
     /// Starts the node's process. The earlier process must have ended.
@@ -76,6 +85,7 @@ impl SimNode {
         let calls = Arc::new(SimCalls { net: environment.net.clone(), node: self.name.clone(), leader: leader_seen });
         let config = RunnerConfig {
             slots: self.slots,
+            boot_id: format!("boot {} of {}", self.boots.load(Relaxed), self.name),
             ..RunnerConfig::new(node.clone(), incarnation.clone(), self.name.clone())
         };
         let dependencies =
@@ -85,8 +95,13 @@ impl SimNode {
         let identity =
             LocalIdentity { center: CenterId::default(), node: node.clone(), incarnation: incarnation.clone() };
         let runner_handle = runner.handle();
-        let endpoint =
-            ProcessEndpoint { process: process.clone(), identity, runner: runner_handle, leadership: leadership_seen };
+        let endpoint = ProcessEndpoint {
+            process: process.clone(),
+            identity,
+            runner: runner_handle,
+            clock: self.clock.clone(),
+            leadership: leadership_seen,
+        };
         environment.net.listen(&self.name, endpoint);
         // No role of a simulated node fails for good.
         let (failed, failures) = mpsc::channel(1);

@@ -2,8 +2,10 @@
 
 use super::environment::DiskBehaviour;
 use crate::batch::OnFailure;
+use crate::dispatcher::NewSchedule;
 use crate::model::{
-    CopyTask, FenceMethod, GroupName, GroupTask, NodeId, NoopTask, RunTask, Submission, TaskId, TaskSpec, UnknownFields,
+    CatchUp, CopyTask, FenceMethod, GroupName, GroupTask, NodeId, NoopTask, RunTask, ScheduleName, Submission, TaskId,
+    TaskSpec, Template, Trigger, UnknownFields,
 };
 use blockhaul_engine::flow::graph::Condition;
 use std::time::Duration;
@@ -46,6 +48,7 @@ pub(super) enum Event {
         /// Number of messages after which the client dies, and time until the same batch is submitted again.
         dies: Option<(usize, Duration)>,
     },
+    AddSchedule(Box<NewSchedule>),
     ClientAction {
         id: String,
         action: ClientAction,
@@ -124,6 +127,7 @@ impl Scenario {
         this.add_groups(&mut fastrand::Rng::with_seed(seed ^ 0x6709));
         this.add_hooks(&mut fastrand::Rng::with_seed(seed ^ 0x0b00_c0de));
         this.add_retries(&mut fastrand::Rng::with_seed(seed ^ 0x4e74));
+        this.add_schedules(&mut fastrand::Rng::with_seed(seed ^ 0x5c4e_d01e));
         this.events.sort_by_key(|(at, _)| *at);
         this
     }
@@ -274,6 +278,42 @@ impl Scenario {
         }
     }
 
+    /// Adds schedules, and clocks that jump by days while they fire.
+    fn add_schedules(&mut self, rng: &mut fastrand::Rng) {
+        for number in 0..rng.usize(0..=3).saturating_sub(1) {
+            let at = Duration::from_millis(rng.u64(0..=60_000));
+            let name = ScheduleName::new(format!("s{number}")).expect("a schedule's name");
+            let node = NodeId::new(self.nodes[rng.usize(..self.nodes.len())].as_str()).expect("a node's name");
+            let trigger = match rng.u8(..6) {
+                0..=2 => Trigger::Every { interval_ms: rng.u64(2..=20) * 1000, from_ms: Some(rng.u64(0..100) * 1000) },
+                3..=4 => Trigger::Cron(format!("*/{} * * * * *", rng.u8(5..=20))),
+                _ => Trigger::OnBoot(node),
+            };
+            let spec = TaskSpec::Noop(NoopTask::new(rng.u64(10..=15_000), None));
+            let template = Submission::new(TaskId::fresh(), rng.u8(0..=9), rng.u32(2..=5), spec);
+            self.events.push((
+                at,
+                Event::AddSchedule(Box::new(NewSchedule {
+                    name,
+                    request: String::from("request"),
+                    trigger,
+                    zone: String::from("Europe/Berlin"),
+                    template: Template::new(template).expect("a single task"),
+                    catch_up: CatchUp::Once,
+                    keep: rng.u32(0..=3),
+                    replace: false,
+                    if_version: None,
+                    cancel_live: false,
+                })),
+            ));
+            if rng.bool() {
+                let days = rng.i64(-3..=3) * 86_400_000;
+                let jump = Fault::Jump { node: rng.usize(..self.nodes.len()), skew_ms: days };
+                self.events.push((Duration::from_millis(rng.u64(5_000..=85_000)), Event::Fault(jump)));
+            }
+        }
+    }
+
     fn draw_hook(&self, rng: &mut fastrand::Rng) -> TaskSpec {
         let node = &self.nodes[rng.usize(..self.nodes.len())];
         TaskSpec::Run(RunTask {
@@ -372,7 +412,11 @@ impl Scenario {
 fn submitted((at, event): &(Duration, Event)) -> Option<(Duration, String)> {
     match event {
         Event::Submit { id, .. } => Some((*at, id.clone())),
-        Event::SubmitGroup { .. } | Event::ClientAction { .. } | Event::Retry { .. } | Event::Fault(_) => None,
+        Event::SubmitGroup { .. }
+        | Event::AddSchedule(_)
+        | Event::ClientAction { .. }
+        | Event::Retry { .. }
+        | Event::Fault(_) => None,
     }
 }
 

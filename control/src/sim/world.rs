@@ -32,6 +32,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time from the end of all faults to the end of all tasks.
 const SETTLE_MAX: Duration = Duration::from_secs(900);
+/// Longest time from the end of all faults until every schedule has decided on what was due before.
+const SCHEDULES_MAX: Duration = Duration::from_secs(120);
 /// Time within which a process that is asked to stop has ended.
 const STOP_MAX: Duration = Duration::from_secs(20);
 /// Time between two checks that a process has stopped.
@@ -277,6 +279,9 @@ impl World {
                 let id = TaskId::new(id).expect("a task's name");
                 tokio::spawn(self.client.clone().request(id, action));
             }
+            Event::AddSchedule(new) => {
+                tokio::spawn(self.client.clone().add_schedule(*new));
+            }
             Event::Retry { id } => {
                 tokio::spawn(self.client.clone().retry(TaskId::new(id).expect("a task's name")));
             }
@@ -457,6 +462,7 @@ impl World {
         self.disks.unlock_all(&incarnation.jobs());
         if power {
             self.disks.power_cut(&self.nodes[node].name, &mut self.rng);
+            self.nodes[node].reboot();
         }
         self.result.note(format_args!("{} is down, {late} writes on their way", self.nodes[node].name));
         self.schedule(down, FollowUp::Start(node));
@@ -527,6 +533,7 @@ impl World {
     /// Waits until every task has ended, and checks that none is stuck.
     async fn settle(&mut self) {
         let start = Instant::now();
+        let repaired_ms = self.nodes[0].clock.unix_ms();
         while start.elapsed() < SETTLE_MAX {
             tokio::select! {
                 biased;
@@ -540,6 +547,15 @@ impl World {
                     return;
                 }
                 continue;
+            }
+            let schedules = self.invariants.schedules();
+            match self.invariants.undecided(repaired_ms) {
+                Some(undecided) if start.elapsed() > SCHEDULES_MAX => return self.result.fail(undecided),
+                Some(_) => continue,
+                None => {}
+            }
+            for name in &schedules {
+                self.client.remove_schedule(name).await;
             }
             if self.invariants.all_done() {
                 return;
