@@ -13,12 +13,13 @@
 //! - The queue has no thread of its own: pollers run the schedulers that it drives.
 
 use super::scheduler::{Scheduler, Task, TaskResult, Waker};
+use super::sync::{Arc, Condvar, Mutex, MutexGuard};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::job::{JobHandle, StopReason};
 use crate::progress::Report;
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 /// Longest time between two looks at jobs that may hang: they report that themselves, to whoever asks.

@@ -1,9 +1,10 @@
-//! Tries schedules of threads: the scheduler is compiled here once more, with the locks of a model checker.
+//! Tries schedules of threads: the scheduler and the event queue are compiled here once more, with the locks of a model
+//! checker. Its waits have no timeouts, so that a wake-up that gets lost is found.
 
 use super::graph;
 
 mod sync {
-    pub(super) use shuttle::sync::{Arc, Mutex, MutexGuard};
+    pub(super) use shuttle::sync::{Arc, Condvar, Mutex, MutexGuard};
     pub(super) use shuttle::thread_local;
 }
 
@@ -16,12 +17,23 @@ mod sync {
 )]
 mod scheduler;
 
+#[path = "event_queue.rs"]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    clippy::duplicate_mod,
+    reason = "compiled with other locks; the schedules need a part of it"
+)]
+mod event_queue;
+
 use crate::error::{Code, Error, Operation, Side};
+use event_queue::{Delivery, EventQueue};
 use graph::Condition;
 use scheduler::{Flow, Phase, Scheduler, Task};
 use shuttle::sync::Arc;
 use shuttle::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use shuttle::{check_random, thread};
+use std::time::Duration;
 
 /// Schedules that are tried of each test.
 const SCHEDULES: usize = 3000;
@@ -200,6 +212,86 @@ fn a_dependency_that_comes_late_is_refused_or_holds() {
             assert_eq!(task.phase(), Phase::Ended);
             let has_failed = task.result().unwrap().is_err();
             assert!(was_added || !has_failed, "a condition that was refused has no effect");
+        },
+        SCHEDULES,
+    );
+}
+
+/// Polls until the queue is closed.
+fn poll_to_the_end(queue: &EventQueue) -> Vec<Delivery> {
+    let mut delivered = Vec::new();
+    loop {
+        let events = queue.poll(1, Duration::from_secs(3600));
+        if events.is_empty() {
+            return delivered;
+        }
+        delivered.extend(events);
+    }
+}
+
+/// Closes the queue once nothing is in flight.
+fn close(queue: &EventQueue) {
+    while queue.close().is_err() {
+        thread::yield_now();
+    }
+}
+
+/// Two pollers, a parent whose children complete on two threads, and an event beside it: each is delivered once, the
+/// parent after its children, and a close wakes the poller that got nothing.
+#[test]
+fn each_event_is_delivered_to_one_poller_and_a_close_wakes_the_rest() {
+    check_random(
+        || {
+            let queue = EventQueue::default();
+            let (parent, alone) = (queue.event(), queue.event());
+            let children = [parent.child(), parent.child()];
+            children.iter().chain([&alone]).for_each(|event| event.launch().unwrap());
+            parent.barrier().unwrap();
+            let pollers = [queue.clone(), queue.clone()].map(|queue| thread::spawn(move || poll_to_the_end(&queue)));
+            let completing =
+                [(children[0].clone(), Ok(())), (children[1].clone(), Err(failure())), (alone.clone(), Ok(()))];
+            let completing = completing.map(|(event, result)| thread::spawn(move || event.complete(result)));
+            completing.into_iter().for_each(|thread| assert!(thread.join().unwrap()));
+            close(&queue);
+            let delivered: Vec<Delivery> = pollers.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+            assert_eq!(delivered.len(), 2);
+            let of_parent = delivered.iter().find(|delivery| delivery.event == parent).expect("it is delivered");
+            assert!(of_parent.result.is_err(), "the first error wins");
+            assert!(delivered.iter().any(|delivery| delivery.event == alone && delivery.result.is_ok()));
+        },
+        SCHEDULES,
+    );
+}
+
+/// Pollers run the tasks whose ends they deliver, while another thread aborts one of them.
+#[test]
+fn pollers_run_tasks_and_an_abort_loses_no_event() {
+    check_random(
+        || {
+            let queue = EventQueue::default();
+            let flow = Flow::default();
+            let scheduler = flow.scheduler();
+            queue.drive(&scheduler);
+            let first = scheduler.task().run(|| Ok(())).build();
+            let second = scheduler.task().after(&first, Condition::End).run(|| Ok(())).build();
+            let events = [&first, &second].map(|task| {
+                let event = queue.event();
+                event.launch_task(task).unwrap();
+                event
+            });
+            let pollers = [queue.clone(), queue.clone()].map(|queue| thread::spawn(move || poll_to_the_end(&queue)));
+            let aborting = {
+                let event = events[1].clone();
+                thread::spawn(move || event.abort())
+            };
+            // It may have been cancelled by now.
+            second.schedule();
+            assert!(first.schedule());
+            aborting.join().unwrap();
+            close(&queue);
+            let delivered: usize = pollers.into_iter().map(|thread| thread.join().unwrap().len()).sum();
+            assert_eq!(delivered, 2);
+            assert!(scheduler.is_idle());
         },
         SCHEDULES,
     );

@@ -1,4 +1,4 @@
-//! Names what the scheduler synchronises by, so that tests can put a model checker in its place.
+//! Names what the scheduler and the event queue synchronise by, so that tests can put a model checker in its place.
 
-pub(super) use std::sync::{Arc, Mutex, MutexGuard};
+pub(super) use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 pub(super) use std::thread_local;
