@@ -5,8 +5,8 @@
 //! it is handled.
 
 use crate::center::args::{
-    RawCancel, RawDrain, RawFence, RawList, RawMove, RawQuery, RawRemove, RawRetry, RawSchedule, RawSet, RawSubmit,
-    RawTaskId,
+    RawCancel, RawDrain, RawFence, RawList, RawMove, RawNode, RawQuery, RawRemove, RawRetry, RawSchedule, RawSet,
+    RawSubmit, RawTaskId,
 };
 use crate::log_args::RawLog;
 use blockhaul_engine::spec::{DigestKind, Direct, PathChoice, Reflink, Sparse};
@@ -72,6 +72,8 @@ pub(crate) enum Command {
     Schedule(Box<RawSchedule>),
     /// List the nodes of a task center
     Runners(RawQuery),
+    /// Let a node have tasks again that failed several in a row
+    Include(RawNode),
     /// Stop assigning tasks to a node; also works for a node that is down
     Drain(RawDrain),
     /// Confirm that a lost node cannot write, so that its tasks resume on other nodes

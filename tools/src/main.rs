@@ -70,6 +70,7 @@ fn run(command: Command, arguments: &[OsString]) -> Result<Exit> {
         Command::List(raw) => center::list(raw),
         Command::Schedule(raw) => center::schedule(*raw),
         Command::Runners(raw) => center::runners(raw),
+        Command::Include(raw) => center::include(raw),
         Command::Drain(raw) => center::drain(raw),
         Command::Fence(raw) => center::fence(raw),
         Command::Center(raw) => center::center(raw),

@@ -3,6 +3,7 @@
 use super::cluster_state::FenceProgress;
 use super::decide::{CALL_EVERY, QUERY_EVERY, is_final};
 use super::event::{Call, CallResult, Event, WriteOrigin};
+use super::exclusion::AttemptFailure;
 use super::now::Now;
 use super::rollback_detection::RecordVersion;
 use super::tasks::{AssignReply, WriteFailure};
@@ -126,12 +127,16 @@ impl Dispatcher {
         }
         let known = self.cluster.tasks.get(&id).map(|entry| entry.record.clone());
         let before = known.as_ref().map(|record| record.state);
+        let earlier = known.clone();
         let returned_by = known.and_then(|before| returning_node(&before, &record).cloned());
         let now = self.now();
         if !self.cluster.observe(record, version, created, now) {
             return;
         }
         self.latest = Some(id.clone());
+        if let Some(before) = earlier {
+            self.note_attempt(&before, &id, now.boot);
+        }
         if let Some(node) = returned_by {
             self.cluster.fleet.mark_stale(&node);
             self.reads.queue_fleet_read();
@@ -147,6 +152,46 @@ impl Dispatcher {
             tracing::info!(task = %id, from, to, node, attempt, epoch, reason = entry.record.reason, "task");
         }
         self.notify(&id);
+    }
+
+    /// Notes what a change of a task's record says about the node that had it.
+    fn note_attempt(&mut self, before: &TaskRecord, id: &TaskId, now: Duration) {
+        let Some(after) = self.cluster.tasks.get(id).map(|entry| entry.record.clone()) else { return };
+        let fleet = &mut self.cluster.fleet;
+        let registered = fleet.all().count();
+        let is_with_runner = matches!(before.state, TaskState::Assigned | TaskState::Running | TaskState::Verifying);
+        let mut excluded = Vec::new();
+        if let Some(node) = before.node().filter(|_| is_with_runner) {
+            let (told, fleet_now) = ((node, id), (registered, now));
+            let has_succeeded = after.state == TaskState::Succeeded;
+            if has_succeeded && fleet.exclusions.succeeded(node) {
+                tracing::info!(%node, "node gets tasks again: it has succeeded with one");
+            }
+            let has_advanced = has_succeeded || after.durable_best > before.durable_best;
+            let has_begun = !before.has_begun() && after.has_begun();
+            if has_advanced || has_begun {
+                excluded = fleet.exclusions.advanced(told, !has_advanced, fleet_now);
+            }
+            let is_charged = after.failures > before.failures && after.state != TaskState::Lost;
+            if let Some(error) = after.error.as_ref().filter(|_| is_charged) {
+                let failure = AttemptFailure {
+                    why: format!("{}: {}", error.code, error.message),
+                    had_begun: before.has_begun(),
+                    is_defect: error.is_node_defect(),
+                    is_node_fault: error.node_fault().is_some(),
+                };
+                excluded.extend(fleet.exclusions.failed(told, failure, fleet_now));
+            }
+        }
+        if after.state.is_terminal() {
+            fleet.exclusions.forget(id);
+        }
+        for node in excluded {
+            let exclusion = fleet.exclusions.get(&node);
+            let (seconds, why) =
+                exclusion.map_or((0, ""), |found| (found.until.saturating_sub(now).as_secs(), &found.why));
+            tracing::warn!(%node, seconds, why, "node excluded: it failed several tasks in a row");
+        }
     }
 
     /// Sends a task to the clients that watch it, and its group, a little later, to those that watch the group.

@@ -1,6 +1,7 @@
 //! Tracks the registered runners, the tasks of each, and their free slots.
 
 use super::backoff::Backoff;
+use super::exclusion::Exclusions;
 use crate::model::{Drain, Holder, NodeId, Registration, TaskId};
 use crate::peers::Peer;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +31,8 @@ pub(crate) struct Fleet {
     backoffs: BTreeMap<NodeId, Backoff>,
     /// Runners that are in backoff now.
     in_backoff: BTreeSet<NodeId>,
+    /// Nodes that fail one task after the other.
+    pub(crate) exclusions: Exclusions,
     open: BTreeSet<RunnerLoad>,
     loads_open: BTreeMap<NodeId, RunnerLoad>,
     /// Nodes that have registered one address, by that address, as they were reported last.
@@ -169,8 +172,11 @@ impl Fleet {
         }
     }
 
-    /// Makes the runners available again whose backoff is over.
+    /// Makes the runners available again whose backoff or exclusion is over.
     pub(crate) fn end_backoffs(&mut self, now: Duration) {
+        for node in self.exclusions.end(now) {
+            tracing::info!(%node, "node gets tasks again: its exclusion is over");
+        }
         let is_over = |node: &NodeId| self.backoffs.get(node).is_none_or(|backoff| backoff.until <= now);
         let over: Vec<NodeId> = self.in_backoff.iter().filter(|node| is_over(node)).cloned().collect();
         for node in over {
@@ -179,9 +185,11 @@ impl Fleet {
         }
     }
 
-    /// Returns when the next backoff ends.
+    /// Returns when the next backoff or exclusion ends.
     pub(crate) fn next_backoff_end(&self) -> Option<Duration> {
-        self.in_backoff.iter().filter_map(|node| self.backoffs.get(node)).map(|backoff| backoff.until).min()
+        let backoff =
+            self.in_backoff.iter().filter_map(|node| self.backoffs.get(node)).map(|backoff| backoff.until).min();
+        [backoff, self.exclusions.next_end()].into_iter().flatten().min()
     }
 
     /// Sets or removes a node's drain record.

@@ -120,6 +120,8 @@ pub(crate) enum Request {
     Watch(TaskId, Reply<watch::Receiver<Arc<TaskRecord>>>),
     Mutate(TaskId, Mutation, Reply<Arc<TaskRecord>>),
     Runners(Reply<Vec<RunnerSummary>>),
+    /// Ends the exclusion of a node.
+    Include(NodeId, Reply<bool>),
     Drain(NodeId, DrainMode, Reply<usize>),
     Fence(NodeId, Reply<Vec<oneshot::Receiver<Result<Arc<TaskRecord>>>>>),
     Status(Reply<Status>),
@@ -206,6 +208,14 @@ impl DispatcherHandle {
     /// `ENotLeader`.
     pub(crate) async fn runners(&self) -> Result<Vec<RunnerSummary>> {
         self.ask(Request::Runners).await
+    }
+
+    /// Ends the exclusion of a node that failed several tasks in a row. Returns whether it was excluded.
+    ///
+    /// # Errors
+    /// `ENotLeader`.
+    pub(crate) async fn include(&self, node: &NodeId) -> Result<bool> {
+        self.ask(|reply| Request::Include(node.clone(), reply)).await
     }
 
     /// Drains a node, or ends that. Returns the number of tasks that the node holds.

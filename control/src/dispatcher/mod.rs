@@ -23,6 +23,7 @@ mod decision;
 mod dependencies;
 mod enact;
 mod event;
+mod exclusion;
 mod explain;
 mod fence;
 mod firing;

@@ -226,12 +226,16 @@ impl<'a> FreeSlots<'a> {
         if let (EligibleNodes::None, Some(error)) = (&eligible, &entry.record.error) {
             return Choice::NoneEligible(error.clone());
         }
+        let accepts = |there: &Registration| !there.stopping && !fleet.drains.contains_key(&there.node);
+        let is_fit = |node: &NodeId| eligible.has(node) && !fleet.exclusions.leaves_out(node);
+        // What no other node can run goes to an excluded one, and shows whether that works again.
+        let excludes = !fleet.exclusions.is_empty() && fleet.all().any(|there| accepts(there) && is_fit(&there.node));
+        let is_fit = |node: &NodeId| if excludes { is_fit(node) } else { eligible.has(node) };
         let is_assigned = |node: &NodeId| self.assigned.contains_key(node);
         let others = fleet.open().iter().filter(|load| !is_assigned(&load.node) && !self.held.keeps(&load.node));
         let in_use = self.assigned.keys().copied().chain(self.held.nodes().filter(|node| !is_assigned(node)));
         let in_use = in_use.filter_map(|node| fleet.load(node));
-        let (others, in_use) =
-            (others.filter(|load| eligible.has(&load.node)), in_use.filter(|load| eligible.has(&load.node)));
+        let (others, in_use) = (others.filter(|load| is_fit(&load.node)), in_use.filter(|load| is_fit(&load.node)));
         let is_available = |load: &&RunnerLoad| backoff(&load.node).is_none();
         let best = others.clone().find(is_available).cloned();
         let best =
@@ -242,7 +246,7 @@ impl<'a> FreeSlots<'a> {
         let wakes = others.filter_map(|load| backoff(&load.node)).map(|backoff: &Backoff| backoff.until).min();
         match wakes {
             Some(until) => Choice::InBackoff(until),
-            None if matches!(eligible, EligibleNodes::All) => Choice::NoFreeSlot,
+            None if matches!(eligible, EligibleNodes::All) && !excludes => Choice::NoFreeSlot,
             None => Choice::EligibleFull,
         }
     }

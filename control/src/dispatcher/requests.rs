@@ -44,6 +44,11 @@ impl Dispatcher {
             Request::Runners(reply) => {
                 let _ = reply.send(Ok(self.runners()));
             }
+            Request::Include(node, reply) => {
+                let was_excluded = self.cluster.fleet.exclusions.succeeded(&node);
+                tracing::info!(%node, was_excluded, "operator includes a node");
+                let _ = reply.send(Ok(was_excluded));
+            }
             Request::Drain(node, desired_state, reply) => self.drain(node, desired_state, reply),
             Request::Fence(node, reply) => {
                 let _ = reply.send(self.fence(&node));
@@ -252,7 +257,12 @@ impl Dispatcher {
             let drain = fleet.drains.get(node).map(|(drain, _)| drain.clone());
             let tasks = fleet.tasks(node).count();
             let clock_offset_ms = skew.offsets.get(node).copied();
-            RunnerSummary { registration: fleet.get(node).cloned(), node: node.clone(), tasks, drain, clock_offset_ms }
+            let excluded = fleet.exclusions.get(node).map(|exclusion| {
+                let left = exclusion.until.saturating_sub(now.boot).as_millis();
+                (now.unix_ms.saturating_add(u64::try_from(left).unwrap_or(u64::MAX)), exclusion.why.clone())
+            });
+            let registration = fleet.get(node).cloned();
+            RunnerSummary { registration, node: node.clone(), tasks, drain, clock_offset_ms, excluded }
         };
         nodes.into_iter().map(summary).collect()
     }

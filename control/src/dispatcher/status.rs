@@ -38,6 +38,8 @@ pub(crate) struct RunnerSummary {
     pub drain: Option<Drain>,
     /// Milliseconds by which its wall clock is ahead of its peers', once it was measured.
     pub clock_offset_ms: Option<i64>,
+    /// Until when it is excluded, in milliseconds since 1970, and why.
+    pub excluded: Option<(u64, String)>,
 }
 
 /// Progress of several tasks together.

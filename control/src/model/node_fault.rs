@@ -37,9 +37,6 @@ impl Failure {
     /// Returns the origin of the failure.
     #[must_use]
     pub fn origin(&self) -> FaultOrigin {
-        let is_local = self.side == Side::Engine.as_str()
-            || (self.side == Side::Caller.as_str() && self.operation == Operation::Journal.as_str())
-            || self.is_resource_limit();
         match self.code {
             Code::Cancelled
             | Code::SourceChanged
@@ -64,7 +61,7 @@ impl Failure {
             | Code::Unsupported
             | Code::Hook
             | Code::Internal => {
-                if is_local {
+                if self.is_local() {
                     FaultOrigin::Node
                 } else {
                     FaultOrigin::Task
@@ -82,6 +79,23 @@ impl Failure {
             FaultOrigin::Node if is_passing => Some(NodeFault::Passing),
             FaultOrigin::Node => Some(NodeFault::Lasting),
         }
+    }
+
+    /// Tells whether the node itself is to blame, whichever task it was: its engine, its resources or its state directory.
+    #[must_use]
+    pub(crate) fn is_node_defect(&self) -> bool {
+        let is_no_defect = matches!(
+            self.code,
+            Code::Permission | Code::Unreachable | Code::RunnerInterrupt | Code::LeaseLost | Code::NotLeader
+        );
+        self.origin() == FaultOrigin::Node && self.is_local() && !is_no_defect
+    }
+
+    /// Tells whether it is of the node's engine, resources or state directory, and of no volume.
+    fn is_local(&self) -> bool {
+        self.side == Side::Engine.as_str()
+            || (self.side == Side::Caller.as_str() && self.operation == Operation::Journal.as_str())
+            || self.is_resource_limit()
     }
 
     /// Tells whether its node has no space for the state of the task.
@@ -140,6 +154,26 @@ mod tests {
             failure(Code::CheckpointMismatch, Side::Destination, Operation::Journal).origin(),
             FaultOrigin::Task
         );
+    }
+
+    #[test]
+    fn a_node_is_to_blame_for_its_own_parts_alone() {
+        let is_defect = |code, side, operation| failure(code, side, operation).is_node_defect();
+        assert!(is_defect(Code::Unsupported, Side::Engine, Operation::Start));
+        assert!(is_defect(Code::NoSpace, Side::Caller, Operation::Journal));
+        assert!(Failure::from(&Error::os(Side::Source, Operation::Open, Errno::EMFILE, "open a")).is_node_defect());
+        for (code, side) in [
+            (Code::Unreachable, Side::Source),
+            (Code::Permission, Side::Destination),
+            (Code::Permission, Side::Engine),
+            (Code::Io, Side::Destination),
+            (Code::Cancelled, Side::Engine),
+            (Code::BadRequest, Side::Engine),
+            (Code::RunnerInterrupt, Side::Engine),
+            (Code::Hook, Side::Caller),
+        ] {
+            assert!(!is_defect(code, side, Operation::Open), "{code} {side}");
+        }
     }
 
     #[test]

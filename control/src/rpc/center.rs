@@ -235,6 +235,13 @@ impl Center for CenterService {
     }
 
     #[tracing::instrument(skip_all, fields(node = %request.get_ref().node))]
+    async fn include(&self, request: Request<wire::IncludeRequest>) -> Answer<wire::IncludeReply> {
+        let node = NodeId::new(request.into_inner().node).map_err(RpcError::from)?;
+        let was_excluded = self.roles.dispatcher()?.include(&node).await.map_err(RpcError::from)?;
+        Ok(Response::new(wire::IncludeReply { was_excluded }))
+    }
+
+    #[tracing::instrument(skip_all, fields(node = %request.get_ref().node))]
     async fn fence(&self, request: Request<wire::FenceRequest>) -> Answer<wire::FenceReply> {
         let dispatcher = self.roles.dispatcher()?;
         let wire::FenceRequest { node, confirm } = request.into_inner();
@@ -377,7 +384,7 @@ fn narrow(count: usize) -> u32 {
 
 impl From<RunnerSummary> for wire::Node {
     fn from(summary: RunnerSummary) -> Self {
-        let RunnerSummary { node, registration, tasks, drain, clock_offset_ms } = summary;
+        let RunnerSummary { node, registration, tasks, drain, clock_offset_ms, excluded } = summary;
         let base = Self {
             node: node.into(),
             running: narrow(tasks),
@@ -385,6 +392,8 @@ impl From<RunnerSummary> for wire::Node {
             registered: registration.is_some(),
             clock_offset_ms,
             clock_is_off: clock_offset_ms.is_some_and(is_off),
+            excluded_until_ms: excluded.as_ref().map(|(until_ms, _)| *until_ms),
+            excluded_reason: excluded.map(|(_, why)| why).unwrap_or_default(),
             ..Self::default()
         };
         let Some(there) = registration else { return base };

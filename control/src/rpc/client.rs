@@ -99,6 +99,8 @@ verbs! {
     remove_schedule(RemoveScheduleRequest) -> Schedule;
     /// Returns one page of nodes.
     runners(RunnersRequest) -> RunnersReply;
+    /// Ends the exclusion of a node.
+    include(IncludeRequest) -> IncludeReply;
     /// Drains a node, or ends that.
     drain(DrainRequest) -> DrainReply;
     /// Confirms that a node can write no more.

@@ -323,6 +323,15 @@ pub(crate) struct RawList {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct RawNode {
+    /// Node ID
+    #[arg(value_name = "NODE")]
+    pub(crate) node: String,
+    #[command(flatten)]
+    pub(crate) center: RawCenter,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct RawDrain {
     /// Node ID
     #[arg(value_name = "NODE")]

@@ -1,5 +1,5 @@
 //! Runs the commands that call a task center: `submit`, `retry`, `get`, `watch`, `cancel`, `pause`, `resume`, `remove`, `set`,
-//! `move`, `list`, `schedule`, `runners`, `drain`, `fence` and `center`.
+//! `move`, `list`, `schedule`, `runners`, `include`, `drain`, `fence` and `center`.
 //!
 //! Each command resolves its flags, makes its call, and shows the reply. The client finds the leader and retries.
 
@@ -14,7 +14,7 @@ use crate::exit::Exit;
 use crate::output::print_stderr;
 use crate::start_logging;
 use args::{
-    RawBatchTask, RawCancel, RawCenter, RawChanges, RawDrain, RawFence, RawList, RawMove, RawQuery, RawRemove,
+    RawBatchTask, RawCancel, RawCenter, RawChanges, RawDrain, RawFence, RawList, RawMove, RawNode, RawQuery, RawRemove,
     RawRetry, RawSet, RawSubmit, RawTaskId, Setting,
 };
 use batch::GroupSubmission;
@@ -292,6 +292,13 @@ pub(crate) fn runners(RawQuery { center }: RawQuery) -> Result<Exit> {
         }
         after = next;
     }
+}
+
+pub(crate) fn include(RawNode { node, center }: RawNode) -> Result<Exit> {
+    let mut session = CenterSession::open(center)?;
+    let wire::IncludeReply { was_excluded } = call!(session, include, wire::IncludeRequest { node: node.clone() })?;
+    show::included(&node, was_excluded, session.json);
+    Ok(Exit::Done)
 }
 
 pub(crate) fn drain(RawDrain { node, now, undo, center }: RawDrain) -> Result<Exit> {

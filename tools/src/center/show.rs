@@ -225,6 +225,8 @@ struct NodeView {
     clock_is_off: bool,
     restarts: u64,
     data_address: Option<String>,
+    excluded_until: Option<Timestamp>,
+    excluded_reason: Option<String>,
 }
 
 /// Prints a node.
@@ -247,6 +249,8 @@ pub(super) fn runner(node: wire::Node, json: bool) {
         clock_is_off: node.clock_is_off,
         restarts: node.restarts,
         data_address: node.data_address,
+        excluded_until: node.excluded_until_ms.map(Timestamp),
+        excluded_reason: word(node.excluded_reason),
     };
     print(json, &view, || vec![node_line(&view)]);
 }
@@ -256,12 +260,15 @@ fn node_line(view: &NodeView) -> String {
         (false, _, _) => "gone",
         (true, true, _) => "stopping",
         (true, false, true) => "draining",
+        (true, false, false) if view.excluded_until.is_some() => "excluded",
         (true, false, false) => "ready",
     };
     let address = view.address.as_deref().unwrap_or("-");
     let labels: String = view.labels.iter().map(|(key, value)| format!(" {key}={value}")).collect();
     let clock = view.clock_offset_ms.filter(|_| view.clock_is_off).map(clock_text).unwrap_or_default();
-    format!("{} {state} {address} {} of {} slots{labels}{clock}", view.node, view.running, view.slots)
+    let reason = view.excluded_reason.as_deref().unwrap_or_default();
+    let excluded = view.excluded_until.map(|until| format!(", excluded until {until} ({reason})")).unwrap_or_default();
+    format!("{} {state} {address} {} of {} slots{labels}{clock}{excluded}", view.node, view.running, view.slots)
 }
 
 /// Formats as `, clock 12.3 s ahead of its peers`.
@@ -269,6 +276,18 @@ fn clock_text(offset_ms: i64) -> String {
     let side = if offset_ms < 0 { "behind" } else { "ahead of" };
     let seconds = std::time::Duration::from_millis(offset_ms.unsigned_abs()).as_secs_f64();
     format!(", clock {seconds:.1} s {side} its peers")
+}
+
+/// Prints the result of an inclusion.
+pub(super) fn included(node: &str, was_excluded: bool, json: bool) {
+    #[derive(Serialize)]
+    struct Included<'a> {
+        node: &'a str,
+        was_excluded: bool,
+    }
+    print(json, &Included { node, was_excluded }, || {
+        vec![format!("{node} {}", if was_excluded { "gets tasks again" } else { "was not excluded" })]
+    });
 }
 
 /// Prints the result of a drain.

@@ -77,6 +77,7 @@ impl MockDispatcher {
             Request::Watch(id, reply) => drop(reply.send(self.watch(&id))),
             Request::Mutate(id, mutation, reply) => drop(reply.send(self.mutate(&id, &mutation))),
             Request::Runners(reply) => drop(reply.send(Ok(vec![draining_node()]))),
+            Request::Include(_, reply) => drop(reply.send(Ok(false))),
             Request::Drain(_, _, reply) => drop(reply.send(Ok(3))),
             Request::Fence(_, reply) => drop(reply.send(Ok(Vec::new()))),
             Request::Status(reply) => drop(reply.send(Ok(status()))),
@@ -135,7 +136,7 @@ impl MockDispatcher {
 fn draining_node() -> RunnerSummary {
     let drain = Some(Drain { since_ms: 0, now: false, op: OpId::fresh() });
     let node = NodeId::new("n1").unwrap();
-    RunnerSummary { node, registration: None, tasks: 3, drain, clock_offset_ms: None }
+    RunnerSummary { node, registration: None, tasks: 3, drain, clock_offset_ms: None, excluded: None }
 }
 
 fn status() -> Status {
