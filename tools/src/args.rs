@@ -6,7 +6,7 @@
 
 use crate::center::args::{
     RawCancel, RawDrain, RawFence, RawList, RawMove, RawNode, RawQuery, RawRemove, RawRetry, RawSchedule, RawSet,
-    RawSubmit, RawTaskId,
+    RawStatus, RawSubmit, RawTaskId,
 };
 use crate::log_args::RawLog;
 use blockhaul_engine::spec::{DigestKind, Direct, PathChoice, Reflink, Sparse};
@@ -78,8 +78,8 @@ pub(crate) enum Command {
     Drain(RawDrain),
     /// Confirm that a lost node cannot write, so that its tasks resume on other nodes
     Fence(RawFence),
-    /// Show the status of a task center
-    Center(RawQuery),
+    /// Show the status of a task center, or its settings
+    Center(Box<RawStatus>),
 }
 
 #[derive(Debug, Args)]

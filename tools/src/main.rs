@@ -73,7 +73,7 @@ fn run(command: Command, arguments: &[OsString]) -> Result<Exit> {
         Command::Include(raw) => center::include(raw),
         Command::Drain(raw) => center::drain(raw),
         Command::Fence(raw) => center::fence(raw),
-        Command::Center(raw) => center::center(raw),
+        Command::Center(raw) => center::center(*raw),
     }
 }
 

@@ -9,6 +9,7 @@
 //! | `/lease/NODE` | persistent | [`Renewal`] | that runner |
 //! | `/drain/NODE` | persistent | [`Drain`] | the leader |
 //! | `/schedules/NAME` | until it is removed | [`ScheduleRecord`] | the leader |
+//! | `/settings` | from the first change on | [`Settings`] | the leader |
 //! | `/claims/SHARD/HASH` | until its task ends | [`Claim`]; its `modified` is the epoch of the grant | leader; its holder, to clear it |
 //! | `/tasks/SHARD/ID` | persistent, until retention has passed | [`TaskRecord`] | leader and holder |
 //!
@@ -18,6 +19,7 @@
 //! [`Renewal`]: crate::model::Renewal
 //! [`Drain`]: crate::model::Drain
 //! [`ScheduleRecord`]: crate::model::ScheduleRecord
+//! [`Settings`]: crate::model::Settings
 //! [`Claim`]: crate::model::Claim
 //! [`TaskRecord`]: crate::model::TaskRecord
 //!
@@ -37,6 +39,8 @@ pub const RUNNERS: &str = "/runners";
 pub const LEASES: &str = "/lease";
 /// Folder of the nodes that get no new tasks.
 pub const DRAINS: &str = "/drain";
+/// Path of the settings.
+pub const SETTINGS: &str = "/settings";
 /// Folder of the schedules.
 pub const SCHEDULES: &str = "/schedules";
 /// Folder of the claims on destinations.

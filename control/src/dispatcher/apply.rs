@@ -62,6 +62,7 @@ impl Dispatcher {
                 self.writes_inflight -= 1;
                 self.apply_schedule_written(*update, origin, written);
             }
+            Event::SettingsStored { result, reply } => self.apply_stored_settings(result, reply),
             Event::Drained { node, result, reply } => self.apply_drain(&node, result, reply),
         }
     }

@@ -10,6 +10,7 @@ use super::groups::{GroupMembers, Groups};
 use super::now::Now;
 use super::queue::Queue;
 use super::schedules::Schedules;
+use super::settings::StoredSettings;
 use super::tasks::{AssignReply, TaskEntry, TaskRuntime, Tasks, UndrainedAttempt, creation_order};
 use crate::coord::Zxid;
 use crate::model::{Dependency, Holder, NodeId, Progress, Registration, Submission, TaskId, TaskRecord, TaskState};
@@ -54,6 +55,7 @@ pub(crate) struct ClusterState {
     /// Members of groups.
     pub(crate) groups: Groups,
     pub(crate) schedules: Schedules,
+    pub(crate) settings: StoredSettings,
     /// Tasks that write each volume and are not settled, by the volume's name.
     writers: BTreeMap<String, BTreeSet<TaskId>>,
     /// Claims of tasks that are being assigned.
@@ -110,6 +112,14 @@ impl ClusterState {
             self.wake_readers(&settled, now.boot);
         }
         true
+    }
+
+    /// Applies settings as they are stored.
+    pub(crate) fn set_settings(&mut self, stored: StoredSettings, now: Duration) {
+        self.fleet.set_policy(stored.0.placement, stored.0.slots);
+        self.settings = stored;
+        let lost: Vec<TaskId> = self.tasks.of(TaskState::Lost).iter().cloned().collect();
+        lost.iter().for_each(|id| self.make_due(id, now));
     }
 
     /// Removes a task that is no longer in the store.

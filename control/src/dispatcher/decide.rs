@@ -11,6 +11,7 @@ use super::groups;
 use super::now::Now;
 use super::place;
 use super::schedules::decide_schedules;
+use super::settings::awaits_notification;
 use super::tasks::{AssignReply, TaskEntry};
 use crate::model::state_machine::{Checkpoint, FenceProof, TaskEvent};
 use crate::model::{Attempt, DesiredState, Failure, FenceMethod, TaskId, TaskRecord, TaskState};
@@ -108,6 +109,9 @@ fn decide_task(cluster: &ClusterState, entry: &TaskEntry, limits: &DecisionLimit
     }
     if let Some(drained) = drained(cluster, entry, limits, now) {
         return drained;
+    }
+    if awaits_notification(&cluster.settings.0, record) {
+        return Decision::NotifyFailure(id());
     }
     let deadline = deadline(record, now);
     if let Some(Deadline::Passed) = deadline {
@@ -296,6 +300,11 @@ fn lost(cluster: &ClusterState, entry: &TaskEntry, limits: &DecisionLimits, now:
     let transition = |event| (Decision::Transition { task: record.id.clone(), events: vec![event] }, None);
     let Some(runner) = record.attempts.last().map(|attempt| &attempt.runner) else { return idle(record, None) };
     let registration = cluster.fleet.get(&runner.node);
+    // Its node may come back, and is waited for as the center's settings say.
+    let grace = runtime.since + Duration::from_millis(cluster.settings.0.lost_grace_ms);
+    if registration.is_none() && grace > now.boot && record.desired() == DesiredState::Run {
+        return idle(record, Some(grace));
+    }
     match record.spec.kind().fence() {
         FenceMethod::Local => match registration {
             Some(registration) if registration.incarnation == runner.incarnation && record.holder.is_some() => {

@@ -39,6 +39,8 @@ pub(crate) enum Decision {
     WakeAt(TaskId, Duration),
     /// Do nothing about the task until something changes.
     Idle(TaskId),
+    /// Make the task that tells of a task's failure.
+    NotifyFailure(TaskId),
     /// Take the next step of a schedule.
     Schedule(ScheduleName, Step),
     /// Ask the schedule again at this boot time.
@@ -60,7 +62,9 @@ impl Budget {
     /// Spends the budget of a decision; tells whether there was enough.
     pub(crate) fn spend(&mut self, decision: &Decision) -> bool {
         match decision {
-            Decision::Transition { .. } | Decision::Purge(_) | Decision::Schedule(..) => spend_one(&mut self.writes),
+            Decision::Transition { .. } | Decision::Purge(_) | Decision::NotifyFailure(_) | Decision::Schedule(..) => {
+                spend_one(&mut self.writes)
+            }
             Decision::Resolve(..) | Decision::Assign(..) | Decision::Query(..) | Decision::Notify(..) => {
                 self.spend_call()
             }

@@ -66,6 +66,10 @@ impl Dispatcher {
                 self.cluster.clear_due(&task);
                 self.cluster.release_resolved(&task, now.boot);
             }
+            Decision::NotifyFailure(task) => {
+                self.cluster.clear_due(&task);
+                self.notify_failure(&task, now);
+            }
             Decision::Schedule(name, step) => self.take_step(&name, step, now),
             Decision::ScheduleWakeAt(name, at) => self.cluster.schedules.make_ready(&name, at),
             Decision::ScheduleIdle(name) => self.cluster.schedules.set_idle(&name),
@@ -81,7 +85,7 @@ impl Dispatcher {
     }
 
     /// Starts the write of the record that `events` lead to.
-    fn transition(&mut self, id: &TaskId, events: Vec<TaskEvent>, now: Now) {
+    pub(crate) fn transition(&mut self, id: &TaskId, events: Vec<TaskEvent>, now: Now) {
         let Some(entry) = self.cluster.tasks.get(id) else { return };
         let moved = events.iter().try_fold((*entry.record).clone(), |record, event| {
             state_machine::next(&record, event.clone(), now.unix_ms)

@@ -3,6 +3,7 @@
 use super::cluster_state::FenceProgress;
 use super::handle::{Mutation, Reply, ScheduleView};
 use super::rollback_detection::RecordVersion;
+use super::settings::StoredSettings;
 use super::write::Written;
 use super::write_schedule::{ScheduleUpdate, ScheduleWritten};
 use crate::coord::{CoordError, Watch, Znode};
@@ -49,6 +50,10 @@ pub(crate) enum Event {
         update: Box<ScheduleUpdate>,
         origin: ScheduleOrigin,
         written: ScheduleWritten,
+    },
+    SettingsStored {
+        result: Result<StoredSettings, Error>,
+        reply: Reply<StoredSettings>,
     },
     Drained {
         node: NodeId,
@@ -120,5 +125,7 @@ pub(crate) struct FleetRead {
     pub(crate) drains: BTreeMap<NodeId, (Drain, i32)>,
     /// Schedules and the versions of their nodes, if they were to be read.
     pub(crate) schedules: Vec<(String, Znode)>,
+    /// The settings, if they were to be read and there are any.
+    pub(crate) settings: Option<Znode>,
     pub(crate) undecodable: BTreeMap<String, String>,
 }

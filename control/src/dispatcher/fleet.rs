@@ -2,20 +2,47 @@
 
 use super::backoff::Backoff;
 use super::exclusion::Exclusions;
-use crate::model::{Drain, Holder, NodeId, Registration, TaskId};
+use crate::model::{Drain, Holder, NodeId, Placement, Registration, TaskId};
 use crate::peers::Peer;
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// Load of a runner; the least loaded one sorts first.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// Load of a runner; the one that gets the next task sorts first.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RunnerLoad {
     /// Sum of the sizes of the sources that it copies.
     pub(crate) bytes: u64,
     /// Slots in use.
     pub(crate) used: u32,
+    /// All slots.
+    pub(crate) slots: u32,
+    pub(crate) placement: Placement,
     /// The runner.
     pub(crate) node: NodeId,
+}
+
+impl RunnerLoad {
+    /// Returns what decides which runner gets the next task: the least goes first.
+    fn rank(&self) -> (u64, u32, &NodeId) {
+        let free = self.slots.saturating_sub(self.used);
+        match self.placement {
+            Placement::Spread => (self.bytes, u32::MAX - free, &self.node),
+            Placement::Fill => (0, free, &self.node),
+        }
+    }
+}
+
+impl PartialOrd for RunnerLoad {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for RunnerLoad {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.rank().cmp(&other.rank())
+    }
 }
 
 /// Runners and their load. The tasks of a runner count also while it is not registered.
@@ -34,6 +61,9 @@ pub(crate) struct Fleet {
     /// Nodes that fail one task after the other.
     pub(crate) exclusions: Exclusions,
     open: BTreeSet<RunnerLoad>,
+    placement: Placement,
+    /// Most tasks of a node, whatever its own slots are.
+    slots_max: Option<u32>,
     loads_open: BTreeMap<NodeId, RunnerLoad>,
     /// Nodes that have registered one address, by that address, as they were reported last.
     pub(crate) conflicts: BTreeMap<String, BTreeSet<NodeId>>,
@@ -56,6 +86,18 @@ impl Fleet {
 
     pub(crate) fn all(&self) -> impl Iterator<Item = &Registration> {
         self.runners.values()
+    }
+
+    /// Returns the number of tasks that a runner may have at once.
+    pub(crate) fn slots(&self, runner: &Registration) -> u32 {
+        self.slots_max.map_or(runner.slots, |most| most.min(runner.slots))
+    }
+
+    /// Sets the order in which nodes get tasks, and the most tasks of a node.
+    pub(crate) fn set_policy(&mut self, placement: Placement, slots_max: Option<u32>) {
+        (self.placement, self.slots_max) = (placement, slots_max);
+        let nodes: Vec<NodeId> = self.runners.keys().cloned().collect();
+        nodes.iter().for_each(|node| self.refresh(node));
     }
 
     /// Returns how a holder can be reached; `None` if that process is not registered.
@@ -209,10 +251,12 @@ impl Fleet {
         let load = self.loads.get(node);
         let used = load.map_or(0, |load| u32::try_from(load.tasks.len()).unwrap_or(u32::MAX) + load.reserved);
         let is_refused = runner.stopping || self.drains.contains_key(node) || self.in_backoff.contains(node);
-        if is_refused || used >= runner.slots {
+        let slots = self.slots(runner);
+        if is_refused || used >= slots {
             return;
         }
-        let load = RunnerLoad { bytes: load.map_or(0, |load| load.bytes), used, node: node.clone() };
+        let bytes = load.map_or(0, |load| load.bytes);
+        let load = RunnerLoad { bytes, used, slots, placement: self.placement, node: node.clone() };
         self.open.insert(load.clone());
         self.loads_open.insert(node.clone(), load);
     }

@@ -1,10 +1,11 @@
 //! Passes the requests of clients and runners to the leader's dispatcher, through a handle that any part of the node
 //! may hold.
 
+use super::settings::StoredSettings;
 use super::status::{RunnerSummary, Status};
 use crate::model::{
-    CatchUp, DrainMode, NodeId, Progress, ScheduleName, ScheduleRecord, Submission, TaskCommand, TaskId, TaskRecord,
-    TaskState, Template, Trigger,
+    CatchUp, DrainMode, NodeId, Progress, ScheduleName, ScheduleRecord, SettingName, Submission, TaskCommand, TaskId,
+    TaskRecord, TaskState, Template, Trigger,
 };
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::sync::Arc;
@@ -125,6 +126,11 @@ pub(crate) enum Request {
     Drain(NodeId, DrainMode, Reply<usize>),
     Fence(NodeId, Reply<Vec<oneshot::Receiver<Result<Arc<TaskRecord>>>>>),
     Status(Reply<Status>),
+    Settings {
+        changes: Vec<(SettingName, String)>,
+        if_version: Option<u32>,
+        reply: Reply<StoredSettings>,
+    },
     Schedule(ScheduleName, ScheduleCommand, Reply<ScheduleView>),
     GetSchedule(ScheduleName, Reply<ScheduleView>),
     ListSchedules(Option<ScheduleName>, Reply<Vec<ScheduleView>>),
@@ -238,6 +244,18 @@ impl DispatcherHandle {
             answer.await.map_err(|_| not_leader())??;
         }
         Ok(count)
+    }
+
+    /// Returns the settings and their version, after these changes: all of them are made, or none.
+    ///
+    /// # Errors
+    /// `EBadRequest`: a value is invalid. `EExists`: the settings have another version. `EUnreachable`.
+    pub(crate) async fn settings(
+        &self,
+        changes: Vec<(SettingName, String)>,
+        if_version: Option<u32>,
+    ) -> Result<StoredSettings> {
+        self.ask(|reply| Request::Settings { changes, if_version, reply }).await
     }
 
     /// Carries out a command to a schedule; returns the schedule as it is then, or was before its deletion.

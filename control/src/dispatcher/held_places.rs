@@ -218,7 +218,7 @@ impl<'a> HeldPlaces<'a> {
         place: &mut Place,
     ) {
         let Some(there) = self.cluster.fleet.get(node) else { return place.lacks(Lack::Node(node.clone())) };
-        let needed = needed.min(there.slots);
+        let needed = needed.min(self.cluster.fleet.slots(there));
         let free = self.free_slots(node, group, assigned).min(needed);
         if free < needed {
             place.lacks(Lack::Slots { node: Some(node.clone()), free, needed });
@@ -229,7 +229,7 @@ impl<'a> HeldPlaces<'a> {
     fn add_slots_anywhere(&self, needed: u32, group: &TaskId, assigned: &AssignedSlots<'_>, place: &mut Place) {
         let kept = |place: &Place, node: &NodeId| place.slots.get(node).copied().unwrap_or_default();
         let fleet = &self.cluster.fleet;
-        let most: u32 = fleet.all().map(|there| there.slots.saturating_sub(kept(place, &there.node))).sum();
+        let most: u32 = fleet.all().map(|there| fleet.slots(there).saturating_sub(kept(place, &there.node))).sum();
         let needed = needed.min(most);
         let mut left = needed;
         for load in fleet.open() {
@@ -249,7 +249,7 @@ impl<'a> HeldPlaces<'a> {
     fn free_slots(&self, node: &NodeId, group: &TaskId, assigned: &AssignedSlots<'_>) -> u32 {
         let (Some(there), Some(load)) = (self.cluster.fleet.get(node), self.cluster.fleet.load(node)) else { return 0 };
         let used = load.used + assigned.get(node).copied().unwrap_or_default() + self.kept_from(node, Some(group));
-        there.slots.saturating_sub(used)
+        self.cluster.fleet.slots(there).saturating_sub(used)
     }
 }
 

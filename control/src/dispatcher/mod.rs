@@ -40,6 +40,7 @@ mod reads;
 mod requests;
 mod schedule_requests;
 mod schedules;
+mod settings;
 mod status;
 mod tasks;
 mod write;
@@ -47,6 +48,7 @@ mod write_schedule;
 
 pub(crate) use fence::{FenceCommand, FenceProgram};
 pub(crate) use handle::{DispatcherHandle, NewSchedule, Query, ScheduleCommand, ScheduleView};
+pub(crate) use settings::shown_version;
 pub(crate) use status::{DispatcherMetrics, RunnerSummary, Status};
 
 use crate::clock::Clock;

@@ -254,7 +254,8 @@ impl<'a> FreeSlots<'a> {
     fn with_assigned(&self, load: &RunnerLoad, record: &TaskRecord) -> Option<RunnerLoad> {
         let runner = self.cluster.fleet.get(&load.node)?;
         let used = load.used + self.assigned.get(&load.node).copied().unwrap_or_default();
-        (used + self.held.kept_slots(&load.node, record) < runner.slots).then(|| RunnerLoad { used, ..load.clone() })
+        let slots = self.cluster.fleet.slots(runner);
+        (used + self.held.kept_slots(&load.node, record) < slots).then(|| RunnerLoad { used, ..load.clone() })
     }
 
     fn holder(&self, node: &NodeId) -> Choice {

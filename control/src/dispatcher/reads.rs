@@ -131,10 +131,11 @@ impl Dispatcher {
         let is_settled = self.reads.is_loaded || (self.reads.is_listed && self.reads.len() == 0);
         if is_settled && !self.reads.is_reading_fleet && self.reads.fleet_at.is_some_and(|at| at <= now) {
             (self.reads.is_reading_fleet, self.reads.fleet_at) = (true, None);
-            let (session, with_schedules) = (self.writer.session.clone(), !self.reads.is_loaded);
-            crate::async_spawn::spawn_into(&mut self.jobs, async move {
-                Event::Fleet(read_fleet(session, with_schedules).await)
-            });
+            let (session, is_first) = (self.writer.session.clone(), !self.reads.is_loaded);
+            crate::async_spawn::spawn_into(
+                &mut self.jobs,
+                async move { Event::Fleet(read_fleet(session, is_first).await) },
+            );
         }
     }
 
@@ -226,6 +227,9 @@ impl Dispatcher {
                 }
                 self.cluster.fleet.set_drain(&node, Some(drain));
             }
+            if let Some(node) = &fleet.settings {
+                self.load_settings(node);
+            }
             for (name, node) in fleet.schedules {
                 self.load_schedule(&name, &node);
             }
@@ -285,13 +289,13 @@ async fn list_tasks(session: Arc<dyn Session>) -> Result<Vec<String>, CoordError
     Ok(listed.await?.into_values().flatten().collect())
 }
 
-/// Reads the registered runners, the drain records, the schedules if asked to, and sets a watch that fires when a runner
-/// comes or goes.
-async fn read_fleet(session: Arc<dyn Session>, with_schedules: bool) -> Result<(FleetRead, Watch), CoordError> {
+/// Reads the registered runners and the drain records, the first time also settings and schedules, and sets a watch that
+/// fires when a runner comes or goes.
+async fn read_fleet(session: Arc<dyn Session>, is_first: bool) -> Result<(FleetRead, Watch), CoordError> {
     session.sync().await?;
     let (nodes, watch) = session.children_and_watch(paths::RUNNERS).await?;
     let drains = session.children(paths::DRAINS).await?;
-    let schedules = if with_schedules { session.children(paths::SCHEDULES).await? } else { Vec::new() };
+    let schedules = if is_first { session.children(paths::SCHEDULES).await? } else { Vec::new() };
     let schedules = schedules.iter().map(|name| format!("{}/{name}", paths::SCHEDULES));
     let runners = nodes.iter().map(|node| paths::runner(node));
     let paths = runners.chain(drains.iter().map(|node| paths::drain(node))).chain(schedules);
@@ -302,7 +306,8 @@ async fn read_fleet(session: Arc<dyn Session>, with_schedules: bool) -> Result<(
             async move { session.get(&path).await }
         }
     });
-    let mut fleet = FleetRead::default();
+    let settings = if is_first { session.get(paths::SETTINGS).await? } else { None };
+    let mut fleet = FleetRead { settings, ..FleetRead::default() };
     for (path, node) in read.await? {
         let Some(node) = node else { continue };
         let name = path.rsplit('/').next().unwrap_or_default().to_owned();

@@ -56,6 +56,7 @@ impl Dispatcher {
             Request::Status(reply) => {
                 let _ = reply.send(Ok(self.status()));
             }
+            Request::Settings { changes, if_version, reply } => self.change_settings(changes, if_version, reply),
             Request::Schedule(name, command, reply) => self.queue_schedule_request(name, command, reply),
             Request::GetSchedule(name, reply) => self.answer_about_schedule(&name, reply),
             Request::ListSchedules(after, reply) => {
@@ -77,7 +78,7 @@ impl Dispatcher {
         self.cluster.tasks.get(id).map(|entry| explain::describe(&self.cluster, entry, self.now()))
     }
 
-    fn submit(&mut self, submission: Submission, reply: Reply<Arc<TaskRecord>>) {
+    pub(crate) fn submit(&mut self, submission: Submission, reply: Reply<Arc<TaskRecord>>) {
         let record = match self.new_record(submission.clone()) {
             Ok(record) => record,
             Err(error) => {
@@ -249,6 +250,7 @@ impl Dispatcher {
     }
 
     fn runners(&self) -> Vec<RunnerSummary> {
+        let now = self.now();
         let fleet = &self.cluster.fleet;
         let skew = self.config.clock_skew.as_ref().map(|skew| skew.borrow().clone()).unwrap_or_default();
         let nodes: BTreeSet<&NodeId> =
@@ -316,6 +318,14 @@ impl Dispatcher {
     }
 
     fn drain(&mut self, node: NodeId, desired_state: DrainMode, reply: Reply<usize>) {
+        let others = self.cluster.fleet.drains.keys().filter(|drained| **drained != node).count();
+        let most = self.cluster.settings.0.max_drained.filter(|_| desired_state != DrainMode::Undo);
+        if let Some(most) = most.filter(|most| others >= *most as usize) {
+            let message = format!("{others} nodes are drained, and the setting max-drained is {most}");
+            let error = Error::new(Code::Busy, Side::Caller, Operation::Parse, message);
+            let _ = reply.send(Err(error.advise("undo another drain first")));
+            return;
+        }
         let drain = Drain { since_ms: self.clock.unix_ms(), now: desired_state == DrainMode::Now, op: OpId::fresh() };
         let drain = (desired_state != DrainMode::Undo).then_some(drain);
         let writer = self.writer.clone();

@@ -22,6 +22,8 @@ pub struct Submission {
     pub times: TaskTimes,
     /// Task that it tries again.
     pub retry_of: Option<TaskId>,
+    /// Task whose failure it tells of.
+    pub notifies: Option<TaskId>,
 }
 
 /// Group of a new member.
@@ -46,6 +48,7 @@ impl Submission {
             group: None,
             times: TaskTimes::default(),
             retry_of: None,
+            notifies: None,
         }
     }
 

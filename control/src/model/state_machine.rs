@@ -83,6 +83,8 @@ pub(crate) enum TaskEvent {
         /// Position in the record's attempts.
         attempt: usize,
     },
+    /// Leader, of one that has failed: a task that tells of it is stored.
+    FailureNotified,
     /// Client: cancel it.
     CancelRequested,
     /// Client: pause it.
@@ -311,6 +313,7 @@ impl TaskRecord {
             TaskEvent::RunnerReturned => self.runner_returned(),
             TaskEvent::Fenced(proof) => self.fenced(proof, now_ms),
             TaskEvent::AttemptDrained { attempt } => self.attempt_drained(attempt),
+            TaskEvent::FailureNotified => self.failure_notified(),
             TaskEvent::CancelRequested => self.cancel_requested(),
             TaskEvent::PauseRequested => self.pause_requested(),
             TaskEvent::ResumeRequested => self.resume_requested(),
@@ -443,6 +446,12 @@ impl TaskRecord {
             attempt.quiet = true;
         }
         self.settle();
+        Ok(())
+    }
+
+    fn failure_notified(&mut self) -> Result<(), IllegalTransition> {
+        self.expect(self.state == TaskState::Failed, "told")?;
+        self.is_notified = true;
         Ok(())
     }
 

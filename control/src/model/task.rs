@@ -40,6 +40,12 @@ pub struct TaskRecord {
     /// Schedule that has made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<ScheduleName>,
+    /// Task whose failure it tells of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notifies: Option<TaskId>,
+    /// Whether its failure has been told by another task, as the center's settings want.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_notified: bool,
     /// Where its client wants it to run next; until then, no runner keeps it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moving: Option<Move>,
@@ -224,7 +230,7 @@ impl TaskRecord {
     /// Creates the record of a new task that waits for no other one and is in no group. `now_ms`: milliseconds since 1970.
     #[must_use]
     pub fn new(order: Submission, now_ms: u64) -> Self {
-        let Submission { id, priority, max_attempts, spec, after: _, group: _, times, retry_of } = order;
+        let Submission { id, priority, max_attempts, spec, after: _, group: _, times, retry_of, notifies } = order;
         let members = spec.kind().group().map(|_| GroupState::default());
         Self {
             id,
@@ -236,6 +242,8 @@ impl TaskRecord {
             retry_of,
             submitted_times: None,
             schedule: None,
+            notifies,
+            is_notified: false,
             moving: None,
             is_overdue: false,
             state: TaskState::Pending,

@@ -8,7 +8,9 @@ use super::schedules;
 use super::wire::{self, center_server::Center};
 use crate::cluster::clock_skew::is_off;
 use crate::dispatcher::{self, Query, RunnerSummary, ScheduleCommand};
-use crate::model::{DrainMode, NodeId, ScheduleName, Submission, TaskChanges, TaskCommand, TaskId, TaskRecord};
+use crate::model::{
+    DrainMode, NodeId, ScheduleName, SettingName, Settings, Submission, TaskChanges, TaskCommand, TaskId, TaskRecord,
+};
 use crate::peers::CenterId;
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use blockhaul_engine::spec::Direct;
@@ -162,6 +164,20 @@ impl Center for CenterService {
         self.command(id, TaskCommand::Move(node)).await
     }
 
+    async fn get_settings(&self, _: Request<wire::SettingsRequest>) -> Answer<wire::Settings> {
+        let settings = self.roles.dispatcher()?.settings(Vec::new(), None).await.map_err(RpcError::from)?;
+        Ok(Response::new(settings.into()))
+    }
+
+    #[tracing::instrument(skip_all)]
+    async fn set_settings(&self, request: Request<wire::SetSettingsRequest>) -> Answer<wire::Settings> {
+        let wire::SetSettingsRequest { values, if_version } = request.into_inner();
+        let change = |(name, value): (String, String)| SettingName::parse(&name).map(|name| (name, value));
+        let changes = values.into_iter().map(change).collect::<Result<_, _>>().map_err(RpcError::from)?;
+        let settings = self.roles.dispatcher()?.settings(changes, if_version).await.map_err(RpcError::from)?;
+        Ok(Response::new(settings.into()))
+    }
+
     #[tracing::instrument(skip_all, fields(schedule = %request.get_ref().name))]
     async fn add_schedule(&self, request: Request<wire::AddScheduleRequest>) -> Answer<wire::Schedule> {
         let (name, command) = schedules::addition(request.into_inner(), self.here.as_ref()).map_err(RpcError::from)?;
@@ -218,6 +234,13 @@ impl Center for CenterService {
     }
 
     #[tracing::instrument(skip_all, fields(node = %request.get_ref().node))]
+    async fn include(&self, request: Request<wire::IncludeRequest>) -> Answer<wire::IncludeReply> {
+        let node = NodeId::new(request.into_inner().node).map_err(RpcError::from)?;
+        let was_excluded = self.roles.dispatcher()?.include(&node).await.map_err(RpcError::from)?;
+        Ok(Response::new(wire::IncludeReply { was_excluded }))
+    }
+
+    #[tracing::instrument(skip_all, fields(node = %request.get_ref().node))]
     async fn drain(&self, request: Request<wire::DrainRequest>) -> Answer<wire::DrainReply> {
         let dispatcher = self.roles.dispatcher()?;
         let wire::DrainRequest { node, now, undo } = request.into_inner();
@@ -232,13 +255,6 @@ impl Center for CenterService {
         let node = NodeId::new(node).map_err(RpcError::from)?;
         let running = dispatcher.drain(&node, drain).await.map_err(RpcError::from)?;
         Ok(Response::new(wire::DrainReply { running: narrow(running) }))
-    }
-
-    #[tracing::instrument(skip_all, fields(node = %request.get_ref().node))]
-    async fn include(&self, request: Request<wire::IncludeRequest>) -> Answer<wire::IncludeReply> {
-        let node = NodeId::new(request.into_inner().node).map_err(RpcError::from)?;
-        let was_excluded = self.roles.dispatcher()?.include(&node).await.map_err(RpcError::from)?;
-        Ok(Response::new(wire::IncludeReply { was_excluded }))
     }
 
     #[tracing::instrument(skip_all, fields(node = %request.get_ref().node))]
@@ -375,6 +391,13 @@ async fn look_at_source(order: &Submission) -> Result<(), Error> {
 
 fn reply(task: &TaskRecord) -> Result<Response<wire::Task>, Status> {
     Ok(Response::new(wire::Task::from(task)))
+}
+
+impl From<(Settings, Option<i32>)> for wire::Settings {
+    fn from((settings, version): (Settings, Option<i32>)) -> Self {
+        let values = settings.all().into_iter().map(|(name, value)| (name.to_owned(), value));
+        Self { values: values.collect(), version: dispatcher::shown_version(version) }
+    }
 }
 
 /// Narrows a count to the width that a message carries.

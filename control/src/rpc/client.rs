@@ -83,6 +83,10 @@ verbs! {
     set_limit(SetLimitRequest) -> Task;
     /// Has a task run on another node.
     move_task(MoveRequest) -> Task;
+    /// Returns the settings of the center.
+    get_settings(SettingsRequest) -> Settings;
+    /// Changes settings of the center.
+    set_settings(SetSettingsRequest) -> Settings;
     /// Adds a schedule, or replaces another one.
     add_schedule(AddScheduleRequest) -> Schedule;
     /// Returns a schedule.

@@ -48,6 +48,7 @@ impl From<&TaskRecord> for wire::Task {
             ends_ms: task.ends_ms(),
             retry_of: task.retry_of.as_ref().map(ToString::to_string),
             schedule: task.schedule.as_ref().map(ToString::to_string),
+            notifies: task.notifies.as_ref().map(ToString::to_string),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Renders a schedule for its readers: the one JSON object of the commands about schedules.
 
 use super::wire;
-use crate::model::{Summary, TaskSpec};
+use crate::model::{Summary, TaskSpec, duration_text};
 use crate::timestamp::Timestamp;
 use serde::Serialize;
 
@@ -93,7 +93,7 @@ impl ScheduleInfo {
 /// Returns a trigger as the flags that ask for it.
 fn flags(trigger: Option<wire::Trigger>) -> String {
     use wire::trigger::When;
-    let duration = |ms| humantime::format_duration(std::time::Duration::from_millis(ms)).to_string().replace(' ', "");
+    let duration = duration_text;
     match trigger.and_then(|trigger| trigger.when) {
         Some(When::Cron(expression)) => format!("--cron '{expression}'"),
         Some(When::Every(wire::Interval { interval_ms, from_ms: None })) => {
@@ -119,8 +119,8 @@ mod tests {
         let shown = |when| flags(Some(wire::Trigger { when: Some(when) }));
         assert_eq!(shown(When::Cron(String::from("0 2 * * *"))), "--cron '0 2 * * *'");
         let every = |from_ms| When::Every(wire::Interval { interval_ms: 5_400_000, from_ms });
-        assert_eq!(shown(every(None)), "--every 1h30m");
-        assert_eq!(shown(every(Some(0))), "--every 1h30m --from 1970-01-01T00:00:00.000Z");
+        assert_eq!(shown(every(None)), "--every 90m");
+        assert_eq!(shown(every(Some(0))), "--every 90m --from 1970-01-01T00:00:00.000Z");
         assert_eq!(shown(When::AtMs(1000)), "--at 1970-01-01T00:00:01.000Z");
         assert_eq!(flags(None), "unknown");
     }

@@ -59,6 +59,8 @@ pub struct TaskView {
     pub retry_of: Option<String>,
     /// Schedule that has made it.
     pub schedule: Option<String>,
+    /// Task whose failure it tells of.
+    pub notifies: Option<String>,
     /// Group that it is a member of.
     pub group: Option<String>,
     /// Of a group: number of stored members in each state.
@@ -155,6 +157,7 @@ impl From<wire::Task> for TaskView {
             deadline_at: task.ends_ms.map(Timestamp),
             retry_of: task.retry_of,
             schedule: task.schedule,
+            notifies: task.notifies,
             group: task.group.map(|member| member.group),
             members: task.members.map(|members| members.states.into_iter().collect()),
             attempts: task.attempts.into_iter().map(AttemptView::from).collect(),
@@ -198,7 +201,7 @@ mod tests {
 
     /// Field names in the order of the design, `attempts` last.
     const NAMES: &str = "id kind state desired_state reason priority fence hook source destination node attempt epoch progress limit error \
-        report created_at updated_at after starts_at deadline_at retry_of schedule group members attempts";
+        report created_at updated_at after starts_at deadline_at retry_of schedule notifies group members attempts";
 
     #[test]
     fn a_task_has_exactly_the_names_of_the_contract() {

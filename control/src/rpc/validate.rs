@@ -48,6 +48,7 @@ impl Submission {
             group,
             times: times.map(task_times).transpose()?.unwrap_or_default(),
             retry_of,
+            notifies: None,
         })
     }
 }

@@ -359,6 +359,44 @@ pub(crate) struct RawFence {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(crate) struct RawStatus {
+    #[command(subcommand)]
+    pub(crate) command: Option<RawSettingsCommand>,
+    #[command(flatten)]
+    pub(crate) center: RawCenter,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RawSettingsCommand {
+    /// Show the settings of the center
+    Get(RawGetSettings),
+    /// Change settings of the center: all of them, or none
+    Set(RawSetSettings),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RawGetSettings {
+    /// Show only this setting
+    #[arg(value_name = "KEY")]
+    pub(crate) key: Option<String>,
+    #[command(flatten)]
+    pub(crate) center: RawCenter,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RawSetSettings {
+    /// Settings: lost-grace=DURATION, max-drained=N|none, notify=HOOK|none, placement=spread|fill, slots=N|none
+    #[arg(value_name = "KEY=VALUE", required = true)]
+    pub(crate) settings: Vec<String>,
+    /// Change them only if they have this version
+    #[arg(long, value_name = "N")]
+    pub(crate) if_version: Option<u32>,
+    #[command(flatten)]
+    pub(crate) center: RawCenter,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct RawSchedule {
     #[command(subcommand)]
     pub(crate) command: RawScheduleCommand,

@@ -7,6 +7,7 @@ pub(crate) mod args;
 mod batch;
 mod retry;
 mod schedule;
+mod settings;
 mod show;
 mod submit;
 
@@ -15,7 +16,7 @@ use crate::output::print_stderr;
 use crate::start_logging;
 use args::{
     RawBatchTask, RawCancel, RawCenter, RawChanges, RawDrain, RawFence, RawList, RawMove, RawNode, RawQuery, RawRemove,
-    RawRetry, RawSet, RawSubmit, RawTaskId, Setting,
+    RawRetry, RawSet, RawSettingsCommand, RawStatus, RawSubmit, RawTaskId, Setting,
 };
 use batch::GroupSubmission;
 use blockhaul_control::clock::HostClock;
@@ -323,7 +324,12 @@ pub(crate) fn fence(RawFence { node, confirm, center }: RawFence) -> Result<Exit
     Ok(Exit::Done)
 }
 
-pub(crate) fn center(RawQuery { center }: RawQuery) -> Result<Exit> {
+pub(crate) fn center(RawStatus { command, center }: RawStatus) -> Result<Exit> {
+    match command {
+        Some(RawSettingsCommand::Get(raw)) => return settings::get(raw),
+        Some(RawSettingsCommand::Set(raw)) => return settings::set(raw),
+        None => {}
+    }
     let mut session = CenterSession::open(center)?;
     let status = call!(session, status, wire::StatusRequest {})?;
     show::center(status, session.json);

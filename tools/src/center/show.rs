@@ -4,6 +4,7 @@ use crate::output;
 use blockhaul_control::rpc::schedule_view::ScheduleInfo;
 use blockhaul_control::rpc::task_view::{AttemptView, DependencyView, TaskView};
 use blockhaul_control::rpc::wire;
+use blockhaul_control::timestamp::Timestamp;
 use blockhaul_engine::units::format_size;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -71,6 +72,7 @@ fn task_lines(task: &TaskView) -> Vec<String> {
         deadline_at,
         retry_of,
         schedule,
+        notifies,
         group,
         members,
         attempts,
@@ -82,6 +84,7 @@ fn task_lines(task: &TaskView) -> Vec<String> {
     lines.extend((!reason.is_empty()).then(|| field("reason", reason)));
     lines.extend(option("retry of", retry_of));
     lines.extend(option("schedule", schedule));
+    lines.extend(option("tells of", notifies));
     lines.extend(option("group", group));
     lines.extend(members.iter().flatten().map(|(state, count)| field("members", &format!("{count} {state}"))));
     lines.extend(option("hook", hook));
@@ -104,6 +107,18 @@ fn task_lines(task: &TaskView) -> Vec<String> {
     lines.push(field("updated", updated_at));
     lines.extend(attempts.iter().map(|attempt| field("attempt", &attempt_text(attempt))));
     lines
+}
+
+/// Prints settings of a center.
+pub(super) fn settings(settings: &BTreeMap<String, String>, version: u32, json: bool) {
+    #[derive(Serialize)]
+    struct Shown<'a> {
+        settings: &'a BTreeMap<String, String>,
+        version: u32,
+    }
+    print(json, &Shown { settings, version }, || {
+        settings.iter().map(|(name, value)| format!("{name}={value}")).collect()
+    });
 }
 
 /// Prints all fields of a schedule.

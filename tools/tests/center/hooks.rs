@@ -235,3 +235,25 @@ fn a_taskd_whose_tasks_could_write_hooks_does_not_start() {
     assert_eq!(node.wait().code(), Some(1));
     assert!(node.log().contains("--hooks-dir") && node.log().contains("overlap"), "{}", node.log());
 }
+
+#[test]
+fn a_failed_task_runs_the_hook_that_the_settings_name() {
+    let script = r#"[ -z "$BLOCKHAUL_ARG_TASK" ] && exit 3
+                    echo "told of $BLOCKHAUL_ARG_TASK: $BLOCKHAUL_ARG_CODE, $(cat)" >> "$out""#;
+    let name = "a_failed_task_runs_the_hook_that_the_settings_name";
+    need!(name, &NEEDS);
+    let hook = need!(name, Hook::new(script));
+    let cluster = hook.cluster(2);
+    submit(&cluster, "before", &[]);
+    assert_eq!(wait_for_end(&cluster, "before").state(), "FAILED");
+    let set = cluster.ask(&["center", "set", "notify=h", "placement=fill"]).pop().expect("an answer");
+    assert_eq!((&set["version"], &set["settings"]["notify"]), (&1.into(), &"h".into()), "{set}");
+    submit(&cluster, "after", &[]);
+    assert_eq!(wait_for_end(&cluster, "after").state(), "FAILED");
+    hook.wait_for("told of after: EHook, ");
+    assert!(hook.out().contains("exit code 3") && !hook.out().contains("before"), "{}", hook.out());
+    let got = cluster.ask(&["center", "get", "placement"]).pop().expect("an answer");
+    assert_eq!(got["settings"]["placement"], "fill", "{got}");
+    let refused = cluster.blockhaul(&["center", "set", "notify=../h"]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+}

@@ -124,6 +124,7 @@ fn line(decision: &Decision) -> String {
         Decision::Await(task, condition) => format!("{task}: await {condition}"),
         Decision::WakeAt(task, until) => format!("{task}: wake at {}", until.as_secs()),
         Decision::Idle(task) => format!("{task}: idle"),
+        Decision::NotifyFailure(task) => format!("{task}: notify of its failure"),
         Decision::Schedule(name, step) => format!("schedule {name}: {step:?}"),
         Decision::ScheduleWakeAt(name, at) => format!("schedule {name}: wake at {}", at.as_secs()),
         Decision::ScheduleIdle(name) => format!("schedule {name}: idle"),

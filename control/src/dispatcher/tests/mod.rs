@@ -9,6 +9,7 @@ mod grouping;
 mod holding;
 mod losses;
 mod scheduling;
+mod settings;
 mod support;
 mod timing;
 mod writing;

@@ -39,6 +39,11 @@ pub struct RunTask {
     pub unknown: UnknownFields,
 }
 
+impl RunTask {
+    /// Default of `timeout_ms`: an hour.
+    pub(crate) const TIMEOUT_DEFAULT_MS: u64 = 3_600_000;
+}
+
 impl Kind for RunTask {
     fn validate(&self) -> Result<()> {
         self.job()?;

@@ -26,7 +26,7 @@ impl Template {
     /// # Errors
     /// `EBadRequest`: it depends on other tasks, belongs to a group, is a group, or starts at one time.
     pub(crate) fn new(submission: Submission) -> Result<Self> {
-        let Submission { id: _, priority, max_attempts, spec, after, group, times, retry_of } = submission;
+        let Submission { id: _, priority, max_attempts, spec, after, group, times, retry_of, notifies: _ } = submission;
         if !after.is_empty() || group.is_some() || retry_of.is_some() {
             return Err(Error::bad_request("the tasks of a schedule wait for no other tasks"));
         }

@@ -84,6 +84,7 @@ impl MockDispatcher {
             Request::Schedule(name, _, reply) | Request::GetSchedule(name, reply) => {
                 drop(reply.send(Err(error(Code::NotFound, &format!("no schedule {name}")))));
             }
+            Request::Settings { reply, .. } => drop(reply.send(Ok(Default::default()))),
             Request::ListSchedules(_, reply) => drop(reply.send(Ok(Vec::new()))),
             Request::Changed(tasks) => self.changed.lock().unwrap().extend(tasks),
             Request::Progress(updates) => self.progress.lock().unwrap().extend(updates),
