@@ -100,8 +100,6 @@ pub(crate) enum ScheduleCommand {
 pub(crate) struct ScheduleView {
     /// Its record, with the reason why it makes no task, if there is one.
     pub record: ScheduleRecord,
-    /// Number of changes since it was added, from 1.
-    pub version: u32,
     /// Its next instants, in milliseconds since 1970.
     pub next_ms: Vec<u64>,
     /// Its last task, while that is live.

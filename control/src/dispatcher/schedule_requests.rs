@@ -96,7 +96,8 @@ impl Dispatcher {
         }
         let (version, cancels) = (known.map(|entry| entry.version), new.cancel_live);
         let last_task = known.and_then(|entry| entry.record.last_task.clone());
-        let record = self.new_schedule(new, last_task, now)?;
+        let replaced = known.map_or(0, |entry| entry.record.version);
+        let record = self.new_schedule(new, replaced + 1, last_task, now)?;
         let live = facts(&self.cluster, &record, now).predecessor;
         let cancelled = live.map(|live| live.id).filter(|_| cancels);
         let update = ScheduleUpdate {
@@ -109,11 +110,18 @@ impl Dispatcher {
         Ok(Some(Change { update, cancelled }))
     }
 
-    fn new_schedule(&self, new: NewSchedule, last_task: Option<TaskId>, now: Now) -> Result<ScheduleRecord> {
+    fn new_schedule(
+        &self,
+        new: NewSchedule,
+        version: u32,
+        last_task: Option<TaskId>,
+        now: Now,
+    ) -> Result<ScheduleRecord> {
         let NewSchedule { name, request, trigger, zone, template, catch_up, keep, .. } = new;
         let boot = trigger.boots_of().and_then(|node| self.cluster.fleet.get(node));
         let record = ScheduleRecord {
             request,
+            version,
             seen_boot: boot.map(|there| there.boot_id.clone()),
             trigger,
             zone,
@@ -214,8 +222,7 @@ impl Dispatcher {
             ScheduleState::Active => record.next_instants(&entry.timer, NEXT_SHOWN),
             ScheduleState::Paused | ScheduleState::Ended => Vec::new(),
         };
-        let version = u32::try_from(entry.version).unwrap_or_default() + 1;
-        ScheduleView { record, version, next_ms, live_task: live.map(|live| live.id), existed: false }
+        ScheduleView { record, next_ms, live_task: live.map(|live| live.id), existed: false }
     }
 
     /// Explains why a schedule makes no task although it may be time; `None`: it will.
@@ -241,7 +248,7 @@ impl Dispatcher {
 
 /// Refuses to replace a schedule unless its client means exactly that one.
 fn check_replacement(entry: &ScheduleEntry, new: &NewSchedule) -> Result<()> {
-    let version = u32::try_from(entry.version).unwrap_or_default() + 1;
+    let version = entry.record.version;
     let message = match new.if_version {
         Some(wanted) if wanted != version => format!("schedule {} has version {version}, not {wanted}", new.name),
         _ if !new.replace => {

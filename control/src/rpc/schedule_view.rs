@@ -22,7 +22,7 @@ pub struct ScheduleInfo {
     pub catch_up: &'static str,
     /// Number of its ended tasks that are kept.
     pub keep: u32,
-    /// Number of changes since it was added, from 1.
+    /// 1 when it was added, one more with each replacement.
     pub version: u32,
     /// When it was added.
     pub created_at: Timestamp,

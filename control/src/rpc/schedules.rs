@@ -73,7 +73,7 @@ pub(super) fn name(text: String) -> Result<ScheduleName, RpcError> {
 
 impl From<ScheduleView> for wire::Schedule {
     fn from(view: ScheduleView) -> Self {
-        let ScheduleView { record, version, next_ms, live_task, existed } = view;
+        let ScheduleView { record, next_ms, live_task, existed } = view;
         Self {
             name: record.name.into(),
             trigger: Some(record.trigger.into()),
@@ -81,7 +81,7 @@ impl From<ScheduleView> for wire::Schedule {
             task: Some(record.template.into()),
             state: record.state.as_str().to_owned(),
             reason: record.reason,
-            version,
+            version: record.version,
             created_ms: record.created_ms,
             last_fired_ms: record.last_fired_ms,
             last_task: record.last_task.map(String::from),

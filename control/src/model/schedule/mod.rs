@@ -39,6 +39,8 @@ pub struct ScheduleRecord {
     pub name: ScheduleName,
     /// BLAKE3 of the request that it was made from, in hexadecimal digits: the same request is the same schedule.
     pub request: String,
+    /// 1 when it was added, one more with each replacement.
+    pub version: u32,
     /// When it fires.
     pub trigger: Trigger,
     /// IANA name of the time zone of its expression and of its names.

@@ -379,6 +379,7 @@ mod tests {
             Self {
                 name: ScheduleName::new(name).unwrap(),
                 request: String::new(),
+                version: 1,
                 trigger,
                 zone: String::from("UTC"),
                 template,
