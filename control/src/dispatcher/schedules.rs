@@ -1,7 +1,7 @@
 //! Holds the schedules as the leader knows them, and decides which of them take their next step. Pure.
 //!
-//! What always holds: a schedule whose next instant is known is in the index of instants. Everything else that may make
-//! a step possible (a boot, the end of its last task, a change by its client) makes it ready.
+//! What always holds: an active schedule is in the index of instants as long as it has an instant left. A boot, the end
+//! of its last task and a change by its client make it ready, so that it is asked for its next step at once.
 
 use super::cluster_state::ClusterState;
 use super::decision::{Budget, Decision};

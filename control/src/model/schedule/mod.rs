@@ -11,8 +11,8 @@
 //!             PAUSED
 //! ```
 //!
-//! What always holds: instants are decided in their order, each once. `considered_ms` says up to which; the write that
-//! changes it creates the task, so that neither happens without the other.
+//! What always holds: instants are decided in their order, each once. All up to `considered_ms` are decided. The write
+//! that decides an instant also creates its task, if there is one: neither happens without the other.
 
 mod cron;
 mod step;
