@@ -79,7 +79,7 @@ impl Exclusions {
 
     /// Tells whether no node is left out.
     pub(crate) fn is_empty(&self) -> bool {
-        self.excluded.is_empty() && self.paused.is_empty()
+        self.excluded.is_empty() && self.paused.values().all(|(until, _)| until.is_zero())
     }
 
     /// Notes a failed attempt. Returns the node if that excludes it, among `registered` ones.
