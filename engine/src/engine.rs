@@ -10,6 +10,7 @@ use crate::job::{CheckReport, JobHandle, JobState, check, compare, copy};
 use crate::journal::JournalService;
 use crate::limits::{ARENA_BYTES_PER_CORE, BLOCK_BYTES_DIRECT, DRAIN_LIMIT, SLOTS_PER_CORE_MAX};
 use crate::pass::control::JobControl;
+use crate::pass::rate_limiter::RateLimiter;
 use crate::progress::Report;
 use crate::ring::threads::ThreadRing;
 use crate::ring::uring::{UringConfig, UringRing};
@@ -66,6 +67,8 @@ pub struct Engine {
     /// Jobs with their threads, the ended ones until the next submission.
     jobs: Mutex<Vec<(Arc<JobState>, JoinHandle<()>)>>,
     workers: Vec<WorkerThread>,
+    /// Limit of all copies together.
+    copy_limit: Arc<RateLimiter>,
 }
 
 /// A worker's thread, and how it says that it ends and whether everything was answered.
@@ -140,7 +143,8 @@ impl Engine {
         let journals = journals.inspect_err(|_| inboxes.iter().for_each(|inbox| inbox.stop()))?;
         let window_bytes = u64::from(block_bytes) * (layout.slots.usual * cores) as u64;
         let resources = EngineResources { workers: inboxes, journals, block_bytes, window_bytes, threads, syscalls };
-        Ok(Self { resources: Arc::new(resources), jobs: Mutex::default(), workers })
+        let copy_limit = Arc::new(RateLimiter::new(None));
+        Ok(Self { resources: Arc::new(resources), jobs: Mutex::default(), workers, copy_limit })
     }
 
     /// Starts a copy. Everything that can go wrong with it is in its report.
@@ -154,7 +158,14 @@ impl Engine {
     #[must_use]
     pub fn submit_supervised(&self, spec: CopySpec, supervision: Supervision) -> JobHandle {
         let control = JobControl::gated(spec.limit_bytes_per_second, supervision.gate.clone());
+        let control = control.sharing(Arc::clone(&self.copy_limit));
         self.spawn(control, move |resources, job| copy::copy(&spec, supervision, resources, job))
+    }
+
+    /// Limits all copies of this engine together; `None` lifts the limit. Holds from the next block of each, besides the
+    /// limit of its own. 0 is treated as 1 byte per second.
+    pub fn set_copy_limit(&self, bytes_per_second: Option<u64>) {
+        self.copy_limit.set(bytes_per_second);
     }
 
     /// Checks a copy without making it: applies every refusal of its start, with the same errors in the same order, and

@@ -56,6 +56,8 @@ pub(crate) struct JobControl {
     seen_ns: AtomicU64,
     paused: AtomicBool,
     pub rate_limiter: RateLimiter,
+    /// Limit of this job and others together.
+    shared_limiter: Option<Arc<RateLimiter>>,
     pub counters: Counters,
     /// Bytes that may be in flight; `u64::MAX` unless a protection narrows it.
     window: AtomicU64,
@@ -104,6 +106,7 @@ impl JobControl {
             seen_ns: AtomicU64::new(0),
             paused: AtomicBool::new(false),
             rate_limiter: RateLimiter::new(limit_bytes_per_second),
+            shared_limiter: None,
             counters: Counters::default(),
             window: AtomicU64::new(u64::MAX),
             server_window: AtomicU64::new(u64::MAX),
@@ -125,6 +128,18 @@ impl JobControl {
             source: OnceLock::new(),
             waiting_thread: OnceLock::new(),
         }
+    }
+
+    /// Control of a job that shares a limit with others.
+    pub(crate) fn sharing(self, limiter: Arc<RateLimiter>) -> Self {
+        Self { shared_limiter: Some(limiter), ..self }
+    }
+
+    /// Admits `bytes` by the limits of this job and of all, or returns how long to wait before the next attempt.
+    pub(crate) fn take_rate(&self, bytes: u64, now: Instant) -> Result<(), Duration> {
+        self.rate_limiter.take(bytes, now)?;
+        let Some(shared) = &self.shared_limiter else { return Ok(()) };
+        shared.take(bytes, now).inspect_err(|_| self.rate_limiter.give_back(bytes))
     }
 
     /// Gate of changes to the destination.
@@ -361,6 +376,23 @@ fn most(shown: &AtomicU64, now: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn jobs_with_a_shared_limit_stay_within_it_and_within_their_own() {
+        let (shared, now) = (Arc::new(RateLimiter::new(Some(8 << 20))), Duration::from_secs(9));
+        let control = |limit| JobControl::new(limit).sharing(Arc::clone(&shared));
+        let (slow, fast) = (control(Some(1 << 20)), control(None));
+        let admitted =
+            |control: &JobControl, now| (0..100).take_while(|_| control.take_rate(1 << 20, now).is_ok()).count();
+        assert_eq!((admitted(&slow, now), admitted(&fast, now)), (1, 0));
+        // What the shared limit refuses does not count for the job's own.
+        let later = now + Duration::from_secs(1);
+        assert_eq!((admitted(&fast, later), admitted(&slow, later)), (1, 0));
+        let wait = fast.take_rate(1 << 20, later).unwrap_err();
+        assert!(slow.take_rate(1 << 20, later + wait).is_ok());
+        shared.set(None);
+        assert_eq!(admitted(&fast, later), 100);
+    }
 
     #[test]
     fn the_first_reason_holds() {

@@ -35,13 +35,23 @@ impl RateLimiter {
         self.take_at(self.rate.load(Relaxed), bytes, now)
     }
 
+    /// Takes an admission of `bytes` back: they are not moved now.
+    pub(crate) fn give_back(&self, bytes: u64) {
+        let rate = self.rate.load(Relaxed);
+        if rate > 0 {
+            // If the rate has changed since, the time has been reset or is slightly off.
+            let _ =
+                self.arrival.fetch_update(AcqRel, Acquire, |arrival| Some(arrival.saturating_sub(cost(bytes, rate))));
+        }
+    }
+
     /// Admits `bytes` at a rate that was read before. If the rate has changed since, the bytes are free: at the old
     /// rate they might delay the new one for days.
     fn take_at(&self, rate: u64, bytes: u64, now: Instant) -> Result<(), Duration> {
         if rate == 0 {
             return Ok(());
         }
-        let cost = u64::try_from(u128::from(bytes) * 1_000_000_000 / u128::from(rate)).unwrap_or(u64::MAX);
+        let cost = cost(bytes, rate);
         let (now, burst) = (as_nanos(now), as_nanos(BURST));
         let take = |arrival: u64| (arrival <= now.saturating_add(burst)).then(|| arrival.max(now).saturating_add(cost));
         // Acquires what `set` has released: either `set` overwrites this arrival, or its rate is seen below.
@@ -55,6 +65,11 @@ impl RateLimiter {
             Err(arrival) => Err(Duration::from_nanos(arrival - now - burst)),
         }
     }
+}
+
+/// Returns the time that `bytes` take at a rate, in ns.
+fn cost(bytes: u64, rate: u64) -> u64 {
+    u64::try_from(u128::from(bytes) * 1_000_000_000 / u128::from(rate)).unwrap_or(u64::MAX)
 }
 
 /// Returns the stored form of a limit. A limit of 0 would admit nothing: it is stored as the least limit, not as none.
@@ -89,6 +104,16 @@ mod tests {
             let ideal = rate * 4;
             assert!(bytes.abs_diff(ideal) <= ideal * 3 / 100 + block, "{bytes} of {ideal}");
         }
+    }
+
+    #[test]
+    fn what_is_given_back_delays_nothing() {
+        let limiter = RateLimiter::new(Some(1 << 20));
+        let now = Duration::from_secs(5);
+        assert!(limiter.take(1 << 20, now).is_ok());
+        assert!(limiter.take(1 << 20, now).is_err());
+        limiter.give_back(1 << 20);
+        assert!(limiter.take(1 << 20, now).is_ok());
     }
 
     #[test]

@@ -422,7 +422,7 @@ impl WorkerPass {
             control.leave_window(bytes);
             return BlockAdmission::Unrecorded;
         }
-        if let Err(wait) = control.rate_limiter.take(bytes, now) {
+        if let Err(wait) = control.take_rate(bytes, now) {
             control.leave_window(bytes);
             if !admitted {
                 self.state.recorded(bytes);
