@@ -8,7 +8,7 @@ use crate::clock::HostClock;
 use crate::cluster::storage_probe::{DataAddress, ProbeTiming};
 use crate::coord::{NODE_BYTES_MAX, SESSION_TIMEOUT_MAX, SESSION_TIMEOUT_MIN};
 use crate::host_port::{HostPort, parse_server};
-use crate::model::{Incarnation, NodeId, OpId, Record, Registration};
+use crate::model::{Incarnation, NodeId, OpId, Record, Registration, parse_label};
 use crate::rpc::tls::{RawTls, Tls};
 use crate::state_dir;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
@@ -354,7 +354,7 @@ impl RawConfig {
             allow_paths: allow_path.iter().map(|path| absolute("--allow-path", path)).collect::<Result<_>>()?,
             allow_nbd: allow_nbd.into_iter().map(server).collect::<Result<_>>()?,
             slots: checked_slots(slots)?,
-            labels: label.iter().map(|label| labelled(label)).collect::<Result<_>>()?,
+            labels: label.iter().map(|label| parse_label(label).map_err(of_flag)).collect::<Result<_>>()?,
             retention: duration("--retention", retention, RETENTION_DEFAULT)?,
             quiet_after: duration("--quiet-after", quiet_after, QUIET_AFTER_DEFAULT)?,
             clock_off: checked_clock_off(clock_off)?,
@@ -502,14 +502,9 @@ fn server(text: String) -> Result<String> {
     }
 }
 
-fn labelled(text: &str) -> Result<(String, String)> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() && text.len() <= 256 => Ok((key.to_owned(), value.to_owned())),
-        _ => Err(Error::bad_request(format!(
-            "--label '{}': expected KEY=VALUE of at most 256 bytes",
-            text.escape_debug()
-        ))),
-    }
+fn of_flag(error: Error) -> Error {
+    let message = format!("--label: {}", error.message);
+    Error { message, ..error }
 }
 
 fn checked_slots(slots: Option<u32>) -> Result<u32> {

@@ -26,6 +26,9 @@ pub trait Executor: Send + Sync + std::fmt::Debug {
     /// `EPermission` outside the node's policy, and what is wrong with the name.
     async fn resolve(&self, destination: &TaskVolume) -> Result<Vec<String>>;
 
+    /// Limits all copies of this node together, in bytes per second; `None` lifts the limit.
+    fn set_bandwidth(&self, _bytes_per_second: Option<u64>) {}
+
     /// Starts a copy. Returns at once; what goes wrong is in its outcome.
     fn copy(&self, job: CopyJob, execution: Execution) -> Arc<dyn ExecutionHandle>;
 

@@ -1,14 +1,19 @@
 //! Reads a batch file: TOML, or JSON of the same shape.
 //!
 //! Unknown keys are refused, so that a misspelt option never silently keeps its default. `[defaults]` holds for every
-//! copy that does not say otherwise; its `limit` and `node` also for comparisons, and its `node` and `timeout` for hooks.
+//! copy that does not say otherwise; its `limit` and `node` also for comparisons, and its `node` and `timeout` for
+//! hooks; its `require`, `prefer` and `windows` for every
+//! member.
 
 use super::{
     Batch, HOLD_MEMBERS_MAX, HookRun, MEMBERS_MAX, Member, MemberDependency, OnFailure, PARALLEL_MAX, Place, Work,
 };
 use crate::model::dependency::{check_dependencies, parse_dependency};
 use crate::model::fence_method::default_fence;
-use crate::model::{CopyTask, FenceMethod, NodeId, TaskId, TaskSpec, TaskVolume, UnknownFields, VerifyTask};
+use crate::model::{
+    CopyTask, FenceMethod, Labels, NodeId, PlacementRules, TaskId, TaskSpec, TaskVolume, UnknownFields, VerifyTask,
+    Windows,
+};
 use blockhaul_engine::error::{Error, Result};
 use blockhaul_engine::spec::{DigestKind, Reflink, Sparse};
 use blockhaul_engine::units::{parse_duration, parse_rate};
@@ -48,6 +53,12 @@ struct RawDefaults {
     fence: Option<String>,
     source_stable: Option<bool>,
     timeout: Option<String>,
+    #[serde(default)]
+    require: Labels,
+    #[serde(default)]
+    prefer: Labels,
+    #[serde(default)]
+    windows: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -68,6 +79,10 @@ struct RawCopy {
     fence: Option<String>,
     source_stable: Option<bool>,
     dest_id: Option<String>,
+    require: Option<Labels>,
+    prefer: Option<Labels>,
+    apart_from: Option<String>,
+    windows: Option<Vec<String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -81,6 +96,10 @@ struct RawVerify {
     to: String,
     node: Option<String>,
     limit: Option<String>,
+    require: Option<Labels>,
+    prefer: Option<Labels>,
+    apart_from: Option<String>,
+    windows: Option<Vec<String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -96,6 +115,10 @@ struct RawRun {
     #[serde(default)]
     input: String,
     timeout: Option<String>,
+    require: Option<Labels>,
+    prefer: Option<Labels>,
+    apart_from: Option<String>,
+    windows: Option<Vec<String>>,
 }
 
 /// A member whose dependencies are still names.
@@ -103,6 +126,8 @@ struct Named {
     id: TaskId,
     after: Vec<String>,
     work: Work,
+    placement: PlacementRules,
+    windows: Vec<String>,
 }
 
 /// Parses and checks a batch file. `identify` returns a text that is the same for two names of one volume, as far as it
@@ -134,18 +159,27 @@ pub fn parse(text: &str, place: &Place, identify: &dyn Fn(&TaskVolume) -> String
     let mut named = Vec::with_capacity(count);
     for (index, mut raw) in copy.into_iter().enumerate() {
         let (id, after) = (member_id(raw.id.take(), "copy", index)?, std::mem::take(&mut raw.after));
+        let rules = (raw.require.take(), raw.prefer.take(), raw.apart_from.take());
+        let placement = defaults.placement(rules).map_err(|error| of_member(&id, error))?;
+        let windows = defaults.windows(raw.windows.take()).map_err(|error| of_member(&id, error))?;
         let work = raw.task(&defaults, place).map(Work::Task).map_err(|error| of_member(&id, error))?;
-        named.push(Named { id, after, work });
+        named.push(Named { id, after, work, placement, windows });
     }
     for (index, mut raw) in verify.into_iter().enumerate() {
         let (id, after) = (member_id(raw.id.take(), "verify", index)?, std::mem::take(&mut raw.after));
+        let rules = (raw.require.take(), raw.prefer.take(), raw.apart_from.take());
+        let placement = defaults.placement(rules).map_err(|error| of_member(&id, error))?;
+        let windows = defaults.windows(raw.windows.take()).map_err(|error| of_member(&id, error))?;
         let work = raw.task(&defaults).map(Work::Task).map_err(|error| of_member(&id, error))?;
-        named.push(Named { id, after, work });
+        named.push(Named { id, after, work, placement, windows });
     }
     for (index, mut raw) in run.into_iter().enumerate() {
         let (id, after) = (member_id(raw.id.take(), "run", index)?, std::mem::take(&mut raw.after));
+        let rules = (raw.require.take(), raw.prefer.take(), raw.apart_from.take());
+        let placement = defaults.placement(rules).map_err(|error| of_member(&id, error))?;
+        let windows = defaults.windows(raw.windows.take()).map_err(|error| of_member(&id, error))?;
         let work = raw.hook_run(&defaults).map(Work::Run).map_err(|error| of_member(&id, error))?;
-        named.push(Named { id, after, work });
+        named.push(Named { id, after, work, placement, windows });
     }
     let digest = blake3::hash(text.as_bytes()).to_hex().to_string();
     Batch { digest, parallel, on_failure, hold, members: linked(named, place)? }.ordered(identify)
@@ -159,7 +193,7 @@ fn linked(named: Vec<Named>, place: &Place) -> Result<Vec<Member>> {
             return Err(Error::bad_request(format!("two members have the id {id}")));
         }
     }
-    let link = |Named { id, after, mut work }: Named| {
+    let link = |Named { id, after, mut work, placement, windows }: Named| {
         let checked = match &mut work {
             Work::Task(spec) => {
                 if let Place::Local(node) = place {
@@ -170,7 +204,7 @@ fn linked(named: Vec<Named>, place: &Place) -> Result<Vec<Member>> {
             Work::Run(_) => Ok(()),
         };
         let after = checked.and_then(|()| dependencies(&after, &indices)).map_err(|error| of_member(&id, error))?;
-        Ok(Member { id, after, work })
+        Ok(Member { id, after, work, placement, windows })
     };
     named.into_iter().map(link).collect()
 }
@@ -183,6 +217,24 @@ fn dependencies(after: &[String], indices: &HashMap<String, usize>) -> Result<Ve
         Ok(MemberDependency { on: *indices.get(id).ok_or_else(unknown)?, condition, reads_destination: false })
     };
     after.iter().map(one).collect()
+}
+
+impl RawDefaults {
+    /// Returns where a member may run, if the member says this of itself.
+    fn placement(&self, own: (Option<Labels>, Option<Labels>, Option<String>)) -> Result<PlacementRules> {
+        let (require, prefer, apart_from) = own;
+        let rules = PlacementRules {
+            require: require.unwrap_or_else(|| self.require.clone()),
+            prefer: prefer.unwrap_or_else(|| self.prefer.clone()),
+            apart_from,
+        };
+        rules.check().map(|()| rules)
+    }
+
+    fn windows(&self, own: Option<Vec<String>>) -> Result<Vec<String>> {
+        let windows = own.unwrap_or_else(|| self.windows.clone());
+        Windows::parse(&windows).map(|_| windows)
+    }
 }
 
 impl RawCopy {
@@ -202,6 +254,10 @@ impl RawCopy {
             fence,
             source_stable,
             dest_id,
+            require: _,
+            prefer: _,
+            apart_from: _,
+            windows: _,
         } = self;
         let word = |own: Option<String>, usual: &Option<String>, last: &str| {
             own.or_else(|| usual.clone()).unwrap_or_else(|| last.to_owned())
@@ -231,7 +287,7 @@ impl RawCopy {
 
 impl RawVerify {
     fn task(self, defaults: &RawDefaults) -> Result<TaskSpec> {
-        let Self { id: _, after: _, from, receipt, to, node, limit } = self;
+        let Self { from, receipt, to, node, limit, .. } = self;
         Ok(TaskSpec::Verify(VerifyTask {
             reference: from,
             receipt,
@@ -245,7 +301,7 @@ impl RawVerify {
 
 impl RawRun {
     fn hook_run(self, defaults: &RawDefaults) -> Result<HookRun> {
-        let Self { id: _, after: _, hook, node, args, input, timeout } = self;
+        let Self { hook, node, args, input, timeout, .. } = self;
         let timeout = timeout.or_else(|| defaults.timeout.clone());
         let timeout = timeout.map_or(Ok(HOOK_TIMEOUT), |text| parse_duration(&text).map_err(Error::bad_request))?;
         let arguments = args.into_iter().map(|(name, value)| HookArgument::new(name, value)).collect::<Result<_>>()?;
@@ -348,6 +404,18 @@ mod tests {
             [MemberDependency { on: 1, condition: Condition::Success, reads_destination: true }]
         );
         assert_eq!(batch.clean_up(), [false, true, true]);
+    }
+
+    #[test]
+    fn members_take_the_labels_of_the_defaults_or_have_their_own() {
+        let text = "[defaults]\nrequire={disk='ssd'}\n[[copy]]\nfrom='/a'\nto='/b'\nprefer={rack='1'}\napart-from='k'\n\
+                    [[run]]\nhook='x'\nrequire={}\n";
+        let batch = parse(text, &here()).unwrap();
+        let rules: Vec<_> =
+            batch.members.iter().map(|member| serde_json::to_value(&member.placement).unwrap()).collect();
+        let copy = serde_json::json!({"require": {"disk": "ssd"}, "prefer": {"rack": "1"}, "apart_from": "k"});
+        assert_eq!(rules, [copy, serde_json::json!({})]);
+        assert!(refusal("[[copy]]\nfrom='/a'\nto='/b'\napart-from=''").contains("member copy-1: the key"));
     }
 
     #[test]

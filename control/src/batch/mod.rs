@@ -10,7 +10,7 @@ mod order;
 
 pub use file::parse;
 
-use crate::model::{NodeId, TaskId, TaskSpec, TaskVolume};
+use crate::model::{NodeId, PlacementRules, TaskId, TaskSpec, TaskVolume};
 use blockhaul_engine::error::{Error, Result};
 use blockhaul_engine::flow::graph::Condition;
 use blockhaul_hooks::{HookArgument, HookName};
@@ -65,6 +65,10 @@ pub struct Member {
     pub after: Vec<MemberDependency>,
     /// What it does.
     pub work: Work,
+    /// Where it may run. Only in a task center: one process has no other nodes.
+    pub placement: PlacementRules,
+    /// Windows inside of which it may run; none: always. Only in a task center.
+    pub windows: Vec<String>,
 }
 
 /// Work of a member.

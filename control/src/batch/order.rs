@@ -123,7 +123,7 @@ pub(super) fn clean_up(members: &[Member]) -> Vec<bool> {
 mod tests {
     use super::*;
     use crate::batch::Work;
-    use crate::model::{NoopTask, TaskId, TaskSpec};
+    use crate::model::{NoopTask, PlacementRules, TaskId, TaskSpec};
 
     /// Builds members `0`, `1`, ... that wait for the given ones.
     fn members(after: &[&[(usize, Condition)]]) -> Vec<Member> {
@@ -133,6 +133,8 @@ mod tests {
             id: TaskId::new(index.to_string()).unwrap(),
             after: after.iter().map(dependency).collect(),
             work: Work::Task(TaskSpec::Noop(NoopTask::new(0, None))),
+            placement: PlacementRules::default(),
+            windows: Vec::new(),
         };
         after.iter().enumerate().map(member).collect()
     }

@@ -8,7 +8,7 @@ use super::dependencies::is_settled;
 use super::fleet::Fleet;
 use super::groups::{GroupMembers, Groups};
 use super::now::Now;
-use super::queue::Queue;
+use super::queue::{Queue, QueueClass};
 use super::schedules::Schedules;
 use super::settings::StoredSettings;
 use super::tasks::{AssignReply, TaskEntry, TaskRuntime, Tasks, UndrainedAttempt, creation_order};
@@ -116,7 +116,7 @@ impl ClusterState {
 
     /// Applies settings as they are stored.
     pub(crate) fn set_settings(&mut self, stored: StoredSettings, now: Duration) {
-        self.fleet.set_policy(stored.0.placement, stored.0.slots);
+        self.fleet.set_policy(&stored.0);
         self.settings = stored;
         let lost: Vec<TaskId> = self.tasks.of(TaskState::Lost).iter().cloned().collect();
         lost.iter().for_each(|id| self.make_due(id, now));
@@ -270,6 +270,7 @@ impl ClusterState {
         }
         if let Some(node) = record.node() {
             self.fleet.hold(node, &record.id, bytes(entry));
+            self.fleet.quotas.add(node, record);
         }
         for claim in &record.claims {
             self.claimed.insert(claim.clone(), record.id.clone());
@@ -298,6 +299,7 @@ impl ClusterState {
         record.after.iter().for_each(|Dependency { task, .. }| self.remove_dependent(task, &record.id));
         if let Some(node) = record.node() {
             self.fleet.release(node, &record.id);
+            self.fleet.quotas.remove(node, record);
         }
         for claim in &record.claims {
             if self.claimed.get(claim) == Some(&record.id) {
@@ -337,14 +339,14 @@ impl ClusterState {
 
     /// Queues a ready task, to run on `node` or on any.
     pub(crate) fn enqueue(&mut self, id: &TaskId, node: Option<NodeId>) {
-        if let Some(rank) = self.tasks.rank(id) {
-            self.queue.push(rank, node);
+        if let (Some(rank), Some(entry)) = (self.tasks.rank(id), self.tasks.get(id)) {
+            self.queue.push(rank, QueueClass::new(&entry.record, node));
         }
     }
 
     fn rerank(&mut self, ids: &[TaskId]) {
         for id in ids {
-            if let Some(node) = self.queue.place(id).cloned() {
+            if let Some(node) = self.queue.class(id).map(|class| class.node.clone()) {
                 self.enqueue(id, node);
             }
         }
@@ -361,12 +363,12 @@ impl ClusterState {
 
     /// Reserves claims and a slot for a task that is being assigned.
     pub(crate) fn reserve(&mut self, id: &TaskId, node: &NodeId, claims: &[String]) {
-        self.fleet.reserve(node, id);
         for claim in claims {
             self.claimed.insert(claim.clone(), id.clone());
         }
         self.reserved.insert(id.clone(), claims.to_vec());
         if let Some(entry) = self.tasks.get(id) {
+            self.fleet.reserve(node, &entry.record);
             self.groups.reserve(&entry.record);
         }
     }

@@ -13,6 +13,7 @@ use super::place;
 use super::schedules::decide_schedules;
 use super::settings::awaits_notification;
 use super::tasks::{AssignReply, TaskEntry};
+use super::windows::WindowState;
 use crate::model::state_machine::{Checkpoint, FenceProof, TaskEvent};
 use crate::model::{Attempt, DesiredState, Failure, FenceMethod, TaskId, TaskRecord, TaskState};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
@@ -117,10 +118,18 @@ fn decide_task(cluster: &ClusterState, entry: &TaskEntry, limits: &DecisionLimit
     if let Some(Deadline::Passed) = deadline {
         return Decision::Transition { task: id(), events: vec![TaskEvent::DeadlinePassed] };
     }
-    let decision = decide_before_deadline(cluster, entry, limits, now);
-    match (decision, deadline) {
-        (Decision::Idle(task), Some(Deadline::At(at))) => Decision::WakeAt(task, at),
-        (Decision::WakeAt(task, until), Some(Deadline::At(at))) => Decision::WakeAt(task, until.min(at)),
+    let window = WindowState::of(record, now);
+    if let Some(change) = window.and_then(|window| window.decide(record)) {
+        return change;
+    }
+    let at_deadline = match deadline {
+        Some(Deadline::At(at)) => Some(at),
+        _ => None,
+    };
+    let again = [at_deadline, window.map(|window| window.look_again(now))].into_iter().flatten().min();
+    match (decide_before_deadline(cluster, entry, limits, now), again) {
+        (Decision::Idle(task), Some(at)) => Decision::WakeAt(task, at),
+        (Decision::WakeAt(task, until), Some(at)) => Decision::WakeAt(task, until.min(at)),
         (decision, _) => decision,
     }
 }
@@ -217,6 +226,9 @@ fn pending(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Decision {
     }
     if let Some(until) = start_wait(record, now) {
         return Decision::WakeAt(id, until);
+    }
+    if let Some(window) = WindowState::of(record, now).filter(|window| !window.is_open) {
+        return Decision::WakeAt(id, window.look_again(now));
     }
     if let Some(until) = entry.backoff_until(now) {
         // Checked more often than that, as the wall clock may be set meanwhile.

@@ -5,9 +5,10 @@ use super::dependencies::waiting_reason;
 use super::groups::{GroupDemand, GroupMembers, demand_reason, group_demand, group_reason};
 use super::held_places::lack_reason;
 use super::now::Now;
-use super::place::{EligibleNodes, eligible_nodes};
 use super::tasks::{AssignReply, TaskEntry};
-use crate::model::{DesiredState, FenceMethod, NodeId, Progress, TaskRecord, TaskState};
+use super::unplaced::{failed_nodes, unplaced_reason};
+use super::windows::WindowState;
+use crate::model::{DesiredState, FenceMethod, Progress, TaskRecord, TaskState};
 use crate::peers::StartStage;
 use crate::timestamp::Timestamp;
 use std::sync::Arc;
@@ -16,9 +17,6 @@ use std::time::Duration;
 /// Time after which a runner that has not begun needs a reason that clients see. Beginning takes milliseconds where
 /// volumes and servers answer.
 const SLOW: Duration = Duration::from_secs(5);
-
-/// Most nodes that a reason names; there may be a thousand.
-const NODES_NAMED_MAX: usize = 4;
 
 /// Returns the record with the newest progress, and with a reason while the task does not run.
 pub(crate) fn describe(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Arc<TaskRecord> {
@@ -31,6 +29,7 @@ pub(crate) fn describe(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> A
     let reason = write_failure.or_else(|| match record.state {
         _ if group.is_some() => group.map(|spec| group_reason(cluster, record, spec)),
         TaskState::Pending => pending_reason(cluster, entry, now),
+        TaskState::Paused => WindowState::of(record, now).and_then(|window| window.reason(record)),
         TaskState::Assigned | TaskState::Cancelling if !record.has_begun() => not_begun_reason(entry, now),
         TaskState::Lost => lost_reason(cluster, record),
         _ => None,
@@ -99,6 +98,9 @@ fn pending_reason(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Option
     if let Some(reason) = waiting_reason(cluster, record) {
         return Some(reason);
     }
+    if let Some(reason) = WindowState::of(record, now).and_then(|window| window.reason(record)) {
+        return Some(reason);
+    }
     if let (Some(member), Some(0)) = (&record.group, places_left(cluster, record)) {
         return Some(format!("waiting for other members of {}: as many run as its batch allows", member.group));
     }
@@ -117,72 +119,16 @@ fn pending_reason(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Option
     }
     if let Some(until) = entry.backoff_until(now) {
         let seconds = (until - now.boot).as_millis().div_ceil(1000);
-        let nodes = failed_on(cluster, record).map(|failed| format!("; {failed}")).unwrap_or_default();
+        let nodes = failed_nodes(cluster, record).map(|failed| format!("; {failed}")).unwrap_or_default();
         return Some(format!("retry in {seconds} s{nodes}"));
     }
-    let node = record.only_node().ok().flatten();
-    let refusing =
-        runtime.backoffs.iter().filter(|(_, backoff)| backoff.until > now.boot).map(|(node, _)| node.as_str());
-    let refusing: Vec<&str> = refusing.collect();
-    if let Some(node) = node {
-        return match cluster.fleet.get(&node) {
-            None => Some(format!("waiting for {node}, which is not registered")),
-            Some(registration) if registration.stopping => Some(format!("waiting for {node}, which is stopping")),
-            Some(_) if cluster.fleet.drains.contains_key(&node) => {
-                Some(format!("waiting for {node}, which is draining"))
-            }
-            Some(registration) if cluster.fleet.conflicting_node(&node).is_some() && !refusing.is_empty() => {
-                let conflicting = cluster.fleet.conflicting_node(&node).map_or("another node", NodeId::as_str);
-                Some(format!(
-                    "waiting for {node}: {conflicting} has registered the same address, {}",
-                    registration.address
-                ))
-            }
-            Some(_) if !refusing.is_empty() => Some(format!("waiting for {node}, which has refused it")),
-            Some(_) if cluster.fleet.load(&node).is_none() => {
-                Some(format!("waiting for {node}, which has no free slot"))
-            }
-            Some(_) => None,
-        };
-    }
-    if cluster.fleet.all().next().is_none() {
-        return Some(String::from("waiting for a runner: none is registered"));
-    }
-    if let Some(failed) = failed_on(cluster, record) {
-        return Some(format!("waiting for a runner: {failed}"));
-    }
-    if let Some(from) = record.moving.as_ref().and_then(|moving| moving.from.as_ref()) {
-        return Some(format!("waiting for another runner than {from}, from which it is to be moved"));
-    }
-    if cluster.fleet.open().is_empty() {
-        return Some(String::from("waiting for a runner: all are full, draining or stopping"));
-    }
-    (!refusing.is_empty()).then(|| format!("waiting: refused by {}", refusing.join(", ")))
+    unplaced_reason(cluster, entry, now)
 }
 
 /// Returns the number of further members of the task's group that may run, if there is a bound and it has not run yet.
 fn places_left(cluster: &ClusterState, record: &TaskRecord) -> Option<usize> {
     let member = record.group.as_ref().filter(|_| record.is_unstarted())?;
     cluster.places_left(&member.group)
-}
-
-/// Names the nodes that have failed a task by faults of their own, and the eligible ones.
-fn failed_on(cluster: &ClusterState, record: &TaskRecord) -> Option<String> {
-    let failed = record.failed_nodes();
-    if failed.is_empty() || !matches!(record.spec.kind().node(), Ok(None)) {
-        return None;
-    }
-    let failed: Vec<&str> = failed.into_iter().map(NodeId::as_str).collect();
-    let failed = failed.join(", ");
-    let next = match eligible_nodes(cluster, record) {
-        EligibleNodes::These(nodes) if cluster.fleet.all().count() > 1 => {
-            let nodes: Vec<&str> = nodes.into_iter().take(NODES_NAMED_MAX).map(NodeId::as_str).collect();
-            format!("next on {}", nodes.join(", "))
-        }
-        EligibleNodes::These(_) | EligibleNodes::All => String::from("no other node is registered"),
-        EligibleNodes::None => String::from("no other node is left"),
-    };
-    Some(format!("failed on {failed}, {next}"))
 }
 
 /// Explains why an assigned task has not begun. A runner that reports to have the task keeps it: a slow volume or

@@ -2,10 +2,12 @@
 
 use super::backoff::Backoff;
 use super::exclusion::Exclusions;
-use crate::model::{Drain, Holder, NodeId, Placement, Registration, TaskId};
+use super::quotas::Quotas;
+use crate::model::{Drain, Holder, KindName, NodeId, Placement, Registration, Settings, TaskId, TaskRecord};
 use crate::peers::Peer;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Load of a runner; the one that gets the next task sorts first.
@@ -45,6 +47,19 @@ impl Ord for RunnerLoad {
     }
 }
 
+/// Why a registered node can get no task, whichever it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Unavailability {
+    /// It returns its tasks.
+    Stopping,
+    /// An operator drains it.
+    Draining,
+    /// It has refused a task for a reason of its own a moment ago.
+    Refusing,
+    /// It has no free slot.
+    Full,
+}
+
 /// Runners and their load. The tasks of a runner count also while it is not registered.
 #[derive(Debug, Default)]
 pub(crate) struct Fleet {
@@ -53,7 +68,7 @@ pub(crate) struct Fleet {
     pub(crate) drains: BTreeMap<NodeId, (Drain, i32)>,
     loads: BTreeMap<NodeId, NodeLoad>,
     /// Tasks that are being assigned to a runner.
-    reserved: BTreeMap<TaskId, NodeId>,
+    reserved: BTreeMap<TaskId, (NodeId, Arc<TaskRecord>)>,
     /// Last backoff of each runner, until it accepts a task.
     backoffs: BTreeMap<NodeId, Backoff>,
     /// Runners that are in backoff now.
@@ -64,7 +79,10 @@ pub(crate) struct Fleet {
     placement: Placement,
     /// Most tasks of a node, whatever its own slots are.
     slots_max: Option<u32>,
+    pub(crate) quotas: Quotas,
     loads_open: BTreeMap<NodeId, RunnerLoad>,
+    unavailability_of: BTreeMap<NodeId, Unavailability>,
+    unavailable: BTreeMap<Unavailability, usize>,
     /// Nodes that have registered one address, by that address, as they were reported last.
     pub(crate) conflicts: BTreeMap<String, BTreeSet<NodeId>>,
     /// Registrations that cannot be decoded, by path, and why.
@@ -93,9 +111,10 @@ impl Fleet {
         self.slots_max.map_or(runner.slots, |most| most.min(runner.slots))
     }
 
-    /// Sets the order in which nodes get tasks, and the most tasks of a node.
-    pub(crate) fn set_policy(&mut self, placement: Placement, slots_max: Option<u32>) {
-        (self.placement, self.slots_max) = (placement, slots_max);
+    /// Sets the order in which nodes get tasks, and how many of them.
+    pub(crate) fn set_policy(&mut self, settings: &Settings) {
+        (self.placement, self.slots_max) = (settings.placement, settings.slots);
+        self.quotas.set_limits(settings);
         let nodes: Vec<NodeId> = self.runners.keys().cloned().collect();
         nodes.iter().for_each(|node| self.refresh(node));
     }
@@ -108,6 +127,11 @@ impl Fleet {
     /// Returns the tasks that a node holds.
     pub(crate) fn tasks(&self, node: &NodeId) -> impl Iterator<Item = &TaskId> {
         self.loads.get(node).into_iter().flat_map(|load| load.tasks.keys())
+    }
+
+    /// Returns how many tasks of a kind a runner may have at once.
+    pub(crate) fn slots_for(&self, runner: &Registration, kind: KindName) -> u32 {
+        self.slots(runner).min(self.quotas.most(kind).unwrap_or(u32::MAX))
     }
 
     /// Returns the runners with free slots, the least loaded first.
@@ -174,16 +198,18 @@ impl Fleet {
     }
 
     /// Reserves a slot of a node for a task.
-    pub(crate) fn reserve(&mut self, node: &NodeId, task: &TaskId) {
-        self.unreserve(task);
-        self.reserved.insert(task.clone(), node.clone());
+    pub(crate) fn reserve(&mut self, node: &NodeId, record: &Arc<TaskRecord>) {
+        self.unreserve(&record.id);
+        self.quotas.add(node, record);
+        self.reserved.insert(record.id.clone(), (node.clone(), record.clone()));
         self.loads.entry(node.clone()).or_default().reserved += 1;
         self.refresh(node);
     }
 
     /// Releases the slot that was reserved for a task.
     pub(crate) fn unreserve(&mut self, task: &TaskId) {
-        let Some(node) = self.reserved.remove(task) else { return };
+        let Some((node, record)) = self.reserved.remove(task) else { return };
+        self.quotas.remove(&node, &record);
         if let Some(load) = self.loads.get_mut(&node) {
             load.reserved -= 1;
         }
@@ -243,16 +269,46 @@ impl Fleet {
         self.refresh(node);
     }
 
+    /// Returns the numbers of registered nodes that can get no task now, whichever it is, by why that is so.
+    pub(crate) fn unavailable(&self) -> &BTreeMap<Unavailability, usize> {
+        &self.unavailable
+    }
+
+    /// Returns why a registered node can get no task now, whichever it is.
+    pub(crate) fn unavailability(&self, node: &NodeId) -> Option<Unavailability> {
+        self.unavailability_of.get(node).copied()
+    }
+
+    fn find_unavailability(&self, runner: &Registration, used: u32) -> Option<Unavailability> {
+        let node = &runner.node;
+        if runner.stopping {
+            return Some(Unavailability::Stopping);
+        }
+        if self.drains.contains_key(node) {
+            return Some(Unavailability::Draining);
+        }
+        if self.in_backoff.contains(node) {
+            return Some(Unavailability::Refusing);
+        }
+        (used >= self.slots(runner)).then_some(Unavailability::Full)
+    }
+
     fn refresh(&mut self, node: &NodeId) {
+        if let Some(before) = self.unavailability_of.remove(node)
+            && let Some(count) = self.unavailable.get_mut(&before)
+        {
+            *count -= 1;
+        }
         if let Some(load) = self.loads_open.remove(node) {
             self.open.remove(&load);
         }
         let Some(runner) = self.runners.get(node) else { return };
         let load = self.loads.get(node);
         let used = load.map_or(0, |load| u32::try_from(load.tasks.len()).unwrap_or(u32::MAX) + load.reserved);
-        let is_refused = runner.stopping || self.drains.contains_key(node) || self.in_backoff.contains(node);
         let slots = self.slots(runner);
-        if is_refused || used >= slots {
+        if let Some(unavailability) = self.find_unavailability(runner, used) {
+            self.unavailability_of.insert(node.clone(), unavailability);
+            *self.unavailable.entry(unavailability).or_default() += 1;
             return;
         }
         let bytes = load.map_or(0, |load| load.bytes);

@@ -13,7 +13,8 @@
 //! other tasks keep coming.
 
 use super::cluster_state::{ClusterState, destination_key};
-use crate::model::{NodeId, TaskId, TaskRecord};
+use super::quotas::Quota;
+use crate::model::{KindName, Labels, NodeId, TaskId, TaskRecord};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -33,8 +34,28 @@ pub(crate) struct HeldPlaces<'a> {
     lacking: BTreeSet<&'a TaskId>,
 }
 
-/// Number of slots that are assigned by the present decision, by node.
-pub(crate) type AssignedSlots<'a> = BTreeMap<&'a NodeId, u32>;
+/// Slots that are assigned by the present decision, by node, and the parts of quotas with them.
+#[derive(Debug, Default)]
+pub(crate) struct AssignedSlots<'a> {
+    pub(crate) slots: BTreeMap<&'a NodeId, u32>,
+    quotas: BTreeMap<(&'a NodeId, Quota), u32>,
+}
+
+impl<'a> AssignedSlots<'a> {
+    /// Counts a task that gets a slot of a node.
+    pub(crate) fn add(&mut self, node: &'a NodeId, record: &TaskRecord) {
+        *self.slots.entry(node).or_default() += 1;
+        for quota in Quota::of(record) {
+            *self.quotas.entry((node, quota)).or_default() += 1;
+        }
+    }
+
+    /// Returns the number of these tasks of a node that need a part of a quota.
+    pub(crate) fn of(&self, node: &NodeId, quota: &Quota) -> u32 {
+        let is_it = |((of, found), _): &(&(&NodeId, Quota), &u32)| *of == node && found == quota;
+        self.quotas.iter().find(is_it).map_or(0, |(_, count)| *count)
+    }
+}
 
 /// What a group needs, as far as it is free.
 #[derive(Debug, Default)]
@@ -42,6 +63,23 @@ struct Place {
     slots: BTreeMap<NodeId, u32>,
     destinations: BTreeSet<String>,
     lack: Option<Lack>,
+}
+
+/// What kind of slot a member needs, and where. The ones with most labels sort last.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Need {
+    node: Option<NodeId>,
+    labels: usize,
+    require: Labels,
+    kind: KindName,
+}
+
+impl Need {
+    fn of(record: &TaskRecord) -> Self {
+        let node = record.only_node().ok().flatten();
+        let require = if node.is_some() { Labels::new() } else { record.placement.require.clone() };
+        Self { node, labels: require.len(), require, kind: KindName::from(&record.spec) }
+    }
 }
 
 impl Place {
@@ -79,7 +117,7 @@ impl<'a> HeldPlaces<'a> {
         };
         let has_started = |member: &TaskRecord| !member.is_unstarted() || cluster.is_being_assigned(&member.id);
         for group in cluster.groups.holding().filter(|group| cluster.members(group).any(has_started)) {
-            let place = this.place(group, &AssignedSlots::new());
+            let place = this.place(group, &AssignedSlots::default());
             this.keep(group, place);
             this.taken.insert(group);
         }
@@ -194,47 +232,72 @@ impl<'a> HeldPlaces<'a> {
             place.destinations.insert(volume);
         }
         let at_once = cluster.places_left(group).unwrap_or(usize::MAX);
-        let mut needed: BTreeMap<Option<NodeId>, u32> = BTreeMap::new();
+        let mut needed: BTreeMap<Need, u32> = BTreeMap::new();
         for copy in copies.into_iter().filter(is_free).take(at_once) {
-            *needed.entry(copy.only_node().ok().flatten()).or_default() += 1;
+            *needed.entry(Need::of(copy)).or_default() += 1;
         }
         for other in others.into_iter().filter(is_free) {
-            needed.entry(other.only_node().ok().flatten()).or_insert(1);
+            let need = Need::of(other);
+            let is_covered = |known: &Need| known.node == need.node && known.require == need.require;
+            if !needed.keys().any(is_covered) {
+                needed.insert(need, 1);
+            }
         }
-        let anywhere = needed.remove(&None).unwrap_or_default();
-        for (node, needed) in needed.into_iter().filter_map(|(node, needed)| Some((node?, needed))) {
-            self.add_slots_of(&node, needed, group, assigned, &mut place);
+        // What can run anywhere comes last: it takes what the others leave.
+        let (anywhere, of_node): (Vec<_>, Vec<_>) = needed.into_iter().partition(|(need, _)| need.node.is_none());
+        for (need, count) in of_node.iter().chain(anywhere.iter().rev()) {
+            match &need.node {
+                Some(node) => self.add_slots_of(node, need, *count, (group, assigned), &mut place),
+                None => self.add_slots_anywhere(need, *count, (group, assigned), &mut place),
+            }
         }
-        self.add_slots_anywhere(anywhere, group, assigned, &mut place);
         place
     }
 
     fn add_slots_of(
         &self,
         node: &NodeId,
-        needed: u32,
-        group: &TaskId,
-        assigned: &AssignedSlots<'_>,
+        need: &Need,
+        count: u32,
+        (group, assigned): (&TaskId, &AssignedSlots<'_>),
         place: &mut Place,
     ) {
-        let Some(there) = self.cluster.fleet.get(node) else { return place.lacks(Lack::Node(node.clone())) };
-        let needed = needed.min(self.cluster.fleet.slots(there));
-        let free = self.free_slots(node, group, assigned).min(needed);
+        let fleet = &self.cluster.fleet;
+        let Some(there) = fleet.get(node) else { return place.lacks(Lack::Node(node.clone())) };
+        let needed = count.min(fleet.slots_for(there, need.kind));
+        let kept = place.slots.get(node).copied().unwrap_or_default();
+        let free = self.free_slots(node, need.kind, group, assigned).saturating_sub(kept).min(needed);
         if free < needed {
             place.lacks(Lack::Slots { node: Some(node.clone()), free, needed });
         }
-        place.slots.insert(node.clone(), free);
+        *place.slots.entry(node.clone()).or_default() += free;
     }
 
-    fn add_slots_anywhere(&self, needed: u32, group: &TaskId, assigned: &AssignedSlots<'_>, place: &mut Place) {
+    fn add_slots_anywhere(
+        &self,
+        need: &Need,
+        count: u32,
+        (group, assigned): (&TaskId, &AssignedSlots<'_>),
+        place: &mut Place,
+    ) {
         let kept = |place: &Place, node: &NodeId| place.slots.get(node).copied().unwrap_or_default();
         let fleet = &self.cluster.fleet;
-        let most: u32 = fleet.all().map(|there| fleet.slots(there).saturating_sub(kept(place, &there.node))).sum();
-        let needed = needed.min(most);
+        let able = |labels: &Labels| need.require.iter().all(|(key, value)| labels.get(key) == Some(value));
+        let able_nodes = fleet.all().filter(|there| able(&there.labels));
+        let most = able_nodes
+            .map(|there| fleet.slots_for(there, need.kind).saturating_sub(kept(place, &there.node)))
+            .fold(0, u32::saturating_add);
+        let needed = count.min(most);
         let mut left = needed;
         for load in fleet.open() {
-            let free = self.free_slots(&load.node, group, assigned).saturating_sub(kept(place, &load.node));
-            let more = free.min(left);
+            if left == 0 {
+                break;
+            }
+            if fleet.get(&load.node).is_none_or(|there| !able(&there.labels)) {
+                continue;
+            }
+            let free = self.free_slots(&load.node, need.kind, group, assigned);
+            let more = free.saturating_sub(kept(place, &load.node)).min(left);
             if more > 0 {
                 *place.slots.entry(load.node.clone()).or_default() += more;
                 left -= more;
@@ -246,10 +309,14 @@ impl<'a> HeldPlaces<'a> {
     }
 
     /// Returns the number of slots of a node that a member of a group could get.
-    fn free_slots(&self, node: &NodeId, group: &TaskId, assigned: &AssignedSlots<'_>) -> u32 {
+    fn free_slots(&self, node: &NodeId, kind: KindName, group: &TaskId, assigned: &AssignedSlots<'_>) -> u32 {
         let (Some(there), Some(load)) = (self.cluster.fleet.get(node), self.cluster.fleet.load(node)) else { return 0 };
-        let used = load.used + assigned.get(node).copied().unwrap_or_default() + self.kept_from(node, Some(group));
-        self.cluster.fleet.slots(there).saturating_sub(used)
+        let used =
+            load.used + assigned.slots.get(node).copied().unwrap_or_default() + self.kept_from(node, Some(group));
+        let quota = Quota::Kind(kind);
+        let of_kind = self.cluster.fleet.quotas.left(node, &quota);
+        let of_kind = of_kind.map_or(u32::MAX, |left| left.saturating_sub(assigned.of(node, &quota)));
+        self.cluster.fleet.slots(there).saturating_sub(used).min(of_kind)
     }
 }
 
@@ -263,7 +330,7 @@ pub(crate) fn lack_reason(cluster: &ClusterState, record: &TaskRecord) -> Option
     if places.taken.contains(&group.id) {
         return None;
     }
-    let lack = places.place(&group.id, &AssignedSlots::new()).lack?;
+    let lack = places.place(&group.id, &AssignedSlots::default()).lack?;
     Some(format!("waiting until all that {} needs is free: {lack}", group.id))
 }
 

@@ -36,6 +36,7 @@ mod now;
 mod pending_mutations;
 mod place;
 mod queue;
+mod quotas;
 mod reads;
 mod requests;
 mod schedule_requests;
@@ -43,6 +44,8 @@ mod schedules;
 mod settings;
 mod status;
 mod tasks;
+mod unplaced;
+mod windows;
 mod write;
 mod write_schedule;
 

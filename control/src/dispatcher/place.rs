@@ -6,7 +6,8 @@ use super::decision::{Budget, Decision};
 use super::fleet::RunnerLoad;
 use super::held_places::{AssignedSlots, HeldPlaces};
 use super::now::Now;
-use super::queue::Rank;
+use super::queue::{QueueClass, Rank};
+use super::quotas::Quota;
 use super::tasks::TaskEntry;
 use crate::model::state_machine::TaskEvent;
 use crate::model::{Failure, Holder, NodeId, Registration, TaskId, TaskRecord};
@@ -21,22 +22,20 @@ const NO_SLOT_WAIT: Duration = Duration::from_secs(2);
 
 /// Queues of ready tasks, merged in the order of ranks.
 struct QueueHeads<'a> {
-    queues: Vec<(Option<&'a NodeId>, std::collections::btree_set::Iter<'a, Rank>)>,
+    queues: Vec<(&'a QueueClass, std::collections::btree_set::Iter<'a, Rank>)>,
     heads: BTreeSet<(&'a Rank, usize)>,
 }
 
 impl<'a> QueueHeads<'a> {
     /// Opens the queues that a runner with a free slot can serve.
     fn new(cluster: &'a ClusterState) -> Self {
-        let mut queues = Vec::new();
-        if !cluster.fleet.open().is_empty() {
-            queues.push((None, cluster.queue.any.iter()));
-            for (node, queue) in &cluster.queue.pinned {
-                if cluster.fleet.load(node).is_some() {
-                    queues.push((Some(node), queue.iter()));
-                }
-            }
-        }
+        let fleet = &cluster.fleet;
+        let can_serve = |class: &QueueClass| match &class.node {
+            None => !fleet.open().is_empty(),
+            Some(node) => fleet.load(node).is_some(),
+        };
+        let open = cluster.queue.classes.iter().filter(|(class, _)| can_serve(class));
+        let queues = open.map(|(class, queue)| (class, queue.iter())).collect();
         let mut this = Self { queues, heads: BTreeSet::new() };
         (0..this.queues.len()).for_each(|queue| this.advance(queue));
         this
@@ -55,8 +54,8 @@ pub(crate) fn assign_ready(cluster: &ClusterState, now: Now, budget: &mut Budget
     let mut assigner = Assigner::new(cluster, now, budget, decisions);
     let mut is_decided = BTreeSet::new();
     for id in assigner.slots.held.members() {
-        let Some(place) = cluster.queue.place(id) else { continue };
-        match assigner.consider(id, place.as_ref()) {
+        let Some(class) = cluster.queue.class(id) else { continue };
+        match assigner.consider(id, class) {
             Next::Task => is_decided.insert(id),
             Next::Queue => continue,
             Next::Nothing => return,
@@ -105,14 +104,14 @@ impl<'a> Assigner<'a> {
             now,
             budget,
             decisions,
-            slots: FreeSlots { cluster, assigned: BTreeMap::new(), held: HeldPlaces::new(cluster) },
+            slots: FreeSlots { cluster, assigned: AssignedSlots::default(), held: HeldPlaces::new(cluster) },
             places: FreePlaces { cluster, taken: BTreeMap::new() },
             claims: BTreeSet::new(),
             passed_over: 0,
         }
     }
 
-    fn consider(&mut self, id: &TaskId, pinned: Option<&NodeId>) -> Next {
+    fn consider(&mut self, id: &TaskId, class: &QueueClass) -> Next {
         let cluster = self.cluster;
         let Some(entry) = cluster.tasks.get(id).filter(|entry| !entry.runtime.is_busy) else { return Next::Task };
         if let Some(group) = self.places.full_group(&entry.record) {
@@ -126,7 +125,7 @@ impl<'a> Assigner<'a> {
         if !self.slots.held.take(&entry.record, &self.slots.assigned) {
             return Next::Task;
         }
-        let decision = match self.slots.choose(entry, pinned, self.now) {
+        let decision = match self.slots.choose(entry, class.node.as_ref(), self.now) {
             Choice::NoFreeSlot => return Next::Queue,
             Choice::InBackoff(until) => Decision::WakeAt(id.clone(), until),
             Choice::EligibleFull if self.passed_over < PASSED_OVER_MAX => {
@@ -216,46 +215,65 @@ struct FreeSlots<'a> {
 
 impl<'a> FreeSlots<'a> {
     fn choose(&self, entry: &TaskEntry, pinned: Option<&NodeId>, now: Now) -> Choice {
+        let (fleet, rules) = (&self.cluster.fleet, &entry.record.placement);
         let backoff = |node: &NodeId| entry.runtime.backoffs.get(node).filter(|backoff| backoff.until > now.boot);
+        // What else keeps this task from a slot keeps all of its queue from one.
+        let no_slot = || if rules.apart_from.is_some() { Choice::EligibleFull } else { Choice::NoFreeSlot };
+        let has_labels = |node: &NodeId| fleet.get(node).is_some_and(|there| rules.allow(&there.labels));
         if let Some(node) = pinned {
-            let load = self.cluster.fleet.load(node).and_then(|load| self.with_assigned(load, &entry.record));
-            return load.map_or(Choice::NoFreeSlot, |_| self.holder(node));
+            let load = fleet.load(node).filter(|_| has_labels(node));
+            return load
+                .and_then(|load| self.with_assigned(load, &entry.record))
+                .map_or_else(no_slot, |_| self.holder(node));
         }
-        let fleet = &self.cluster.fleet;
         let eligible = eligible_nodes(self.cluster, &entry.record);
         if let (EligibleNodes::None, Some(error)) = (&eligible, &entry.record.error) {
             return Choice::NoneEligible(error.clone());
         }
         let accepts = |there: &Registration| !there.stopping && !fleet.drains.contains_key(&there.node);
-        let is_fit = |node: &NodeId| eligible.has(node) && !fleet.exclusions.leaves_out(node);
+        let is_fit = |node: &NodeId| eligible.has(node) && has_labels(node);
+        let is_fit_now = |node: &NodeId| is_fit(node) && !fleet.exclusions.leaves_out(node);
         // What no other node can run goes to an excluded one, and shows whether that works again.
-        let excludes = !fleet.exclusions.is_empty() && fleet.all().any(|there| accepts(there) && is_fit(&there.node));
-        let is_fit = |node: &NodeId| if excludes { is_fit(node) } else { eligible.has(node) };
-        let is_assigned = |node: &NodeId| self.assigned.contains_key(node);
+        let excludes =
+            !fleet.exclusions.is_empty() && fleet.all().any(|there| accepts(there) && is_fit_now(&there.node));
+        let is_fit = |node: &NodeId| if excludes { is_fit_now(node) } else { is_fit(node) };
+        let is_assigned = |node: &NodeId| self.assigned.slots.contains_key(node);
         let others = fleet.open().iter().filter(|load| !is_assigned(&load.node) && !self.held.keeps(&load.node));
-        let in_use = self.assigned.keys().copied().chain(self.held.nodes().filter(|node| !is_assigned(node)));
+        let others = others.filter(|load| self.has_quotas(&load.node, &entry.record));
+        let in_use = self.assigned.slots.keys().copied().chain(self.held.nodes().filter(|node| !is_assigned(node)));
         let in_use = in_use.filter_map(|node| fleet.load(node));
         let (others, in_use) = (others.filter(|load| is_fit(&load.node)), in_use.filter(|load| is_fit(&load.node)));
         let is_available = |load: &&RunnerLoad| backoff(&load.node).is_none();
-        let best = others.clone().find(is_available).cloned();
+        let liking = |load: &RunnerLoad| fleet.get(&load.node).map_or(0, |there| rules.preference(&there.labels));
+        let order = |one: &RunnerLoad, other: &RunnerLoad| (liking(other), one).cmp(&(liking(one), other));
+        let mut free = others.clone().filter(is_available);
         let best =
-            in_use.filter(is_available).filter_map(|load| self.with_assigned(load, &entry.record)).chain(best).min();
-        if let Some(load) = best {
+            if rules.prefer.is_empty() { free.next() } else { free.min_by(|one, other| order(one, other)) }.cloned();
+        let in_use = in_use.filter(is_available).filter_map(|load| self.with_assigned(load, &entry.record));
+        if let Some(load) = in_use.chain(best).min_by(order) {
             return self.holder(&load.node);
         }
         let wakes = others.filter_map(|load| backoff(&load.node)).map(|backoff: &Backoff| backoff.until).min();
         match wakes {
             Some(until) => Choice::InBackoff(until),
-            None if matches!(eligible, EligibleNodes::All) && !excludes => Choice::NoFreeSlot,
+            None if matches!(eligible, EligibleNodes::All) && !excludes => no_slot(),
             None => Choice::EligibleFull,
         }
     }
 
     fn with_assigned(&self, load: &RunnerLoad, record: &TaskRecord) -> Option<RunnerLoad> {
         let runner = self.cluster.fleet.get(&load.node)?;
-        let used = load.used + self.assigned.get(&load.node).copied().unwrap_or_default();
+        let used = load.used + self.assigned.slots.get(&load.node).copied().unwrap_or_default();
         let slots = self.cluster.fleet.slots(runner);
-        (used + self.held.kept_slots(&load.node, record) < slots).then(|| RunnerLoad { used, ..load.clone() })
+        let has_slot = used + self.held.kept_slots(&load.node, record) < slots;
+        (has_slot && self.has_quotas(&load.node, record)).then(|| RunnerLoad { used, ..load.clone() })
+    }
+
+    /// Tells whether each quota of a node that the task needs a part of has one left.
+    fn has_quotas(&self, node: &NodeId, record: &TaskRecord) -> bool {
+        Quota::of(record).all(|quota| {
+            self.cluster.fleet.quotas.left(node, &quota).is_none_or(|left| left > self.assigned.of(node, &quota))
+        })
     }
 
     fn holder(&self, node: &NodeId) -> Choice {
@@ -274,7 +292,7 @@ impl<'a> FreeSlots<'a> {
             _ => return,
         };
         if let Some(registration) = self.cluster.fleet.get(node) {
-            *self.assigned.entry(&registration.node).or_default() += 1;
+            self.assigned.add(&registration.node, record);
             self.held.use_slot(&registration.node, record);
         }
     }
@@ -287,12 +305,12 @@ pub(crate) enum EligibleNodes<'a> {
     All,
     /// Nodes that have failed the task least often, and not for good.
     These(BTreeSet<&'a NodeId>),
-    /// None: every registered node has failed the task for good.
+    /// None: every registered node with the labels that it needs has failed the task for good.
     None,
 }
 
 impl EligibleNodes<'_> {
-    fn has(&self, node: &NodeId) -> bool {
+    pub(crate) fn has(&self, node: &NodeId) -> bool {
         match self {
             Self::All => true,
             Self::These(nodes) => nodes.contains(node),
@@ -312,8 +330,12 @@ pub(crate) fn eligible_nodes<'a>(cluster: &'a ClusterState, record: &TaskRecord)
     let faults = |registration: &Registration| {
         record.faults_of(&Holder { node: registration.node.clone(), incarnation: registration.incarnation.clone() })
     };
-    let mut left: Vec<_> = fleet
-        .all()
+    let mut able = fleet.all().filter(|there| record.placement.allow(&there.labels)).peekable();
+    if able.peek().is_none() {
+        // One that can run it may still register.
+        return EligibleNodes::These(BTreeSet::new());
+    }
+    let mut left: Vec<_> = able
         .map(|registration| (registration, faults(registration)))
         .filter(|(_, faults)| !faults.is_lasting)
         .collect();

@@ -2,7 +2,7 @@
 //! claims.
 
 use crate::coord::Zxid;
-use crate::model::{NodeId, TaskId};
+use crate::model::{KindName, Labels, NodeId, TaskId, TaskRecord};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Milliseconds of waiting that count as much as one step of priority.
@@ -28,49 +28,54 @@ impl Rank {
     }
 }
 
-/// Ready tasks by where they can run, each in the order of their ranks.
+/// What the ready tasks of one queue have in common: if no node has a slot for one of them, none has for the others.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct QueueClass {
+    /// The only node that can run them; `None`: any.
+    pub(crate) node: Option<NodeId>,
+    kind: KindName,
+    /// Labels that their node must have.
+    require: Labels,
+}
+
+impl QueueClass {
+    /// Returns the class of a task that can run on `node`, or on any.
+    pub(crate) fn new(record: &TaskRecord, node: Option<NodeId>) -> Self {
+        Self { node, kind: KindName::from(&record.spec), require: record.placement.require.clone() }
+    }
+}
+
+/// Ready tasks by class, each in the order of their ranks.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    /// Tasks for any runner.
-    pub(crate) any: BTreeSet<Rank>,
-    /// Tasks for one node.
-    pub(crate) pinned: BTreeMap<NodeId, BTreeSet<Rank>>,
-    places: BTreeMap<TaskId, (Option<NodeId>, Rank)>,
+    /// Ready tasks.
+    pub(crate) classes: BTreeMap<QueueClass, BTreeSet<Rank>>,
+    places: BTreeMap<TaskId, (QueueClass, Rank)>,
     /// Blocked tasks, by the claim of another task that they wait for.
     blocked: BTreeMap<String, BTreeSet<TaskId>>,
 }
 
 impl Queue {
-    /// Adds a ready task, for `node` or for any.
-    pub(crate) fn push(&mut self, rank: Rank, node: Option<NodeId>) {
+    /// Adds a ready task.
+    pub(crate) fn push(&mut self, rank: Rank, class: QueueClass) {
         self.remove(&rank.task);
-        match &node {
-            None => self.any.insert(rank.clone()),
-            Some(node) => self.pinned.entry(node.clone()).or_default().insert(rank.clone()),
-        };
-        self.places.insert(rank.task.clone(), (node, rank));
+        self.classes.entry(class.clone()).or_default().insert(rank.clone());
+        self.places.insert(rank.task.clone(), (class, rank));
     }
 
-    /// Returns where a ready task can run.
-    pub(crate) fn place(&self, id: &TaskId) -> Option<&Option<NodeId>> {
-        self.places.get(id).map(|(node, _)| node)
+    /// Returns the class of a ready task.
+    pub(crate) fn class(&self, id: &TaskId) -> Option<&QueueClass> {
+        self.places.get(id).map(|(class, _)| class)
     }
 
     /// Removes a task that is no longer ready.
     pub(crate) fn remove(&mut self, id: &TaskId) {
-        match self.places.remove(id) {
-            Some((None, rank)) => {
-                self.any.remove(&rank);
+        let Some((class, rank)) = self.places.remove(id) else { return };
+        if let Some(ranks) = self.classes.get_mut(&class) {
+            ranks.remove(&rank);
+            if ranks.is_empty() {
+                self.classes.remove(&class);
             }
-            Some((Some(node), rank)) => {
-                if let Some(ranks) = self.pinned.get_mut(&node) {
-                    ranks.remove(&rank);
-                    if ranks.is_empty() {
-                        self.pinned.remove(&node);
-                    }
-                }
-            }
-            None => {}
         }
     }
 

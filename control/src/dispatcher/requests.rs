@@ -359,6 +359,8 @@ fn is_same_request(record: &TaskRecord, submission: &Submission) -> bool {
         && group == submission.group.as_ref().map(|group| (&group.id, group.clean_up))
         && record.submitted_times.unwrap_or(record.times) == submission.times
         && record.retry_of == submission.retry_of
+        && record.placement == submission.placement
+        && record.windows == submission.windows
 }
 
 /// Tells whether a node is or was registered: its lease record is never deleted.

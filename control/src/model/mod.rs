@@ -16,6 +16,7 @@ mod kind;
 mod names;
 mod node;
 mod node_fault;
+mod placement;
 mod request;
 mod record_shrinking;
 pub(crate) mod schedule;
@@ -25,6 +26,7 @@ mod task;
 mod times;
 mod unknown_fields;
 pub(crate) mod volume;
+mod window;
 
 pub use changes::TaskChanges;
 pub(crate) use changes::{check_max_attempts, check_priority};
@@ -34,10 +36,11 @@ pub use durable_map::DurableMap;
 pub use failure::Failure;
 pub use fence_method::FenceMethod;
 pub use group::{GroupState, Membership};
-pub use kind::{CopyTask, GroupTask, NoopTask, RunTask, Summary, TaskSpec, VerifyTask};
+pub use kind::{CopyTask, GroupTask, KindName, NoopTask, RunTask, Summary, TaskSpec, VerifyTask};
 pub use names::{Epoch, Incarnation, NodeId, OpId, ScheduleName, TaskId};
 pub use node::{Drain, Leader, Meta, Registration, Renewal};
 pub use node_fault::{FaultOrigin, NodeFault};
+pub use placement::{LABEL_BYTES_MAX, Labels, PlacementRules, parse_label};
 pub use request::{DrainMode, GroupName, Submission, TaskCommand};
 pub(crate) use schedule::KEEP_DEFAULT;
 pub use schedule::{CatchUp, ScheduleRecord, ScheduleState, Template, Trigger};
@@ -47,6 +50,8 @@ pub use task::{Attempt, DesiredState, Faults, Move, Progress, TaskRecord, TaskSt
 pub use times::TaskTimes;
 pub use unknown_fields::UnknownFields;
 pub use volume::{TaskVolume, VOLUME_NAME_BYTES_MAX};
+
+pub(crate) use window::{RateSchedule, Windows};
 
 use serde::{Serialize, de::DeserializeOwned};
 

@@ -1,6 +1,6 @@
 //! Defines the validated requests of clients and operators that the services hand to the dispatcher.
 
-use super::{NodeId, TaskChanges, TaskId, TaskSpec, TaskTimes};
+use super::{NodeId, PlacementRules, TaskChanges, TaskId, TaskSpec, TaskTimes};
 use blockhaul_engine::flow::graph::Condition;
 
 /// Validated request for a task.
@@ -20,6 +20,10 @@ pub struct Submission {
     pub group: Option<GroupName>,
     /// When it may start, and by when it has to have ended.
     pub times: TaskTimes,
+    /// Where it may run.
+    pub placement: PlacementRules,
+    /// Windows inside of which it may run; none: always.
+    pub windows: Vec<String>,
     /// Task that it tries again.
     pub retry_of: Option<TaskId>,
     /// Task whose failure it tells of.
@@ -47,6 +51,8 @@ impl Submission {
             after: Vec::new(),
             group: None,
             times: TaskTimes::default(),
+            placement: PlacementRules::default(),
+            windows: Vec::new(),
             retry_of: None,
             notifies: None,
         }

@@ -2,13 +2,15 @@
 //!
 //! | setting | value | default | what |
 //! | --- | --- | --- | --- |
+//! | `bandwidth` | rates by [windows](super::window), or `none` | `none` | what the copies of a node share; nodes follow it within 30 s |
 //! | `lost-grace` | duration, 0 s to 7 days | `0s` | a task whose runner is lost waits so long for its node before another node gets it |
 //! | `max-drained` | 0 to 10,000, or `none` | `none` | most nodes that may be drained at once |
 //! | `notify` | name of a hook, or `none` | `none` | runs for each task that ends as FAILED from now on |
 //! | `placement` | `spread`, `fill` | `spread` | a task goes to the node with the fewest bytes to go, or to the fullest one |
 //! | `slots` | 1 to 10,000, or `none` | `none` | most tasks that a node has at once, if its own slots are more |
+//! | `slots.copy`, `slots.run`, `slots.verify` | 1 to 10,000, or `none` | `none` | most tasks of this kind that a node has at once |
 
-use super::{OpId, Record, UnknownFields};
+use super::{KindName, OpId, RateSchedule, Record, UnknownFields};
 use blockhaul_engine::error::{Error, Result};
 use blockhaul_engine::units::parse_duration;
 use serde::{Deserialize, Serialize};
@@ -17,6 +19,8 @@ use strum::{EnumString, IntoStaticStr, VariantArray};
 
 /// Longest `lost-grace`.
 const LOST_GRACE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// Longest `bandwidth`.
+const BANDWIDTH_BYTES_MAX: usize = 1024;
 /// Most slots and drained nodes.
 const COUNT_MAX: u32 = 10_000;
 
@@ -24,6 +28,9 @@ const COUNT_MAX: u32 = 10_000;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Settings {
+    /// Rates that the copies of a node share, as text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<String>,
     /// Time for which a task of a lost runner waits for its node, in milliseconds.
     pub lost_grace_ms: u64,
     /// Most nodes that may be drained at once.
@@ -37,6 +44,15 @@ pub struct Settings {
     /// Most tasks of a node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slots: Option<u32>,
+    /// Most copies of a node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slots_copy: Option<u32>,
+    /// Most hooks that a node runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slots_run: Option<u32>,
+    /// Most comparisons of a node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slots_verify: Option<u32>,
     /// Operation id of the last write.
     pub op: OpId,
     /// Fields of later versions.
@@ -69,6 +85,8 @@ pub enum Placement {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "kebab-case")]
 pub enum SettingName {
+    /// `bandwidth`.
+    Bandwidth,
     /// `lost-grace`.
     LostGrace,
     /// `max-drained`.
@@ -79,6 +97,15 @@ pub enum SettingName {
     Placement,
     /// `slots`.
     Slots,
+    /// `slots.copy`.
+    #[strum(serialize = "slots.copy")]
+    SlotsCopy,
+    /// `slots.run`.
+    #[strum(serialize = "slots.run")]
+    SlotsRun,
+    /// `slots.verify`.
+    #[strum(serialize = "slots.verify")]
+    SlotsVerify,
 }
 
 impl Record for Settings {}
@@ -86,11 +113,15 @@ impl Record for Settings {}
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            bandwidth: None,
             lost_grace_ms: 0,
             max_drained: None,
             notify: None,
             placement: Placement::default(),
             slots: None,
+            slots_copy: None,
+            slots_run: None,
+            slots_verify: None,
             op: OpId(String::new()),
             unknown: UnknownFields::default(),
         }
@@ -124,9 +155,29 @@ impl Settings {
         SettingName::VARIANTS.iter().map(|&name| (name.as_str(), self.get(name))).collect()
     }
 
+    /// Returns the rates that the copies of a node share.
+    ///
+    /// # Errors
+    /// `EBadRequest`: a later version has written what this one does not know.
+    pub(crate) fn rates(&self) -> Result<RateSchedule> {
+        self.bandwidth.as_deref().map_or_else(|| Ok(RateSchedule::default()), RateSchedule::parse)
+    }
+
+    /// Returns the most tasks of a kind that a node has at once; `None`: any number.
+    #[must_use]
+    pub fn slots_of(&self, kind: KindName) -> Option<u32> {
+        match kind {
+            KindName::Copy => self.slots_copy,
+            KindName::Run => self.slots_run,
+            KindName::Verify => self.slots_verify,
+            KindName::Noop | KindName::Group => None,
+        }
+    }
+
     fn get(&self, name: SettingName) -> String {
         let or_none = |number: Option<u32>| number.map_or_else(|| String::from("none"), |number| number.to_string());
         match name {
+            SettingName::Bandwidth => self.bandwidth.clone().unwrap_or_else(|| String::from("none")),
             SettingName::LostGrace => duration_text(self.lost_grace_ms),
             SettingName::MaxDrained => or_none(self.max_drained),
             SettingName::Notify => {
@@ -134,6 +185,9 @@ impl Settings {
             }
             SettingName::Placement => <&str>::from(self.placement).to_owned(),
             SettingName::Slots => or_none(self.slots),
+            SettingName::SlotsCopy => or_none(self.slots_copy),
+            SettingName::SlotsRun => or_none(self.slots_run),
+            SettingName::SlotsVerify => or_none(self.slots_verify),
         }
     }
 
@@ -150,7 +204,16 @@ impl Settings {
             "none" => Ok(None),
             number => number.parse().ok().filter(|number| (least..=COUNT_MAX).contains(number)).map(Some).ok_or(()),
         };
+        let slots = || count(1).map_err(|()| refused("1 to 10000, or none"));
         match name {
+            SettingName::Bandwidth if value == "none" => self.bandwidth = None,
+            SettingName::Bandwidth if value.len() > BANDWIDTH_BYTES_MAX => {
+                return Err(refused(&format!("at most {BANDWIDTH_BYTES_MAX} bytes")));
+            }
+            SettingName::Bandwidth => {
+                RateSchedule::parse(value)?;
+                self.bandwidth = Some(value.to_owned());
+            }
             SettingName::LostGrace => {
                 let grace = parse_duration(value).ok().filter(|grace| *grace <= LOST_GRACE_MAX);
                 let grace = grace.ok_or_else(|| refused("a duration from 0s to 7d"))?;
@@ -166,7 +229,10 @@ impl Settings {
                 }
             }
             SettingName::Placement => self.placement = value.parse().map_err(|_| refused("spread or fill"))?,
-            SettingName::Slots => self.slots = count(1).map_err(|()| refused("1 to 10000, or none"))?,
+            SettingName::Slots => self.slots = slots()?,
+            SettingName::SlotsCopy => self.slots_copy = slots()?,
+            SettingName::SlotsRun => self.slots_run = slots()?,
+            SettingName::SlotsVerify => self.slots_verify = slots()?,
         }
         Ok(())
     }
@@ -186,11 +252,19 @@ mod tests {
     #[test]
     fn each_setting_takes_what_it_shows_and_refuses_the_rest() {
         for (name, good, bad) in [
-            ("lost-grace", &["0s", "5m", "7d"][..], &["", "8d", "-1s", "soon"][..]),
+            (
+                "bandwidth",
+                &["none", "100MiB/s", "mon-fri 08:00-18:00 50MiB/s; none"][..],
+                &["", "100MiB", "mon 1MiB/s"][..],
+            ),
+            ("lost-grace", &["0s", "5m", "7d"], &["", "8d", "-1s", "soon"]),
             ("max-drained", &["none", "0", "10000"], &["", "-1", "10001", "all"]),
             ("notify", &["none", "page-someone"], &["", "../x", "A", "a b"]),
             ("placement", &["spread", "fill"], &["", "random", "Fill"]),
             ("slots", &["none", "1", "10000"], &["", "0", "10001"]),
+            ("slots.copy", &["none", "1", "10000"], &["", "0", "10001"]),
+            ("slots.run", &["none", "1", "10000"], &["", "0", "10001"]),
+            ("slots.verify", &["none", "1", "10000"], &["", "0", "10001"]),
         ] {
             let name = SettingName::parse(name).unwrap();
             let mut settings = Settings::default();

@@ -50,6 +50,7 @@ const RUN_ONCE: &str = "it has begun, and runs at most once";
 
 /// Reason of a task that a client has paused while it ran.
 const PAUSED_BY_USER: &str = "paused by user";
+const PAUSED_BY_WINDOW: &str = "outside of its windows";
 
 /// Event of a task.
 #[derive(Clone, Debug, PartialEq)]
@@ -112,6 +113,8 @@ pub(crate) enum TaskEvent {
     },
     /// Leader, of a member: its group wants this of it.
     GroupRequested(DesiredState),
+    /// Leader, of a task with windows: whether one of them is open.
+    WindowChanged { is_open: bool },
     /// Runner: the destination is open, locked and checked; writing may begin once this is stored.
     Started {
         /// Epoch of the grant of its claims.
@@ -326,6 +329,7 @@ impl TaskRecord {
             TaskEvent::MemberFailed(error) => self.member_failed(error),
             TaskEvent::MembersEnded { is_cancelled } => self.members_ended(is_cancelled),
             TaskEvent::GroupRequested(desired_state) => self.group_requested(desired_state),
+            TaskEvent::WindowChanged { is_open } => self.window_changed(is_open),
             TaskEvent::Started { epoch } => self.started(epoch),
             TaskEvent::Checkpointed(checkpoint) => self.checkpointed(checkpoint),
             TaskEvent::Written(checkpoint) => self.written(checkpoint),
@@ -498,7 +502,7 @@ impl TaskRecord {
             }
             (DesiredState::Pause, TaskState::Pending) => self.settle(),
             (DesiredState::Run, TaskState::Paused) => {
-                if self.reason == PAUSED_BY_USER {
+                if [PAUSED_BY_USER, PAUSED_BY_WINDOW].contains(&&*self.reason) {
                     self.reason.clear();
                 }
                 self.settle();
@@ -627,7 +631,7 @@ impl TaskRecord {
             self.failures = self.failures.saturating_add(1);
         }
         self.reason = match (code, self.desired()) {
-            (Code::Cancelled, DesiredState::Pause) => String::from(PAUSED_BY_USER),
+            (Code::Cancelled, DesiredState::Pause) => self.pause_reason().to_owned(),
             (Code::Cancelled, DesiredState::Cancel) => String::from("cancelled by user"),
             (Code::RunnerInterrupt, DesiredState::Run) if self.moving.is_some() => String::new(),
             _ => format!("returned with {code}"),

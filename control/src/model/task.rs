@@ -1,8 +1,8 @@
 //! Defines the record of a task.
 
 use super::{
-    Dependency, DurableMap, Epoch, Failure, GroupState, Holder, Membership, NodeFault, NodeId, OpId, Record,
-    ScheduleName, Submission, TaskId, TaskSpec, TaskTimes, UnknownFields, is_zero,
+    Dependency, DurableMap, Epoch, Failure, GroupState, Holder, Membership, NodeFault, NodeId, OpId, PlacementRules,
+    Record, ScheduleName, Submission, TaskId, TaskSpec, TaskTimes, UnknownFields, is_zero,
 };
 use blockhaul_engine::error::{Code, Result};
 use blockhaul_engine::flow::graph::Outcome;
@@ -31,6 +31,15 @@ pub struct TaskRecord {
     /// When it may start, and by when it has to have ended.
     #[serde(default, skip_serializing_if = "TaskTimes::is_unset")]
     pub times: TaskTimes,
+    /// Where it may run.
+    #[serde(default, skip_serializing_if = "PlacementRules::is_unset")]
+    pub placement: PlacementRules,
+    /// Windows inside of which it may run; none: always.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub windows: Vec<String>,
+    /// Whether it has begun, and does not go on before one of its windows opens.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_outside_windows: bool,
     /// Task that it tries again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_of: Option<TaskId>,
@@ -230,7 +239,19 @@ impl TaskRecord {
     /// Creates the record of a new task that waits for no other one and is in no group. `now_ms`: milliseconds since 1970.
     #[must_use]
     pub fn new(order: Submission, now_ms: u64) -> Self {
-        let Submission { id, priority, max_attempts, spec, after: _, group: _, times, retry_of, notifies } = order;
+        let Submission {
+            id,
+            priority,
+            max_attempts,
+            spec,
+            after: _,
+            group: _,
+            times,
+            placement,
+            windows,
+            retry_of,
+            notifies,
+        } = order;
         let members = spec.kind().group().map(|_| GroupState::default());
         Self {
             id,
@@ -239,6 +260,9 @@ impl TaskRecord {
             group: None,
             members,
             times,
+            placement,
+            windows,
+            is_outside_windows: false,
             retry_of,
             submitted_times: None,
             schedule: None,
@@ -285,7 +309,9 @@ impl TaskRecord {
     /// Returns the state that is wanted of it: the stronger one of what its client and its group want.
     #[must_use]
     pub fn desired(&self) -> DesiredState {
-        self.group.as_ref().map_or(self.desired_state, |member| member.desired_state.max(self.desired_state))
+        let by_group = self.group.as_ref().map_or(DesiredState::Run, |member| member.desired_state);
+        let by_window = if self.is_outside_windows { DesiredState::Pause } else { DesiredState::Run };
+        self.desired_state.max(by_group).max(by_window)
     }
 
     /// Tells whether its holder has to return it, because it is to run elsewhere.

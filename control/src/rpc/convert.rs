@@ -5,7 +5,7 @@
 
 use super::error::RpcError;
 use super::wire;
-use crate::model::{Attempt, Dependency, Epoch, Incarnation, Progress, TaskId, TaskRecord, TaskState};
+use crate::model::{Attempt, Dependency, Epoch, Incarnation, PlacementRules, Progress, TaskId, TaskRecord, TaskState};
 use crate::peers::{AssignResponse, Assignment, AssignmentStatus, CallError, StartStage};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use strum::VariantArray;
@@ -49,6 +49,19 @@ impl From<&TaskRecord> for wire::Task {
             retry_of: task.retry_of.as_ref().map(ToString::to_string),
             schedule: task.schedule.as_ref().map(ToString::to_string),
             notifies: task.notifies.as_ref().map(ToString::to_string),
+            windows: task.windows.clone(),
+            placement: (!task.placement.is_unset()).then(|| wire::Placement::from(&task.placement)),
+        }
+    }
+}
+
+impl From<&PlacementRules> for wire::Placement {
+    fn from(rules: &PlacementRules) -> Self {
+        let PlacementRules { require, prefer, apart_from } = rules.clone();
+        Self {
+            require: require.into_iter().collect(),
+            prefer: prefer.into_iter().collect(),
+            apart_from: apart_from.unwrap_or_default(),
         }
     }
 }

@@ -112,13 +112,15 @@ impl From<Trigger> for wire::Trigger {
 
 impl From<Template> for wire::SubmitRequest {
     fn from(template: Template) -> Self {
-        let Template { spec, priority, max_attempts, times } = template;
+        let Template { spec, priority, max_attempts, times, placement, windows } = template;
         let times = wire::Times { start_at_ms: None, delay_ms: times.delay_ms, deadline_ms: times.deadline_ms };
         Self {
             priority: priority.into(),
             max_attempts,
             spec: Some(wire::Spec::from(&spec)),
             times: Some(times),
+            placement: (!placement.is_unset()).then(|| wire::Placement::from(&placement)),
+            windows,
             ..Self::default()
         }
     }

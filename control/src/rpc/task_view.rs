@@ -61,6 +61,14 @@ pub struct TaskView {
     pub schedule: Option<String>,
     /// Task whose failure it tells of.
     pub notifies: Option<String>,
+    /// Labels that its node must have.
+    pub require: BTreeMap<String, String>,
+    /// Labels that its node should have.
+    pub prefer: BTreeMap<String, String>,
+    /// Key of the tasks that are never on its node.
+    pub apart_from: Option<String>,
+    /// Windows inside of which it may run; none: always.
+    pub windows: Vec<String>,
     /// Group that it is a member of.
     pub group: Option<String>,
     /// Of a group: number of stored members in each state.
@@ -132,6 +140,7 @@ impl From<wire::Task> for TaskView {
         let unknown = || Summary { kind: "unknown", ..Summary::default() };
         let summary = TaskSpec::try_from(task.spec).map_or_else(|_| unknown(), |spec| spec.kind().summary());
         let Summary { kind, hook, source, destination, node: pinned, fence, limit } = summary;
+        let placement = task.placement.unwrap_or_default();
         Self {
             id: task.id,
             kind,
@@ -158,6 +167,10 @@ impl From<wire::Task> for TaskView {
             retry_of: task.retry_of,
             schedule: task.schedule,
             notifies: task.notifies,
+            windows: task.windows,
+            require: placement.require.into_iter().collect(),
+            prefer: placement.prefer.into_iter().collect(),
+            apart_from: (!placement.apart_from.is_empty()).then_some(placement.apart_from),
             group: task.group.map(|member| member.group),
             members: task.members.map(|members| members.states.into_iter().collect()),
             attempts: task.attempts.into_iter().map(AttemptView::from).collect(),
@@ -201,7 +214,7 @@ mod tests {
 
     /// Field names in the order of the design, `attempts` last.
     const NAMES: &str = "id kind state desired_state reason priority fence hook source destination node attempt epoch progress limit error \
-        report created_at updated_at after starts_at deadline_at retry_of schedule notifies group members attempts";
+        report created_at updated_at after starts_at deadline_at retry_of schedule notifies require prefer apart_from windows group members attempts";
 
     #[test]
     fn a_task_has_exactly_the_names_of_the_contract() {

@@ -3,7 +3,8 @@
 use super::wire;
 use crate::model::dependency::{check_dependencies, parse_dependency};
 use crate::model::{
-    GroupName, NodeId, Submission, TaskChanges, TaskId, TaskSpec, TaskTimes, check_max_attempts, check_priority,
+    GroupName, NodeId, PlacementRules, Submission, TaskChanges, TaskId, TaskSpec, TaskTimes, Windows,
+    check_max_attempts, check_priority,
 };
 use blockhaul_engine::error::{Error, Result};
 use blockhaul_engine::flow::graph::Condition;
@@ -27,7 +28,8 @@ impl Submission {
     /// # Errors
     /// `EBadRequest` for names and numbers out of their ranges.
     pub(super) fn parse(request: wire::SubmitRequest, here: Option<&NodeId>) -> Result<Self> {
-        let wire::SubmitRequest { id, priority, max_attempts, spec, after, group, times, retry_of } = request;
+        let wire::SubmitRequest { id, priority, max_attempts, spec, after, group, times, retry_of, placement, windows } =
+            request;
         let priority = priority_of(priority)?;
         let max_attempts = if max_attempts == 0 { MAX_ATTEMPTS_DEFAULT } else { max_attempts };
         check_max_attempts(max_attempts)?;
@@ -36,7 +38,8 @@ impl Submission {
         check_try(&id, retry_of.as_ref(), group.is_some())?;
         let group = group.map(|group| group_name(&id, group)).transpose()?;
         let spec = parse_spec(spec, here)?;
-        if spec.kind().group().is_some() && !after.is_empty() {
+        let is_group = spec.kind().group().is_some();
+        if is_group && !after.is_empty() {
             return Err(Error::bad_request("a group waits for no other task: let its members wait for each other"));
         }
         Ok(Self {
@@ -47,6 +50,8 @@ impl Submission {
             after: dependencies(after)?,
             group,
             times: times.map(task_times).transpose()?.unwrap_or_default(),
+            windows: checked_windows(windows, is_group)?,
+            placement: placement_rules(placement.unwrap_or_default(), is_group)?,
             retry_of,
             notifies: None,
         })
@@ -91,6 +96,26 @@ fn task_times(times: wire::Times) -> Result<TaskTimes> {
     let wire::Times { start_at_ms, delay_ms, deadline_ms } = times;
     let times = TaskTimes { start_at_ms, delay_ms, deadline_ms };
     times.check().map(|()| times)
+}
+
+fn placement_rules(placement: wire::Placement, is_group: bool) -> Result<PlacementRules> {
+    let wire::Placement { require, prefer, apart_from } = placement;
+    let rules = PlacementRules {
+        require: require.into_iter().collect(),
+        prefer: prefer.into_iter().collect(),
+        apart_from: (!apart_from.is_empty()).then_some(apart_from),
+    };
+    if is_group && !rules.is_unset() {
+        return Err(Error::bad_request("a group has no node: its members say where they may run"));
+    }
+    rules.check().map(|()| rules)
+}
+
+fn checked_windows(windows: Vec<String>, is_group: bool) -> Result<Vec<String>> {
+    if is_group && !windows.is_empty() {
+        return Err(Error::bad_request("a group has no windows: its members have"));
+    }
+    Windows::parse(&windows).map(|_| windows)
 }
 
 fn group_name(id: &TaskId, wire::Membership { group, clean_up }: wire::Membership) -> Result<GroupName> {

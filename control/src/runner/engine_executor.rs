@@ -128,6 +128,10 @@ impl Executor for EngineExecutor {
         resolved.unwrap_or_else(|error| Err(Error::internal(Operation::Open, format!("resolving has failed: {error}"))))
     }
 
+    fn set_bandwidth(&self, bytes_per_second: Option<u64>) {
+        self.engine.set_copy_limit(bytes_per_second);
+    }
+
     fn copy(&self, job: CopyJob, execution: Execution) -> Arc<dyn ExecutionHandle> {
         let name = format!("copy {}", execution.task);
         self.start(name, move |environment| environment.prepare_copy(job, execution))

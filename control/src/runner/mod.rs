@@ -17,6 +17,7 @@
 
 mod assignments;
 mod attempt;
+mod bandwidth;
 mod withdrawal;
 mod context;
 mod engine_executor;
@@ -179,6 +180,7 @@ impl Runner {
                 attempts(&state, &mut starts),
                 withdrawal::run(&state),
                 state.context.config.liveness.idle(|| true),
+                bandwidth::follow_settings(&state.context),
                 delete_ended_journals(&state),
                 leader_notifier::send_changes(&state.context.notifier, &*state.context.dependencies.leader),
                 progress_reports::send_progress(&state.assignments, &*state.context.dependencies.leader),

@@ -1,7 +1,9 @@
 //! Declares the flags of the commands that call a task center.
 
 use crate::log_args::RawLog;
+use blockhaul_control::model::parse_label;
 use blockhaul_control::rpc::tls::RawTls;
+use blockhaul_control::rpc::wire;
 use blockhaul_control::timestamp::Timestamp;
 use blockhaul_engine::units::{parse_duration, parse_rate};
 use clap::{Args, Subcommand};
@@ -72,9 +74,42 @@ pub(crate) struct RawTask {
     pub(crate) after: Vec<String>,
     #[command(flatten)]
     pub(crate) times: RawTimes,
+    #[command(flatten)]
+    pub(crate) placement: RawPlacement,
+    /// Start only inside of this window, such as 'mon-fri 22:00-06:00 Europe/Berlin'; copies and comparisons also pause
+    /// outside of it; may be repeated
+    #[arg(long, value_name = "WINDOW")]
+    pub(crate) window: Vec<String>,
     /// Follow the task until it ends; exits 0 succeeded, 1 failed or skipped, 75 cancelled
     #[arg(long)]
     pub(crate) wait: bool,
+}
+
+/// Where a task may run.
+#[derive(Debug, Args)]
+pub(crate) struct RawPlacement {
+    /// Run the task only on nodes with this label; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label)]
+    pub(crate) require: Vec<(String, String)>,
+    /// Of the nodes that may run the task, take one with this label, if there is one; may be repeated: the most labels win
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label)]
+    pub(crate) prefer: Vec<(String, String)>,
+    /// Never run two tasks with the same KEY on one node at once
+    #[arg(long, value_name = "KEY")]
+    pub(crate) apart_from: Option<String>,
+}
+
+impl RawPlacement {
+    /// Returns the rules of a request; `None` if there are none.
+    pub(crate) fn wire(self) -> Option<wire::Placement> {
+        let Self { require, prefer, apart_from } = self;
+        let rules = wire::Placement {
+            require: require.into_iter().collect(),
+            prefer: prefer.into_iter().collect(),
+            apart_from: apart_from.unwrap_or_default(),
+        };
+        (rules != wire::Placement::default()).then_some(rules)
+    }
 }
 
 /// When a task may start, and by when it has to have ended.
@@ -386,7 +421,8 @@ pub(crate) struct RawGetSettings {
 
 #[derive(Debug, Args)]
 pub(crate) struct RawSetSettings {
-    /// Settings: lost-grace=DURATION, max-drained=N|none, notify=HOOK|none, placement=spread|fill, slots=N|none
+    /// Settings: bandwidth=[[WINDOW] RATE;...]|none, lost-grace=DURATION, max-drained=N|none, notify=HOOK|none,
+    /// placement=spread|fill, slots=N|none, slots.copy=N|none, slots.run=N|none, slots.verify=N|none
     #[arg(value_name = "KEY=VALUE", required = true)]
     pub(crate) settings: Vec<String>,
     /// Change them only if they have this version

@@ -113,7 +113,10 @@ impl GroupSubmission {
         let digest = digest(&members);
         let work = wire::GroupWork { digest, members: count, parallel: None, continues: false, hold };
         let spec = Some(wire::Spec { work: Some(wire::spec::Work::Group(work)) });
-        Ok(Self::new(wire::SubmitRequest { spec, after: Vec::new(), ..copy }, members))
+        Ok(Self::new(
+            wire::SubmitRequest { spec, after: Vec::new(), placement: None, windows: Vec::new(), ..copy },
+            members,
+        ))
     }
 
     /// Creates the submission of a group and of its members.
@@ -200,6 +203,8 @@ fn request(
         spec: Some(spec),
         after,
         group: Some(wire::Membership { group: group.to_string(), clean_up }),
+        windows: member.windows.clone(),
+        placement: (!member.placement.is_unset()).then(|| wire::Placement::from(&member.placement)),
         ..wire::SubmitRequest::default()
     })
 }

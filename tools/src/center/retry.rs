@@ -63,6 +63,6 @@ pub(super) fn group(group: wire::Task, members: Vec<wire::Task>) -> Result<Group
 
 /// Returns what the client of a task has asked for, but its name and what it waits for.
 fn order(task: wire::Task) -> wire::SubmitRequest {
-    let wire::Task { spec, priority, max_attempts, .. } = task;
-    wire::SubmitRequest { spec, priority, max_attempts, ..wire::SubmitRequest::default() }
+    let wire::Task { spec, priority, max_attempts, placement, windows, .. } = task;
+    wire::SubmitRequest { spec, priority, max_attempts, placement, windows, ..wire::SubmitRequest::default() }
 }

@@ -73,6 +73,10 @@ fn task_lines(task: &TaskView) -> Vec<String> {
         retry_of,
         schedule,
         notifies,
+        require,
+        prefer,
+        apart_from,
+        windows,
         group,
         members,
         attempts,
@@ -91,6 +95,10 @@ fn task_lines(task: &TaskView) -> Vec<String> {
     lines.extend(option("source", source));
     lines.extend(option("destination", destination));
     lines.extend(option("node", node));
+    lines.extend(require.iter().map(|(key, value)| field("requires", &format!("{key}={value}"))));
+    lines.extend(prefer.iter().map(|(key, value)| field("prefers", &format!("{key}={value}"))));
+    lines.extend(option("apart from", apart_from));
+    lines.extend(windows.iter().map(|window| field("window", window)));
     let condition = |dependency: &DependencyView| format!("{}:{}", dependency.task, dependency.condition);
     lines.extend(after.iter().map(|dependency| field("after", &condition(dependency))));
     lines.extend(epoch.map(|epoch| field("epoch", &epoch)));

@@ -90,7 +90,7 @@ pub(super) fn resolve(work: SingleTask) -> Result<Submission> {
             (wire::spec::Work::Noop(wire::NoopWork { milliseconds, node: task.node.clone() }), task, center)
         }
     };
-    let RawTask { id, node: _, priority, max_attempts, after, times, wait } = task;
+    let RawTask { id, node: _, priority, max_attempts, after, times, placement, window, wait } = task;
     let dependency = |text: &String| {
         let (task, condition) = parse_dependency(text)?;
         Ok(wire::Dependency { task: task.to_owned(), condition: condition.as_str().to_owned() })
@@ -104,6 +104,8 @@ pub(super) fn resolve(work: SingleTask) -> Result<Submission> {
         group: None,
         times: Some(wire_times(&times)),
         retry_of: String::new(),
+        placement: placement.wire(),
+        windows: window,
     };
     Ok(Submission { request, hooks, center, wait })
 }

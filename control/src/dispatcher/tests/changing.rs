@@ -53,7 +53,9 @@ async fn a_move_waits_for_its_node_and_says_so() {
     center.leader.command(&id("t"), TaskCommand::Move(None)).await.unwrap();
     sleep(Duration::from_secs(5)).await;
     let waiting = center.leader.get(&id("t")).await.unwrap();
-    assert_eq!(waiting.reason, "waiting for another runner than n1, from which it is to be moved");
+    let reason =
+        "waiting for another runner than n1, from which it is to be moved; of 1 registered, 1 is to run it no longer";
+    assert_eq!(waiting.reason, reason);
     // It may return there after all.
     center.leader.command(&id("t"), to("n1")).await.unwrap();
     assert_eq!(center.until("t", TaskState::Assigned).await.node().map(NodeId::as_str), Some("n1"));

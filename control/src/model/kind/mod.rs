@@ -32,7 +32,9 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// Work of a task. Never changes after submission, except for its limit.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, strum::EnumDiscriminants)]
+#[strum_discriminants(name(KindName), doc = "Name of a kind.", derive(Hash, PartialOrd, Ord, strum::IntoStaticStr))]
+#[strum_discriminants(strum(serialize_all = "lowercase"))]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum TaskSpec {
     /// Copies one volume.

@@ -22,8 +22,8 @@ mod trigger;
 
 pub(crate) use step::{Facts, Predecessor, SkipCause, Step};
 pub use template::Template;
-pub(crate) use trigger::Timer;
 pub use trigger::Trigger;
+pub(crate) use trigger::{Timer, parse_zone};
 
 use super::{OpId, Record, ScheduleName, TaskId, UnknownFields, is_zero};
 use serde::{Deserialize, Serialize};

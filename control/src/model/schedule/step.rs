@@ -234,7 +234,7 @@ impl ScheduleRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{NodeId, NoopTask, OpId, ScheduleName, TaskSpec, TaskTimes, UnknownFields};
+    use crate::model::{NodeId, NoopTask, OpId, PlacementRules, ScheduleName, TaskSpec, TaskTimes, UnknownFields};
     use proptest::prelude::*;
 
     fn record(trigger: Trigger) -> ScheduleRecord {
@@ -375,7 +375,14 @@ mod tests {
     impl ScheduleRecord {
         fn example(name: &str, trigger: Trigger, created_ms: u64) -> Self {
             let spec = TaskSpec::Noop(NoopTask { milliseconds: 1, node: None, unknown: UnknownFields::default() });
-            let template = super::super::Template { spec, priority: 5, max_attempts: 1, times: TaskTimes::default() };
+            let template = super::super::Template {
+                spec,
+                priority: 5,
+                max_attempts: 1,
+                times: TaskTimes::default(),
+                placement: PlacementRules::default(),
+                windows: Vec::new(),
+            };
             Self {
                 name: ScheduleName::new(name).unwrap(),
                 request: String::new(),

@@ -1,7 +1,7 @@
 //! Describes the tasks that a schedule makes, with patterns in the names of their volumes.
 
 use super::time_pattern::resolve_volume;
-use crate::model::{ScheduleName, Submission, TaskId, TaskSpec, TaskTimes};
+use crate::model::{PlacementRules, ScheduleName, Submission, TaskId, TaskSpec, TaskTimes};
 use blockhaul_engine::error::{Error, Result};
 use jiff::Zoned;
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,12 @@ pub struct Template {
     /// Delay from an instant to the start of its task, and deadline.
     #[serde(default, skip_serializing_if = "TaskTimes::is_unset")]
     pub times: TaskTimes,
+    /// Where a task may run.
+    #[serde(default, skip_serializing_if = "PlacementRules::is_unset")]
+    pub placement: PlacementRules,
+    /// Windows inside of which a task may run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub windows: Vec<String>,
 }
 
 impl Template {
@@ -26,7 +32,19 @@ impl Template {
     /// # Errors
     /// `EBadRequest`: it depends on other tasks, belongs to a group, is a group, or starts at one time.
     pub(crate) fn new(submission: Submission) -> Result<Self> {
-        let Submission { id: _, priority, max_attempts, spec, after, group, times, retry_of, notifies: _ } = submission;
+        let Submission {
+            id: _,
+            priority,
+            max_attempts,
+            spec,
+            after,
+            group,
+            times,
+            placement,
+            windows,
+            retry_of,
+            notifies: _,
+        } = submission;
         if !after.is_empty() || group.is_some() || retry_of.is_some() {
             return Err(Error::bad_request("the tasks of a schedule wait for no other tasks"));
         }
@@ -35,7 +53,7 @@ impl Template {
                 "the trigger of a schedule says when its tasks start: leave out --start-at",
             ));
         }
-        Ok(Self { spec, priority, max_attempts, times })
+        Ok(Self { spec, priority, max_attempts, times, placement, windows })
     }
 
     /// Returns the task of an instant, under this id.
@@ -46,7 +64,8 @@ impl Template {
         let mut spec = self.spec.clone();
         spec.kind_mut().rename_volumes(&|name| resolve_volume(name, at))?;
         spec.kind().validate()?;
-        Ok(Submission { times: self.times, ..Submission::new(id, self.priority, self.max_attempts, spec) })
+        let (times, placement, windows) = (self.times, self.placement.clone(), self.windows.clone());
+        Ok(Submission { times, placement, windows, ..Submission::new(id, self.priority, self.max_attempts, spec) })
     }
 }
 

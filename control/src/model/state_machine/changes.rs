@@ -1,6 +1,6 @@
 //! Applies what clients change of tasks that have not ended: their settings, and the node that they run on.
 
-use super::IllegalTransition;
+use super::{IllegalTransition, PAUSED_BY_USER, PAUSED_BY_WINDOW};
 use crate::model::{DesiredState, Move, NodeId, TaskChanges, TaskRecord};
 
 impl TaskRecord {
@@ -31,6 +31,19 @@ impl TaskRecord {
             self.times = times;
         }
         Ok(())
+    }
+
+    pub(super) fn window_changed(&mut self, is_open: bool) -> Result<(), IllegalTransition> {
+        self.expect_pausable("paused by a window")?;
+        self.expect(!self.state.is_terminal(), "changed by a window")?;
+        self.is_outside_windows = !is_open;
+        self.apply_desired();
+        Ok(())
+    }
+
+    pub(super) fn pause_reason(&self) -> &'static str {
+        let is_by_window = self.is_outside_windows && self.desired_state == DesiredState::Run;
+        if is_by_window { PAUSED_BY_WINDOW } else { PAUSED_BY_USER }
     }
 
     pub(super) fn move_requested(&mut self, to: Option<NodeId>) -> Result<(), IllegalTransition> {

@@ -25,6 +25,7 @@ pub(super) struct TestExecutor {
     pub kept: Mutex<Vec<(TaskId, u64)>>,
     /// Time until a copy asks for its write permit.
     pub opening: Mutex<Duration>,
+    pub bandwidth: Mutex<Option<u64>>,
 }
 
 /// One copy.
@@ -62,6 +63,10 @@ impl Executor for TestExecutor {
             return Err(Error::new(Code::Permission, Side::Destination, Operation::Open, "not allowed"));
         }
         Ok(vec![format!("file:{destination}")])
+    }
+
+    fn set_bandwidth(&self, bytes_per_second: Option<u64>) {
+        *self.bandwidth.lock().unwrap() = bytes_per_second;
     }
 
     fn compare(&self, job: CompareJob, work: Execution) -> Arc<dyn ExecutionHandle> {
