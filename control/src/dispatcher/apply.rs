@@ -63,7 +63,7 @@ impl Dispatcher {
                 self.apply_schedule_written(*update, origin, written);
             }
             Event::SettingsStored { result, reply } => self.apply_stored_settings(result, reply),
-            Event::Drained { node, result, reply } => self.apply_drain(&node, result, reply),
+            Event::Drained { node, is_drain, result, reply } => self.apply_drain((&node, is_drain), result, reply),
         }
     }
 

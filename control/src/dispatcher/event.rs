@@ -57,6 +57,7 @@ pub(crate) enum Event {
     },
     Drained {
         node: NodeId,
+        is_drain: bool,
         result: Result<Option<(Drain, i32)>, Error>,
         reply: Reply<usize>,
     },

@@ -66,6 +66,8 @@ pub(crate) struct Fleet {
     runners: BTreeMap<NodeId, Registration>,
     /// Drain records of operators, and their versions.
     pub(crate) drains: BTreeMap<NodeId, (Drain, i32)>,
+    /// Numbers of drains that are being stored.
+    drains_underway: BTreeMap<NodeId, usize>,
     loads: BTreeMap<NodeId, NodeLoad>,
     /// Tasks that are being assigned to a runner.
     reserved: BTreeMap<TaskId, (NodeId, Arc<TaskRecord>)>,
@@ -95,6 +97,12 @@ struct NodeLoad {
     tasks: BTreeMap<TaskId, u64>,
     bytes: u64,
     reserved: u32,
+}
+
+impl NodeLoad {
+    fn is_empty(&self) -> bool {
+        self.tasks.is_empty() && self.reserved == 0
+    }
 }
 
 impl Fleet {
@@ -191,7 +199,7 @@ impl Fleet {
     pub(crate) fn release(&mut self, node: &NodeId, task: &TaskId) {
         let Some(load) = self.loads.get_mut(node) else { return };
         load.bytes -= load.tasks.remove(task).unwrap_or_default();
-        if load.tasks.is_empty() && load.reserved == 0 {
+        if load.is_empty() {
             self.loads.remove(node);
         }
         self.refresh(node);
@@ -212,6 +220,9 @@ impl Fleet {
         self.quotas.remove(&node, &record);
         if let Some(load) = self.loads.get_mut(&node) {
             load.reserved -= 1;
+            if load.is_empty() {
+                self.loads.remove(&node);
+            }
         }
         self.refresh(&node);
     }
@@ -260,6 +271,32 @@ impl Fleet {
         [backoff, self.exclusions.next_end()].into_iter().flatten().min()
     }
 
+    /// Returns the nodes that are drained, or are about to be.
+    pub(crate) fn drained(&self) -> impl Iterator<Item = &NodeId> {
+        let stored = self.drains.keys().filter(|node| !self.drains_underway.contains_key(*node));
+        stored.chain(self.drains_underway.keys())
+    }
+
+    /// Returns the nodes that hold no task and could get one.
+    pub(crate) fn idle(&self) -> impl Iterator<Item = &NodeId> {
+        self.loads_open.keys().filter(|node| !self.loads.contains_key(*node))
+    }
+
+    /// Lets a node have no tasks while its drain is being stored.
+    pub(crate) fn begin_drain(&mut self, node: &NodeId) {
+        *self.drains_underway.entry(node.clone()).or_default() += 1;
+        self.refresh(node);
+    }
+
+    /// Notes that its drain is stored, or is not.
+    pub(crate) fn end_drain(&mut self, node: &NodeId) {
+        match self.drains_underway.get_mut(node) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(self.drains_underway.remove(node)),
+        }
+        self.refresh(node);
+    }
+
     /// Sets or removes a node's drain record.
     pub(crate) fn set_drain(&mut self, node: &NodeId, drain: Option<(Drain, i32)>) {
         match drain {
@@ -284,7 +321,7 @@ impl Fleet {
         if runner.stopping {
             return Some(Unavailability::Stopping);
         }
-        if self.drains.contains_key(node) {
+        if self.drains.contains_key(node) || self.drains_underway.contains_key(node) {
             return Some(Unavailability::Draining);
         }
         if self.in_backoff.contains(node) {

@@ -1,6 +1,7 @@
 //! Passes the requests of clients and runners to the leader's dispatcher, through a handle that any part of the node
 //! may hold.
 
+use super::drains::DrainAnswer;
 use super::settings::StoredSettings;
 use super::status::{RunnerSummary, Status};
 use crate::model::{
@@ -9,6 +10,7 @@ use crate::model::{
 };
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Requests that wait for the dispatcher; further callers wait.
@@ -121,7 +123,17 @@ pub(crate) enum Request {
     Runners(Reply<Vec<RunnerSummary>>),
     /// Ends the exclusion of a node.
     Include(NodeId, Reply<bool>),
-    Drain(NodeId, DrainMode, Reply<usize>),
+    Drain {
+        node: NodeId,
+        mode: DrainMode,
+        lasts: Option<Duration>,
+        reply: Reply<usize>,
+    },
+    DrainIdle {
+        count: usize,
+        lasts: Option<Duration>,
+        reply: Reply<Vec<DrainAnswer>>,
+    },
     Fence(NodeId, Reply<Vec<oneshot::Receiver<Result<Arc<TaskRecord>>>>>),
     Status(Reply<Status>),
     Settings {
@@ -222,12 +234,32 @@ impl DispatcherHandle {
         self.ask(|reply| Request::Include(node.clone(), reply)).await
     }
 
-    /// Drains a node, or ends that. Returns the number of tasks that the node holds.
+    /// Drains a node, for this time or until it is undone; or ends that. Returns the number of tasks that the node holds.
     ///
     /// # Errors
-    /// `ENotFound`: no such node has ever registered. `EUnreachable`.
-    pub(crate) async fn drain(&self, node: &NodeId, desired_state: DrainMode) -> Result<usize> {
-        self.ask(|reply| Request::Drain(node.clone(), desired_state, reply)).await
+    /// `ENotFound`: no such node has ever registered. `EBusy`: as many nodes are drained as the settings let be.
+    /// `EUnreachable`.
+    pub(crate) async fn drain(&self, node: &NodeId, mode: DrainMode, lasts: Option<Duration>) -> Result<usize> {
+        self.ask(|reply| Request::Drain { node: node.clone(), mode, lasts, reply }).await
+    }
+
+    /// Drains up to `count` nodes that hold no task; returns those that are drained by now.
+    ///
+    /// # Errors
+    /// `EUnreachable`: none could be drained.
+    pub(crate) async fn drain_idle(&self, count: usize, lasts: Option<Duration>) -> Result<Vec<NodeId>> {
+        let answers = self.ask(|reply| Request::DrainIdle { count, lasts, reply }).await?;
+        let (mut drained, mut last) = (Vec::new(), None);
+        for (node, answer) in answers {
+            match answer.await.map_err(|_| not_leader())? {
+                Ok(_) => drained.push(node),
+                Err(error) => last = Some(error),
+            }
+        }
+        match last {
+            Some(error) if drained.is_empty() => Err(error),
+            _ => Ok(drained),
+        }
     }
 
     /// Takes an operator's confirmation that a node is off and writes nothing any more. Returns the number of tasks

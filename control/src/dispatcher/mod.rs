@@ -21,6 +21,7 @@ mod cluster_state;
 mod decide;
 mod decision;
 mod dependencies;
+mod drains;
 mod enact;
 mod event;
 mod exclusion;
@@ -59,7 +60,7 @@ use crate::cluster::clock_skew::ClockSkew;
 use crate::cluster::election::LeaderTerm;
 use crate::coord::Session;
 use crate::liveness::LivenessCounter;
-use crate::model::{Submission, TaskId, TaskRecord};
+use crate::model::{NodeId, Submission, TaskId, TaskRecord};
 use crate::peers::RunnerClient;
 use cluster_state::ClusterState;
 use decide::{DecisionLimits, decide};
@@ -173,6 +174,8 @@ pub(crate) struct Dispatcher {
     watchers: BTreeMap<TaskId, watch::Sender<Arc<TaskRecord>>>,
     /// Watched groups whose members have changed since the last notification.
     changed_groups: BTreeSet<TaskId>,
+    /// Boot time at which it is tried again to end each drain whose time is over.
+    drain_ends: BTreeMap<NodeId, Duration>,
     /// Boot time of the last notification about groups.
     groups_notified_at: Duration,
     /// Task whose record has changed last.
@@ -220,6 +223,7 @@ impl Dispatcher {
             submitters: BTreeMap::new(),
             watchers: BTreeMap::new(),
             changed_groups: BTreeSet::new(),
+            drain_ends: BTreeMap::new(),
             groups_notified_at: Duration::ZERO,
             latest: None,
             turned_at: Duration::ZERO,
@@ -296,6 +300,7 @@ impl Dispatcher {
         self.start_schedule_requests(now);
         self.notify_groups(now.boot);
         self.cluster.fleet.end_backoffs(now.boot);
+        self.end_drains(now);
         // Each round changes the cluster state that the next one reads. The bound keeps a defect from spinning.
         for _ in 0..REQUESTS_A_TURN {
             let writes = if is_connected { WRITES_MAX.saturating_sub(self.writes_inflight) } else { 0 };

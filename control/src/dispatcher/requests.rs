@@ -1,17 +1,14 @@
 //! Answers the requests of clients and operators, and applies the hints and the telemetry of runners.
 
-use super::event::{Event, WriteOrigin};
+use super::event::WriteOrigin;
 use super::handle::{Mutation, PAGE_MAX, Page, Query, Reply, Request};
-use super::pending_mutations::{not_found, store_error};
+use super::pending_mutations::not_found;
 use super::status::{RunnerSummary, RunningTotals, Status};
 use super::tasks::TaskEntry;
 use super::{Dispatcher, explain};
-use crate::cluster::election::CommitError;
-use crate::coord::paths;
-use crate::coord::{CoordError, CreateMode, Op};
 use crate::model::{
-    Dependency, DesiredState, Drain, DrainMode, FenceMethod, GroupName, Membership, NodeId, OpId, Record, Submission,
-    TaskId, TaskRecord, TaskState,
+    Dependency, DesiredState, FenceMethod, GroupName, Membership, NodeId, Record, Submission, TaskId, TaskRecord,
+    TaskState,
 };
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::flow::graph::Condition;
@@ -23,8 +20,6 @@ use tokio::sync::{oneshot, watch};
 /// Largest record of a new task in bytes, without its dependencies, which have bounds of their own: leaves room for its
 /// durable map, attempts and errors.
 pub(crate) const NEW_BYTES_MAX: usize = 4 << 10;
-/// Times that the write of a drain record is tried while another process changes that record.
-const DRAIN_TRIES: usize = 4;
 
 impl Dispatcher {
     /// Serves one request, or starts the write that it needs.
@@ -49,7 +44,10 @@ impl Dispatcher {
                 tracing::info!(%node, was_excluded, "operator includes a node");
                 let _ = reply.send(Ok(was_excluded));
             }
-            Request::Drain(node, desired_state, reply) => self.drain(node, desired_state, reply),
+            Request::Drain { node, mode, lasts, reply } => self.drain(node, mode, lasts, reply),
+            Request::DrainIdle { count, lasts, reply } => {
+                let _ = reply.send(Ok(self.drain_idle(count, lasts)));
+            }
             Request::Fence(node, reply) => {
                 let _ = reply.send(self.fence(&node));
             }
@@ -316,38 +314,6 @@ impl Dispatcher {
         tracing::warn!(%node, tasks = answers.len(), "operator confirmed that the node is off");
         Ok(answers)
     }
-
-    fn drain(&mut self, node: NodeId, desired_state: DrainMode, reply: Reply<usize>) {
-        let others = self.cluster.fleet.drains.keys().filter(|drained| **drained != node).count();
-        let most = self.cluster.settings.0.max_drained.filter(|_| desired_state != DrainMode::Undo);
-        if let Some(most) = most.filter(|most| others >= *most as usize) {
-            let message = format!("{others} nodes are drained, and the setting max-drained is {most}");
-            let error = Error::new(Code::Busy, Side::Caller, Operation::Parse, message);
-            let _ = reply.send(Err(error.advise("undo another drain first")));
-            return;
-        }
-        let drain = Drain { since_ms: self.clock.unix_ms(), now: desired_state == DrainMode::Now, op: OpId::fresh() };
-        let drain = (desired_state != DrainMode::Undo).then_some(drain);
-        let writer = self.writer.clone();
-        crate::async_spawn::spawn_into(&mut self.jobs, async move {
-            let result = set_drain(&writer, &node, drain).await;
-            Event::Drained { node, result, reply }
-        });
-    }
-
-    /// Applies a node's drain record as it was stored or removed, and answers the operator.
-    pub(crate) fn apply_drain(&mut self, node: &NodeId, result: Result<Option<(Drain, i32)>>, reply: Reply<usize>) {
-        let now = self.clock.boot_time();
-        let answer = result.map(|drain| {
-            self.cluster.interrupts.remove(node);
-            if drain.as_ref().is_some_and(|(drain, _)| drain.now) {
-                self.cluster.interrupts.insert(node.clone(), now);
-            }
-            self.cluster.fleet.set_drain(node, drain);
-            self.cluster.fleet.tasks(node).count()
-        });
-        let _ = reply.send(answer);
-    }
 }
 
 /// Tells whether a stored task was made from a request for the same work after the same tasks in the same group.
@@ -361,53 +327,4 @@ fn is_same_request(record: &TaskRecord, submission: &Submission) -> bool {
         && record.retry_of == submission.retry_of
         && record.placement == submission.placement
         && record.windows == submission.windows
-}
-
-/// Tells whether a node is or was registered: its lease record is never deleted.
-async fn has_registered(writer: &super::Writer, node: &NodeId) -> Result<bool> {
-    for path in [paths::lease(node.as_str()), paths::runner(node.as_str())] {
-        if writer.session.get(&path).await.map_err(|error| store_error(&error))?.is_some() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-/// Stores a node's drain record, or removes it. The node need not be registered: the record counts when it returns.
-async fn set_drain(writer: &super::Writer, node: &NodeId, drain: Option<Drain>) -> Result<Option<(Drain, i32)>> {
-    let path = paths::drain(node.as_str());
-    let mut last = CoordError::NotConnected;
-    for _ in 0..DRAIN_TRIES {
-        let existing = match writer.session.get(&path).await {
-            Ok(existing) => existing,
-            Err(error) => return Err(store_error(&error)),
-        };
-        if existing.is_none() && !has_registered(writer, node).await? {
-            let message = format!("no node {node} has ever registered: 'blockhaul runners' lists the nodes");
-            return Err(Error::new(Code::NotFound, Side::Caller, Operation::Parse, message));
-        }
-        let (op, version) = match (&drain, existing) {
-            (Some(drain), Some(existing))
-                if Drain::decode(&existing.data).is_ok_and(|stored| stored.op == drain.op) =>
-            {
-                return Ok(Some((drain.clone(), existing.stat.version)));
-            }
-            (Some(drain), Some(existing)) => {
-                let version = existing.stat.version;
-                (Op::Set { path: path.clone(), data: drain.encode(), version }, version + 1)
-            }
-            (Some(drain), None) => {
-                (Op::Create { path: path.clone(), data: drain.encode(), mode: CreateMode::Persistent }, 0)
-            }
-            (None, Some(existing)) => (Op::Delete { path: path.clone(), version: existing.stat.version }, 0),
-            (None, None) => return Ok(None),
-        };
-        match writer.leader_term.commit(vec![op]).await {
-            Ok(_) => return Ok(drain.map(|drain| (drain, version))),
-            Err(CommitError::LostLeadership) => return Err(super::handle::not_leader()),
-            Err(CommitError::Store(error @ (CoordError::Refused { .. } | CoordError::Unknown(_)))) => last = error,
-            Err(CommitError::Store(error)) => return Err(store_error(&error)),
-        }
-    }
-    Err(store_error(&last))
 }

@@ -2,19 +2,15 @@
 
 use super::Dispatcher;
 use super::event::Event;
-use super::handle::{Reply, not_leader};
+use super::handle::Reply;
 use super::now::Now;
-use super::pending_mutations::store_error;
-use super::write::Writer;
-use crate::cluster::election::CommitError;
-use crate::coord::{CoordError, CreateMode, Op, Znode, paths};
+use super::write::{RecordChange, Writer};
+use crate::coord::{Znode, paths};
 use crate::model::state_machine::TaskEvent;
 use crate::model::{OpId, Record, RunTask, SettingName, Settings, Submission, TaskId, TaskRecord, TaskSpec, TaskState};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::time::Duration;
 
-/// Times that a write is tried while another one changes the record.
-const TRIES: usize = 4;
 /// Wait before it is looked whether the task of a hook is stored.
 const NOTIFIED_CHECK: Duration = Duration::from_secs(1);
 /// Longest message of a failure that a hook gets, in characters.
@@ -118,36 +114,24 @@ async fn store_settings(
     if_version: Option<u32>,
     now_ms: u64,
 ) -> Result<StoredSettings> {
-    let mut last = CoordError::NotConnected;
-    for _ in 0..TRIES {
-        let node = writer.read_committed_node(paths::SETTINGS).await.map_err(|error| store_error(&error))?;
-        let (before, version) = match &node {
-            None => (Settings::default(), None),
-            Some(node) => (Settings::decode(&node.data).map_err(undecodable)?, Some(node.stat.version)),
-        };
-        check_version(shown_version(version), if_version)?;
+    let op = OpId::fresh();
+    let decide = |stored: Option<(&[u8], i32)>| {
+        let before = stored.map_or(Ok(Settings::default()), |(data, _)| Settings::decode(data)).map_err(undecodable)?;
+        if before.op == op {
+            return Ok(RecordChange::Keep(Some(before)));
+        }
+        check_version(shown_version(stored.map(|(_, version)| version)), if_version)?;
         let mut settings = before.clone();
         for (name, value) in changes {
             settings.set(*name, value, now_ms)?;
         }
         if settings == before {
-            return Ok((before, version));
+            return Ok(RecordChange::Keep(Some(before)));
         }
-        settings.op = OpId::fresh();
-        let (path, data) = (paths::SETTINGS.to_owned(), settings.encode());
-        let op = match version {
-            Some(version) => Op::Set { path, data, version },
-            None => Op::Create { path, data, mode: CreateMode::Persistent },
-        };
-        match writer.leader_term.commit(vec![op]).await {
-            Ok(_) => return Ok((settings, Some(version.map_or(0, |version| version + 1)))),
-            Err(CommitError::LostLeadership) => return Err(not_leader()),
-            // A write that has happened all the same is found by the next try: then nothing is left to change.
-            Err(CommitError::Store(error @ (CoordError::Refused { .. } | CoordError::Unknown(_)))) => last = error,
-            Err(CommitError::Store(error)) => return Err(store_error(&error)),
-        }
-    }
-    Err(store_error(&last))
+        Ok(RecordChange::Store(Settings { op: op.clone(), ..settings }))
+    };
+    let stored = writer.change_record(paths::SETTINGS, decide).await?;
+    Ok(stored.map_or_else(Default::default, |(settings, version)| (settings, Some(version))))
 }
 
 /// Returns the version that clients see: 0 before the first change.

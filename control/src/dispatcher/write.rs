@@ -5,12 +5,15 @@
 //! often it arrives. The read may show that the store's history is another one (see
 //! [`rollback_detection`](super::rollback_detection)): then nothing more is written.
 
+use super::handle::not_leader;
+use super::pending_mutations::store_error;
 use super::rollback_detection::RecordVersion;
 use crate::cluster::election::{CommitError, LeaderTerm};
 use crate::coord::paths;
 use crate::coord::{CoordError, CreateMode, Done, Op, Refusal, Session, Znode, Zxid};
 use crate::model::state_machine::{ClaimChange, claim_change};
 use crate::model::{Claim, Epoch, OpId, Record, TaskId, TaskRecord};
+use blockhaul_engine::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +22,9 @@ const READ_RETRY: Duration = Duration::from_millis(200);
 
 /// Times that a write is built again because a claim was not as expected.
 const CLAIM_TRIES: usize = 4;
+
+/// Times that a record is read and written while others change it.
+const RECORD_TRIES: usize = 4;
 
 /// Record that replaces another.
 #[derive(Debug)]
@@ -57,6 +63,17 @@ pub(crate) enum Written {
     LostLeadership,
     /// The store has another history than this leader has seen.
     HistoryLost,
+}
+
+/// What is to become of a record.
+#[derive(Debug)]
+pub(crate) enum RecordChange<R> {
+    /// It stays as it is; `None`: there is none.
+    Keep(Option<R>),
+    /// It is written.
+    Store(R),
+    /// It is deleted.
+    Delete,
 }
 
 /// Write that the coordination service refuses, whatever the records are.
@@ -138,6 +155,41 @@ impl Writer {
                 node => return Written::Changed(node),
             }
         }
+    }
+
+    /// Changes a record that no task has: reads it, and asks `decide`, again while others change it or while it is not known
+    /// whether a change was stored. `decide` recognises its own change. Returns the record as it is then, and its version.
+    pub(crate) async fn change_record<R: Record>(
+        &self,
+        path: &str,
+        decide: impl Fn(Option<(&[u8], i32)>) -> Result<RecordChange<R>, Error>,
+    ) -> Result<Option<(R, i32)>, Error> {
+        let mut last = CoordError::NotConnected;
+        for _ in 0..RECORD_TRIES {
+            let stored = self.read_committed_node(path).await.map_err(|error| store_error(&error))?;
+            let version = stored.as_ref().map(|node| node.stat.version);
+            let change = decide(stored.as_ref().map(|node| (&*node.data, node.stat.version)))?;
+            let (op, changed) = match (change, version) {
+                (RecordChange::Keep(record), version) => return Ok(record.zip(version)),
+                (RecordChange::Store(record), Some(version)) => {
+                    let (path, data) = (path.to_owned(), record.encode());
+                    (Op::Set { path, data, version }, Some((record, version + 1)))
+                }
+                (RecordChange::Store(record), None) => {
+                    let (path, data) = (path.to_owned(), record.encode());
+                    (Op::Create { path, data, mode: CreateMode::Persistent }, Some((record, 0)))
+                }
+                (RecordChange::Delete, Some(version)) => (Op::Delete { path: path.to_owned(), version }, None),
+                (RecordChange::Delete, None) => return Ok(None),
+            };
+            match self.leader_term.commit(vec![op]).await {
+                Ok(_) => return Ok(changed),
+                Err(CommitError::LostLeadership) => return Err(not_leader()),
+                Err(CommitError::Store(error @ (CoordError::Refused { .. } | CoordError::Unknown(_)))) => last = error,
+                Err(CommitError::Store(error)) => return Err(store_error(&error)),
+            }
+        }
+        Err(store_error(&last))
     }
 
     /// Reads the record's node after all committed writes. Waits for the connection.

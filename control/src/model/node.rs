@@ -78,6 +78,9 @@ pub struct Drain {
     pub since_ms: u64,
     /// Whether its running tasks were asked back, too.
     pub now: bool,
+    /// When it ends by itself, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until_ms: Option<u64>,
     /// Operation id of the write.
     pub op: OpId,
 }

@@ -243,18 +243,32 @@ impl Center for CenterService {
     #[tracing::instrument(skip_all, fields(node = %request.get_ref().node))]
     async fn drain(&self, request: Request<wire::DrainRequest>) -> Answer<wire::DrainReply> {
         let dispatcher = self.roles.dispatcher()?;
-        let wire::DrainRequest { node, now, undo } = request.into_inner();
-        let drain = match (now, undo) {
+        let wire::DrainRequest { node, now, undo, idle, for_ms } = request.into_inner();
+        let refused = |message: &str| Err(RpcError::from(Error::bad_request(message)).into());
+        let mode = match (now, undo) {
             (false, false) => DrainMode::Finish,
             (true, false) => DrainMode::Now,
             (false, true) => DrainMode::Undo,
-            (true, true) => {
-                return Err(RpcError::from(Error::bad_request("drain and undo exclude each other")).into());
-            }
+            (true, true) => return refused("drain and undo exclude each other"),
         };
+        if for_ms.is_some_and(|for_ms| for_ms == 0 || undo) {
+            return refused("the time of a drain is longer than 0, and an undone drain has none");
+        }
+        let lasts = for_ms.map(Duration::from_millis);
+        if idle > 0 {
+            if !node.is_empty() || mode != DrainMode::Finish {
+                return refused("idle nodes have no name, and nothing to return: leave out node, now and undo");
+            }
+            let drained = dispatcher.drain_idle(idle as usize, lasts).await.map_err(RpcError::from)?;
+            return Ok(Response::new(wire::DrainReply {
+                running: 0,
+                nodes: drained.into_iter().map(String::from).collect(),
+            }));
+        }
         let node = NodeId::new(node).map_err(RpcError::from)?;
-        let running = dispatcher.drain(&node, drain).await.map_err(RpcError::from)?;
-        Ok(Response::new(wire::DrainReply { running: narrow(running) }))
+        let running = dispatcher.drain(&node, mode, lasts).await.map_err(RpcError::from)?;
+        let nodes = vec![node.into()];
+        Ok(Response::new(wire::DrainReply { running: narrow(running), nodes }))
     }
 
     #[tracing::instrument(skip_all, fields(node = %request.get_ref().node))]
@@ -412,6 +426,7 @@ impl From<RunnerSummary> for wire::Node {
             node: node.into(),
             running: narrow(tasks),
             draining: drain.is_some(),
+            drained_until_ms: drain.as_ref().and_then(|drain| drain.until_ms),
             registered: registration.is_some(),
             clock_offset_ms,
             clock_is_off: clock_offset_ms.is_some_and(is_off),

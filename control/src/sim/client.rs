@@ -237,7 +237,7 @@ impl Client {
         let answer = self
             .ask(|leader| {
                 let node = node.clone();
-                async move { leader.drain(&node, desired_state).await }
+                async move { leader.drain(&node, desired_state, None).await }
             })
             .await;
         self.result.note(format_args!(

@@ -369,14 +369,24 @@ pub(crate) struct RawNode {
 #[derive(Debug, Args)]
 pub(crate) struct RawDrain {
     /// Node ID
-    #[arg(value_name = "NODE")]
-    pub(crate) node: String,
+    #[arg(value_name = "NODE", required_unless_present = "idle")]
+    pub(crate) node: Option<String>,
     /// Also move its running tasks to other nodes
     #[arg(long, conflicts_with = "undo")]
     pub(crate) now: bool,
     /// Assign tasks to the node again
     #[arg(long)]
     pub(crate) undo: bool,
+    /// Drain up to N nodes that hold no task, instead of NODE; fewer if there are no more, or max-drained says so
+    #[arg(long, value_name = "N", conflicts_with_all = ["node", "now", "undo"],
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) idle: Option<u32>,
+    /// Undo the drain after this time
+    #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration, conflicts_with = "undo")]
+    pub(crate) lasts: Option<Duration>,
+    /// Return when the node holds no task any more
+    #[arg(long, conflicts_with = "undo")]
+    pub(crate) wait: bool,
     #[command(flatten)]
     pub(crate) center: RawCenter,
 }

@@ -34,6 +34,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use submit::SingleTask;
 use tokio::runtime::{Builder, Runtime};
 
+/// Time between two looks at what is waited for.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// Calls a method of the client.
 macro_rules! call {
     ($session:ident, $verb:ident, $request:expr) => {
@@ -99,6 +102,19 @@ impl CenterSession {
     fn send(&mut self, submission: GroupSubmission) -> Result<wire::Task> {
         let Self { runtime, client, .. } = self;
         runtime.block_on(submission.send(client)).map_err(error_of)
+    }
+
+    /// Returns all nodes.
+    fn runners(&mut self) -> Result<Vec<wire::Node>> {
+        let (mut nodes, mut after) = (Vec::new(), String::new());
+        loop {
+            let wire::RunnersReply { runners, next } = call!(self, runners, wire::RunnersRequest { after })?;
+            nodes.extend(runners);
+            if next.is_empty() {
+                return Ok(nodes);
+            }
+            after = next;
+        }
     }
 
     /// Passes each task of a state and of a group, or all of them, to `each`.
@@ -284,15 +300,9 @@ pub(crate) fn list(RawList { state, group, center }: RawList) -> Result<Exit> {
 
 pub(crate) fn runners(RawQuery { center }: RawQuery) -> Result<Exit> {
     let mut session = CenterSession::open(center)?;
-    let mut after = String::new();
-    loop {
-        let wire::RunnersReply { runners, next } = call!(session, runners, wire::RunnersRequest { after })?;
-        runners.into_iter().for_each(|runner| show::runner(runner, session.json));
-        if next.is_empty() {
-            return Ok(Exit::Done);
-        }
-        after = next;
-    }
+    let nodes = session.runners()?;
+    nodes.into_iter().for_each(|node| show::runner(node, session.json));
+    Ok(Exit::Done)
 }
 
 pub(crate) fn include(RawNode { node, center }: RawNode) -> Result<Exit> {
@@ -302,12 +312,40 @@ pub(crate) fn include(RawNode { node, center }: RawNode) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-pub(crate) fn drain(RawDrain { node, now, undo, center }: RawDrain) -> Result<Exit> {
+pub(crate) fn drain(RawDrain { node, now, undo, idle, lasts, wait, center }: RawDrain) -> Result<Exit> {
     let mut session = CenterSession::open(center)?;
-    let request = wire::DrainRequest { node: node.clone(), now, undo };
-    let wire::DrainReply { running } = call!(session, drain, request)?;
-    show::drained(&node, !undo, running, session.json);
+    let request = wire::DrainRequest {
+        node: node.unwrap_or_default(),
+        now,
+        undo,
+        idle: idle.unwrap_or_default(),
+        for_ms: lasts.map(submit::milliseconds),
+    };
+    let wire::DrainReply { mut running, nodes } = call!(session, drain, request)?;
+    if nodes.is_empty() {
+        let message = "no node could be drained: none is idle, or as many are drained as max-drained lets be";
+        return Err(Error::new(Code::Busy, Side::Coordination, Operation::Write, message));
+    }
+    for node in &nodes {
+        if wait {
+            running = wait_until_empty(&mut session, node)?;
+        }
+        show::drained(node, !undo, running, session.json);
+    }
     Ok(Exit::Done)
+}
+
+/// Waits until a node holds no task. Returns the number of its tasks then: zero. One that is not listed is away, is drained no
+/// longer, and holds none.
+fn wait_until_empty(session: &mut CenterSession, node: &str) -> Result<u32> {
+    loop {
+        let nodes = session.runners()?;
+        let running = nodes.into_iter().find(|found| found.node == node).map_or(0, |found| found.running);
+        if running == 0 {
+            return Ok(running);
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
 }
 
 pub(crate) fn fence(RawFence { node, confirm, center }: RawFence) -> Result<Exit> {

@@ -5,17 +5,13 @@ use super::args::{
     RawScheduleRemove, RawScheduleRun, RawTrigger,
 };
 use super::submit::{self, SingleTask, milliseconds};
-use super::{CenterSession, call, show};
+use super::{CenterSession, LOOK_EVERY, call, show};
 use crate::exit::Exit;
 use crate::output::print_stderr;
 use blockhaul_control::rpc::schedule_view::ScheduleInfo;
 use blockhaul_control::rpc::wire;
 use blockhaul_control::timestamp::Timestamp;
 use blockhaul_engine::error::{Error, Result};
-use std::time::Duration;
-
-/// Time between two looks at a schedule that is waited for.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 pub(crate) fn schedule(RawSchedule { command }: RawSchedule) -> Result<Exit> {
     match command {

@@ -237,6 +237,7 @@ struct NodeView {
     registered: bool,
     stopping: bool,
     draining: bool,
+    drained_until: Option<Timestamp>,
     slots: u32,
     running: u32,
     build: Option<String>,
@@ -261,6 +262,7 @@ pub(super) fn runner(node: wire::Node, json: bool) {
         registered: node.registered,
         stopping: node.stopping,
         draining: node.draining,
+        drained_until: node.drained_until_ms.map(Timestamp),
         slots: node.slots,
         running: node.running,
         build: word(node.build),
@@ -291,7 +293,11 @@ fn node_line(view: &NodeView) -> String {
     let clock = view.clock_offset_ms.filter(|_| view.clock_is_off).map(clock_text).unwrap_or_default();
     let reason = view.excluded_reason.as_deref().unwrap_or_default();
     let excluded = view.excluded_until.map(|until| format!(", excluded until {until} ({reason})")).unwrap_or_default();
-    format!("{} {state} {address} {} of {} slots{labels}{clock}{excluded}", view.node, view.running, view.slots)
+    let drained = view.drained_until.map(|until| format!(", drained until {until}")).unwrap_or_default();
+    format!(
+        "{} {state} {address} {} of {} slots{labels}{clock}{drained}{excluded}",
+        view.node, view.running, view.slots
+    )
 }
 
 /// Formats as `, clock 12.3 s ahead of its peers`.

@@ -229,15 +229,15 @@ async fn an_assignment_whose_answer_is_lost_is_queried() {
 async fn a_draining_node_gets_no_tasks_and_returns_its_own_when_asked() {
     let center = TestCenter::new(9, Config::default()).await;
     let runner = center.runner("n1", "a", 9, Behaviour::Accepting).await;
-    assert_eq!(center.leader.drain(&node("n9"), DrainMode::Finish).await.unwrap_err().code, Code::NotFound);
+    assert_eq!(center.leader.drain(&node("n9"), DrainMode::Finish, None).await.unwrap_err().code, Code::NotFound);
     center.leader.submit(submission("x", noop(1))).await.unwrap();
     center.begin(&runner, "x").await;
-    center.leader.drain(&node("n1"), DrainMode::Finish).await.unwrap();
+    center.leader.drain(&node("n1"), DrainMode::Finish, None).await.unwrap();
     center.leader.submit(submission("y", noop(1))).await.unwrap();
     sleep(Duration::from_secs(3)).await;
     assert_eq!(center.stored("y").state, TaskState::Pending);
     center.runners.take_calls();
-    center.leader.drain(&node("n1"), DrainMode::Now).await.unwrap();
+    center.leader.drain(&node("n1"), DrainMode::Now, None).await.unwrap();
     sleep(Duration::from_millis(2500)).await;
     assert_eq!(center.runners.take_calls(), ["n1 interrupt"; 3]);
     assert!(
@@ -251,7 +251,7 @@ async fn a_draining_node_gets_no_tasks_and_returns_its_own_when_asked() {
     assert_eq!(center.runners.take_calls(), [""; 0]);
     let shown = center.leader.runners().await.unwrap();
     assert!(shown[0].drain.as_ref().unwrap().now && shown[0].tasks == 0);
-    center.leader.drain(&node("n1"), DrainMode::Undo).await.unwrap();
+    center.leader.drain(&node("n1"), DrainMode::Undo, None).await.unwrap();
     center.until("x", TaskState::Assigned).await;
     center.until("y", TaskState::Assigned).await;
 }
@@ -261,7 +261,7 @@ async fn an_unregistered_node_can_be_drained_before_it_returns() {
     let center = TestCenter::new(14, Config::default()).await;
     let drain = |name: &'static str, mode| {
         let leader = center.leader.clone();
-        async move { leader.drain(&node(name), mode).await }
+        async move { leader.drain(&node(name), mode, None).await }
     };
     let runner = center.runner("n1", "a", 9, Behaviour::Accepting).await;
     center.leader.submit(submission("local", TaskSpec::Copy(copy("file://n1/a", "file://n1/b")))).await.unwrap();

@@ -240,7 +240,7 @@ fn a_lost_local_copy_waits_for_its_node() {
 #[test]
 fn draining_full_and_stopping_runners_get_no_tasks() {
     let mut cluster = cluster([task("x", noop(1))], &[("n1", "a", 1), ("n2", "a", 0)]);
-    let drain = Drain { since_ms: 0, now: false, op: OpId(String::new()) };
+    let drain = Drain { since_ms: 0, now: false, until_ms: None, op: OpId(String::new()) };
     cluster.fleet.set_drain(&NodeId::new("n1").unwrap(), Some((drain, 0)));
     assert_eq!(lines(&mut cluster, at(1), ROOM), [""; 0]);
     cluster.fleet.set_drain(&NodeId::new("n1").unwrap(), None);
@@ -293,7 +293,7 @@ fn a_task_is_rejected_when_every_node_has_failed_it_for_good() {
     assert_eq!(given(refused(&["n1"]), &[("n1", "b", 1)]), ["x: assigned to n1 claiming claim of x"]);
     // A draining node may still run it later.
     let mut cluster = cluster([refused(&["n1"])], &both);
-    let drain = Drain { since_ms: 0, now: false, op: OpId(String::new()) };
+    let drain = Drain { since_ms: 0, now: false, until_ms: None, op: OpId(String::new()) };
     cluster.fleet.set_drain(&NodeId::new("n2").unwrap(), Some((drain, 0)));
     assert_eq!(lines(&mut cluster, at(1), ROOM), [""; 0]);
 }

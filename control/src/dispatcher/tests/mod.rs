@@ -3,6 +3,7 @@
 mod changing;
 mod clients;
 mod depending;
+mod draining;
 mod excluding;
 mod golden;
 mod grouping;

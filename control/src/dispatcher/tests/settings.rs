@@ -115,12 +115,12 @@ async fn no_more_nodes_are_drained_than_the_setting_says() {
     }
     let node = |name: &str| NodeId::new(name).unwrap();
     set(&center, "max-drained", "1").await.unwrap();
-    center.leader.drain(&node("n1"), DrainMode::Finish).await.unwrap();
-    center.leader.drain(&node("n1"), DrainMode::Now).await.unwrap();
-    let refused = center.leader.drain(&node("n2"), DrainMode::Finish).await.unwrap_err();
+    center.leader.drain(&node("n1"), DrainMode::Finish, None).await.unwrap();
+    center.leader.drain(&node("n1"), DrainMode::Now, None).await.unwrap();
+    let refused = center.leader.drain(&node("n2"), DrainMode::Finish, None).await.unwrap_err();
     assert!(refused.code == Code::Busy && refused.message.contains("max-drained is 1"), "{refused}");
-    center.leader.drain(&node("n1"), DrainMode::Undo).await.unwrap();
-    center.leader.drain(&node("n2"), DrainMode::Finish).await.unwrap();
+    center.leader.drain(&node("n1"), DrainMode::Undo, None).await.unwrap();
+    center.leader.drain(&node("n2"), DrainMode::Finish, None).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

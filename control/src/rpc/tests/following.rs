@@ -44,7 +44,7 @@ async fn what_the_center_refuses_is_the_answer() {
     assert_eq!(client.pause(name("t")).await.unwrap_err().error.code, Code::Unsupported);
     let fence = wire::FenceRequest { node: "n1".to_owned(), confirm: false };
     assert_eq!(client.fence(fence).await.unwrap_err().error.code, Code::BadRequest);
-    let both = wire::DrainRequest { node: "n1".to_owned(), now: true, undo: true };
+    let both = wire::DrainRequest { node: "n1".to_owned(), now: true, undo: true, ..Default::default() };
     assert_eq!(client.drain(both).await.unwrap_err().error.code, Code::BadRequest);
 }
 
@@ -105,7 +105,7 @@ async fn nodes_and_the_center_are_shown() {
     assert_eq!((runners[0].node.as_str(), runners[0].draining, runners[0].registered), ("n1", true, false));
     let status = client.status(wire::StatusRequest {}).await.unwrap();
     assert_eq!((status.epoch, status.tasks["PENDING"], status.unreadable.len()), (9, 7, 1));
-    let drain = wire::DrainRequest { node: "n1".to_owned(), now: true, undo: false };
+    let drain = wire::DrainRequest { node: "n1".to_owned(), now: true, undo: false, ..Default::default() };
     assert_eq!(client.drain(drain).await.unwrap().running, 3);
     let fence = wire::FenceRequest { node: "n1".to_owned(), confirm: true };
     assert_eq!(client.fence(fence).await.unwrap().tasks, 0);

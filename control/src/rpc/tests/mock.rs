@@ -78,7 +78,8 @@ impl MockDispatcher {
             Request::Mutate(id, mutation, reply) => drop(reply.send(self.mutate(&id, &mutation))),
             Request::Runners(reply) => drop(reply.send(Ok(vec![draining_node()]))),
             Request::Include(_, reply) => drop(reply.send(Ok(false))),
-            Request::Drain(_, _, reply) => drop(reply.send(Ok(3))),
+            Request::Drain { reply, .. } => drop(reply.send(Ok(3))),
+            Request::DrainIdle { reply, .. } => drop(reply.send(Ok(Vec::new()))),
             Request::Fence(_, reply) => drop(reply.send(Ok(Vec::new()))),
             Request::Status(reply) => drop(reply.send(Ok(status()))),
             Request::Schedule(name, _, reply) | Request::GetSchedule(name, reply) => {
@@ -135,7 +136,7 @@ impl MockDispatcher {
 }
 
 fn draining_node() -> RunnerSummary {
-    let drain = Some(Drain { since_ms: 0, now: false, op: OpId::fresh() });
+    let drain = Some(Drain { since_ms: 0, now: false, until_ms: None, op: OpId::fresh() });
     let node = NodeId::new("n1").unwrap();
     RunnerSummary { node, registration: None, tasks: 3, drain, clock_offset_ms: None, excluded: None }
 }
