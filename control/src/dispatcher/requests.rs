@@ -11,7 +11,7 @@ use crate::coord::paths;
 use crate::coord::{CoordError, CreateMode, Op};
 use crate::model::{
     Dependency, DesiredState, Drain, DrainMode, FenceMethod, GroupName, Membership, NodeId, OpId, Record, Submission,
-    TaskId, TaskRecord, TaskState,
+    TaskId, TaskRecord, TaskState, Transitions,
 };
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::flow::graph::Condition;
@@ -20,7 +20,7 @@ use std::sync::Arc;
 use strum::VariantArray;
 use tokio::sync::{oneshot, watch};
 
-/// Largest record of a new task in bytes, without its dependencies, which have bounds of their own: leaves room for its
+/// Largest record of a new task in bytes, without its dependencies and transitions, which have bounds of their own: leaves room for its
 /// durable map, attempts and errors.
 pub(crate) const NEW_BYTES_MAX: usize = 4 << 10;
 /// Times that the write of a drain record is tried while another process changes that record.
@@ -119,7 +119,7 @@ impl Dispatcher {
         self.check_retry(&submission)?;
         let (after, group) = (self.dependencies(&submission)?, self.membership(&submission)?);
         let record = TaskRecord { after, group, ..TaskRecord::new(submission, self.clock.unix_ms()) };
-        let own = TaskRecord { after: Vec::new(), ..record.clone() };
+        let own = TaskRecord { after: Vec::new(), transitions: Transitions::default(), ..record.clone() };
         match own.encode().len() {
             0..=NEW_BYTES_MAX => Ok(record),
             bytes => Err(Error::bad_request(format!("the task has {bytes} bytes, at most {NEW_BYTES_MAX} fit"))),

@@ -23,6 +23,7 @@ mod settings;
 pub(crate) mod state_machine;
 mod task;
 mod times;
+pub(crate) mod transition;
 mod unknown_fields;
 pub(crate) mod volume;
 
@@ -45,6 +46,7 @@ pub(crate) use settings::duration_text;
 pub use settings::{Notify, Placement, SettingName, Settings};
 pub use task::{Attempt, DesiredState, Faults, Move, Progress, TaskRecord, TaskState};
 pub use times::TaskTimes;
+pub use transition::{Actor, Transition, Transitions};
 pub use unknown_fields::UnknownFields;
 pub use volume::{TaskVolume, VOLUME_NAME_BYTES_MAX};
 

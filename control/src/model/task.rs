@@ -1,8 +1,8 @@
 //! Defines the record of a task.
 
 use super::{
-    Dependency, DurableMap, Epoch, Failure, GroupState, Holder, Membership, NodeFault, NodeId, OpId, Record,
-    ScheduleName, Submission, TaskId, TaskSpec, TaskTimes, UnknownFields, is_zero,
+    Actor, Dependency, DurableMap, Epoch, Failure, GroupState, Holder, Membership, NodeFault, NodeId, OpId, Record,
+    ScheduleName, Submission, TaskId, TaskSpec, TaskTimes, Transitions, UnknownFields, is_zero,
 };
 use blockhaul_engine::error::{Code, Result};
 use blockhaul_engine::flow::graph::Outcome;
@@ -93,6 +93,9 @@ pub struct TaskRecord {
     pub created_ms: u64,
     /// When its state last changed, in milliseconds since 1970.
     pub updated_ms: u64,
+    /// Its last transitions, for people.
+    #[serde(default, skip_serializing_if = "Transitions::is_empty")]
+    pub transitions: Transitions,
     /// Operation id of the last write.
     pub op: OpId,
     /// Fields of later versions.
@@ -152,15 +155,24 @@ impl TaskState {
 }
 
 /// State that a client wants of a task. Of two, the later one is the stronger one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DesiredState {
     /// It runs to its end.
+    #[default]
     Run,
     /// It is paused.
     Pause,
     /// It is cancelled.
     Cancel,
+}
+
+impl DesiredState {
+    /// Tells whether it is [`DesiredState::Run`].
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
+    pub(super) fn is_run(&self) -> bool {
+        *self == Self::Run
+    }
 }
 
 /// Order to run a task elsewhere. Holds until the task is assigned again.
@@ -232,6 +244,7 @@ impl TaskRecord {
     pub fn new(order: Submission, now_ms: u64) -> Self {
         let Submission { id, priority, max_attempts, spec, after: _, group: _, times, retry_of, notifies } = order;
         let members = spec.kind().group().map(|_| GroupState::default());
+        let by = if notifies.is_some() { Actor::Dispatcher } else { Actor::Client(None) };
         Self {
             id,
             spec,
@@ -265,6 +278,7 @@ impl TaskRecord {
             report: None,
             created_ms: now_ms,
             updated_ms: now_ms,
+            transitions: Transitions::created(now_ms, by),
             op: OpId::fresh(),
             unknown: UnknownFields::default(),
         }
