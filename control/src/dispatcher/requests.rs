@@ -40,6 +40,12 @@ impl Dispatcher {
             Request::Watch(id, reply) => {
                 let _ = reply.send(self.watch(&id));
             }
+            Request::Feed(reply) => {
+                let _ = reply.send(Ok(self.reader()));
+            }
+            Request::Snapshot(reply) => {
+                let _ = reply.send(Ok(self.snapshot()));
+            }
             Request::Mutate(id, mutation, reply) => self.queue_mutation(id, mutation, reply),
             Request::Runners(reply) => {
                 let _ = reply.send(Ok(self.runners()));

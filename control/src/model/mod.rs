@@ -16,6 +16,7 @@ mod kind;
 mod names;
 mod node;
 mod node_fault;
+mod position;
 mod request;
 mod record_shrinking;
 pub(crate) mod schedule;
@@ -39,6 +40,7 @@ pub use kind::{CopyTask, GroupTask, NoopTask, RunTask, Summary, TaskSpec, Verify
 pub use names::{Epoch, Incarnation, NodeId, OpId, ScheduleName, TaskId};
 pub use node::{Drain, Leader, Meta, Registration, Renewal};
 pub use node_fault::{FaultOrigin, NodeFault};
+pub use position::Position;
 pub use request::{DrainMode, GroupName, Submission, TaskCommand};
 pub(crate) use schedule::KEEP_DEFAULT;
 pub use schedule::{CatchUp, ScheduleRecord, ScheduleState, Template, Trigger};

@@ -368,6 +368,13 @@ impl TaskRecord {
         self.holder.as_ref().map(|holder| &holder.node)
     }
 
+    /// Returns the node that holds it, or, of one that has ended, held it last.
+    #[must_use]
+    pub fn shown_node(&self) -> Option<&NodeId> {
+        let last = self.attempts.last().filter(|_| self.state.is_terminal()).map(|attempt| &attempt.runner.node);
+        self.node().or(last)
+    }
+
     /// Returns the faults by which a process has failed this task so far.
     #[must_use]
     pub fn faults_of(&self, holder: &Holder) -> Faults {

@@ -4,6 +4,7 @@ mod changing;
 mod clients;
 mod depending;
 mod excluding;
+mod following;
 mod golden;
 mod grouping;
 mod holding;
