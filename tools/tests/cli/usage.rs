@@ -3,7 +3,7 @@
 use blockhaul_testkit::scratch::{MIB, Scratch, noise};
 
 /// All flags, by command.
-const FLAGS: [(&str, &[&str]); 11] = [
+const FLAGS: [(&str, &[&str]); 13] = [
     (
         "copy",
         &[
@@ -115,6 +115,8 @@ const FLAGS: [(&str, &[&str]); 11] = [
             "--cancel-live",
         ],
     ),
+    ("events", &["ID", "--center", "--json", "--log"]),
+    ("watch", &["ID", "--all", "--since", "--center", "--json", "--log"]),
     ("center set", &["--if-version", "--center", "--json", "--log"]),
     ("schedule run", &["NAME", "--refire-from", "--center", "--json", "--log"]),
     ("schedule remove", &["NAME", "--cancel-live", "--center", "--json", "--log"]),
@@ -148,7 +150,7 @@ fn malformed_requests_end_with_2_and_touch_nothing() {
     let scratch = Scratch::new();
     scratch.file("a", b"data");
     let before = scratch.snapshot();
-    let malformed: [&[&str]; 29] = [
+    let malformed: [&[&str]; 33] = [
         &[],
         &["copy"],
         &["copy", "a"],
@@ -178,6 +180,10 @@ fn malformed_requests_end_with_2_and_touch_nothing() {
         &["batch", "a", "--restart", "--cancel"],
         &["verify", "a", "b", "--sparse", "never"],
         &["verify", "--receipt", "r", "a", "b"],
+        &["watch"],
+        &["watch", "t", "--all"],
+        &["watch", "t", "--since", "1:2"],
+        &["watch", "--all", "--since", "yesterday"],
     ];
     for args in malformed {
         let output = scratch.blockhaul(args).output().unwrap();
