@@ -27,7 +27,7 @@ pub(super) fn event(event: &FollowedEvent, json: bool) {
     }
 }
 
-/// Formats as `2026-01-31T12:00:00.000Z PAUSED to pause on n1 by node (paused by user)`.
+/// Formats as `2026-01-31T12:00:00.000Z PAUSED on n1 by node (paused by user)`.
 fn transition_line(transition: &TransitionView) -> String {
     let TransitionView { id: _, at, state, desired_state, reason, node, by, client } = transition;
     let mut parts = vec![at.to_string(), state_text(state, desired_state)];
@@ -57,10 +57,13 @@ fn change_line(change: &ChangeView) -> String {
     parts.join(" ")
 }
 
-/// Adds to a state what is wanted, where that is not to run or to be cancelled as it is.
+/// Adds to a state what is wanted, where that is still to come and the state does not say it.
 fn state_text(state: &str, desired_state: &str) -> String {
     match (state, desired_state) {
-        (_, "run") | ("CANCELLING" | "CANCELLED", "cancel") | ("PAUSED", "pause") => state.to_owned(),
+        (_, "run")
+        | ("CANCELLING", "cancel")
+        | ("PAUSED", "pause")
+        | ("SUCCEEDED" | "FAILED" | "CANCELLED" | "SKIPPED", _) => state.to_owned(),
         _ => format!("{state}, to {desired_state}"),
     }
 }
@@ -85,6 +88,8 @@ mod tests {
         assert_eq!(line(&wired), "1970-01-01T00:00:01.000Z RUNNING, to pause on n1 by client (busy)");
         let named = wire::Transition { client: Some("ops".to_owned()), ..wired };
         assert_eq!(line(&named), "1970-01-01T00:00:01.000Z RUNNING, to pause on n1 by client ops (busy)");
+        let ended = wire::Transition { state: "FAILED".to_owned(), desired_state: "cancel".to_owned(), ..named };
+        assert_eq!(line(&ended), "1970-01-01T00:00:01.000Z FAILED on n1 by client ops (busy)");
     }
 
     #[test]
