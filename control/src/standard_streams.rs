@@ -160,6 +160,12 @@ impl Stream {
         state.failure.take().map_or(Ok(()), Err)
     }
 
+    /// Tells whether a write has failed that [`Stream::settle`] has not reported.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.lock().failure.is_some()
+    }
+
     fn stop(&self) {
         self.lock().stop.get_or_insert_with(Instant::now);
         self.changed.notify_all();

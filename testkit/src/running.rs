@@ -143,6 +143,14 @@ impl Running {
     /// # Panics
     /// If the process ends before.
     pub fn until(&mut self, when: impl Fn(&Value) -> bool) -> Value {
+        self.until_line(|line| line["event"] == "progress" && when(line))
+    }
+
+    /// Returns the next line of any kind that satisfies `when`.
+    ///
+    /// # Panics
+    /// If the process ends before.
+    pub fn until_line(&mut self, when: impl Fn(&Value) -> bool) -> Value {
         loop {
             let Some(line) = self.line() else {
                 let stderr = self.stderr();
@@ -150,7 +158,7 @@ impl Running {
             };
             self.seen.extend_from_slice(&line);
             let value: Value = serde_json::from_slice(&line).expect("every line is an object");
-            if value["event"] == "progress" && when(&value) {
+            if when(&value) {
                 return value;
             }
         }

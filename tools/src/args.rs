@@ -6,7 +6,7 @@
 
 use crate::center::args::{
     RawCancel, RawDrain, RawFence, RawList, RawMove, RawNode, RawQuery, RawRemove, RawRetry, RawSchedule, RawSet,
-    RawStatus, RawSubmit, RawTaskId,
+    RawStatus, RawSubmit, RawTaskId, RawWatch,
 };
 use crate::log_args::RawLog;
 use blockhaul_engine::spec::{DigestKind, Direct, PathChoice, Reflink, Sparse};
@@ -52,8 +52,10 @@ pub(crate) enum Command {
     Retry(RawRetry),
     /// Show a task
     Get(RawTaskId),
-    /// Follow a task until it ends; exits 0 succeeded, 1 failed or skipped, 75 cancelled
-    Watch(RawTaskId),
+    /// Show the last transitions of a task: what it became, when, why, and who asked for it
+    Events(RawTaskId),
+    /// Follow a task until it ends (exits 0 succeeded, 1 failed or skipped, 75 cancelled), or all tasks
+    Watch(RawWatch),
     /// Cancel a task; of a group, all members but its clean-up
     Cancel(RawCancel),
     /// Pause a copy and free its slot

@@ -59,6 +59,7 @@ fn run(command: Command, arguments: &[OsString]) -> Result<Exit> {
         Command::Doctor(raw) => doctor::run(raw),
         Command::Submit(raw) => center::submit(*raw),
         Command::Get(raw) => center::get(raw),
+        Command::Events(raw) => center::events(raw),
         Command::Watch(raw) => center::watch(raw),
         Command::Retry(raw) => center::retry(raw),
         Command::Cancel(raw) => center::cancel(raw),

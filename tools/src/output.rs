@@ -56,6 +56,14 @@ struct Event<'a, T> {
     body: &'a T,
 }
 
+/// An event with the version of its schema.
+#[derive(Serialize)]
+struct SchemaEvent<'a, T> {
+    schema: u32,
+    #[serde(flatten)]
+    event: Event<'a, T>,
+}
+
 /// Returns whether the arguments ask for JSON; used when they cannot be parsed.
 pub(crate) fn wants_json<S: AsRef<OsStr>>(arguments: &[S]) -> bool {
     arguments.iter().map(AsRef::as_ref).take_while(|argument| *argument != "--").any(|argument| argument == "--json")
@@ -110,6 +118,16 @@ fn to_stderr(priority: Priority, line: impl Display) {
 /// Prints an event such as `{"event":"report",...}`.
 pub(crate) fn json_event<T: Serialize>(event: &'static str, body: &T) {
     to_stdout(Priority::Result, json(&Event { event, body }));
+}
+
+/// Prints an event as it is described by version 1 of its schema: `{"schema":1,"event":"change",...}`.
+pub(crate) fn json_schema_event<T: Serialize>(event: &'static str, body: &T) {
+    to_stdout(Priority::Result, json(&SchemaEvent { schema: 1, event: Event { event, body } }));
+}
+
+/// Tells whether a line could not be written, as the reader of stdout is gone.
+pub(crate) fn is_stdout_broken() -> bool {
+    standard_streams::stdout().has_failed()
 }
 
 /// Prints the progress of a job, unless the last line has not been read yet.

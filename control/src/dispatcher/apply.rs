@@ -101,6 +101,7 @@ impl Dispatcher {
     }
 
     fn forget(&mut self, id: &TaskId) {
+        self.feed_removal(id);
         self.cluster.forget(id, self.clock.boot_time());
         self.watchers.remove(id);
     }
@@ -135,6 +136,7 @@ impl Dispatcher {
             return;
         }
         self.latest = Some(id.clone());
+        self.feed_change(&id, earlier.as_deref());
         if let Some(before) = earlier {
             self.note_attempt(&before, &id, now.boot);
         }
@@ -253,6 +255,7 @@ impl Dispatcher {
                 // The stored record counts even if its version is lower than the known one: `observe` would ignore it.
                 let known = self.cluster.tasks.get(id).map(|entry| entry.version);
                 if node.as_ref().is_some_and(|node| Some(node.stat.version) < known) {
+                    self.feed_removal(id);
                     self.cluster.forget(id, now.boot);
                 }
                 let is_stuck = node.as_ref().is_some_and(|node| Some(node.stat.version) == known);

@@ -8,7 +8,7 @@ use super::pending_mutations::store_error;
 use super::write_schedule::{ScheduleUpdate, ScheduleWritten};
 use crate::coord::{CoordError, Refusal, paths};
 use crate::model::schedule::{SkipCause, Step};
-use crate::model::{OpId, ScheduleName, ScheduleRecord, Submission, TaskId, TaskRecord};
+use crate::model::{Actor, OpId, ScheduleName, ScheduleRecord, Submission, TaskId, TaskRecord, Transitions};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use std::time::Duration;
 
@@ -41,7 +41,8 @@ impl Dispatcher {
 
     /// Returns the record of a task that a schedule makes.
     pub(crate) fn task_of_schedule(&self, name: &ScheduleName, task: Submission, now: Now) -> TaskRecord {
-        TaskRecord { schedule: Some(name.clone()), ..TaskRecord::new(task, now.unix_ms) }
+        let transitions = Transitions::created(now.unix_ms, Actor::Dispatcher);
+        TaskRecord { schedule: Some(name.clone()), transitions, ..TaskRecord::new(task, now.unix_ms) }
     }
 
     /// Starts a write of a schedule.

@@ -250,7 +250,7 @@ pub(crate) fn decide_group(cluster: &ClusterState, entry: &TaskEntry, spec: &Gro
     let is_sealed = record.members.as_ref().is_some_and(|state| state.sealed_ms.is_some());
     if !is_sealed && record.desired_state != DesiredState::Cancel {
         let until = members.added_at.max(entry.runtime.since) + SEAL_WITHIN;
-        return if until <= now.boot { transition(TaskEvent::CancelRequested) } else { Decision::WakeAt(id(), until) };
+        return if until <= now.boot { transition(TaskEvent::SealMissed) } else { Decision::WakeAt(id(), until) };
     }
     let missing = (spec.members as usize).saturating_sub(members.ids.len());
     if is_sealed && missing > 0 && has_undecodable(cluster, &record.id) {

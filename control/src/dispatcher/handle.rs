@@ -2,6 +2,7 @@
 //! may hold.
 
 use super::drains::DrainAnswer;
+use super::feed::{FeedReader, Snapshot};
 use super::settings::StoredSettings;
 use super::status::{RunnerSummary, Status};
 use crate::model::{
@@ -119,6 +120,10 @@ pub(crate) enum Request {
     Get(TaskId, Reply<Arc<TaskRecord>>),
     List(Query, Reply<Page>),
     Watch(TaskId, Reply<watch::Receiver<Arc<TaskRecord>>>),
+    /// The changes of all tasks from now on, and the last ones.
+    Feed(Reply<FeedReader>),
+    /// All tasks, for one who follows them.
+    Snapshot(Reply<Arc<Snapshot>>),
     Mutate(TaskId, Mutation, Reply<Arc<TaskRecord>>),
     Runners(Reply<Vec<RunnerSummary>>),
     /// Ends the exclusion of a node.
@@ -199,6 +204,22 @@ impl DispatcherHandle {
     /// `ENotFound`.
     pub(crate) async fn watch(&self, task: &TaskId) -> Result<watch::Receiver<Arc<TaskRecord>>> {
         self.ask(|reply| Request::Watch(task.clone(), reply)).await
+    }
+
+    /// Returns the changes of all tasks under this term. They end with the term.
+    ///
+    /// # Errors
+    /// `ENotLeader`.
+    pub(crate) async fn feed(&self) -> Result<FeedReader> {
+        self.ask(Request::Feed).await
+    }
+
+    /// Returns all tasks, for a client that follows them.
+    ///
+    /// # Errors
+    /// `ENotLeader`.
+    pub(crate) async fn snapshot(&self) -> Result<Arc<Snapshot>> {
+        self.ask(Request::Snapshot).await
     }
 
     /// Changes what a client wants of a task. Cancelling an ended task returns its final state.

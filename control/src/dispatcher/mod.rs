@@ -26,6 +26,7 @@ mod enact;
 mod event;
 mod exclusion;
 mod explain;
+mod feed;
 mod fence;
 mod firing;
 mod fleet;
@@ -44,12 +45,14 @@ mod schedule_requests;
 mod schedules;
 mod settings;
 mod status;
+mod subscribers;
 mod tasks;
 mod unplaced;
 mod windows;
 mod write;
 mod write_schedule;
 
+pub(crate) use feed::{Next, Snapshot, Subscriber, TaskChange};
 pub(crate) use fence::{FenceCommand, FenceProgram};
 pub(crate) use handle::{DispatcherHandle, NewSchedule, Query, ScheduleCommand, ScheduleView};
 pub(crate) use settings::shown_version;
@@ -66,6 +69,7 @@ use cluster_state::ClusterState;
 use decide::{DecisionLimits, decide};
 use decision::Budget;
 use event::Event;
+use feed::Feed;
 use handle::{Reply, Request};
 use now::Now;
 use pending_mutations::PendingMutations;
@@ -172,6 +176,8 @@ pub(crate) struct Dispatcher {
     /// Clients that wait for a new task to be stored, by its id.
     submitters: BTreeMap<TaskId, Vec<Submitter>>,
     watchers: BTreeMap<TaskId, watch::Sender<Arc<TaskRecord>>>,
+    /// Changes of all tasks, for those who follow all.
+    feed: Feed,
     /// Watched groups whose members have changed since the last notification.
     changed_groups: BTreeSet<TaskId>,
     /// Boot time at which it is tried again to end each drain whose time is over.
@@ -199,6 +205,7 @@ impl Dispatcher {
         config: Config,
     ) -> (Self, DispatcherHandle) {
         let (handle, requests) = DispatcherHandle::new();
+        let feed = Feed::new(leader_term.epoch(), clock.unix_ms());
         let limits = DecisionLimits {
             retention: config.retention,
             quiet_after: config.quiet_after,
@@ -222,6 +229,7 @@ impl Dispatcher {
             schedule_requests: VecDeque::new(),
             submitters: BTreeMap::new(),
             watchers: BTreeMap::new(),
+            feed,
             changed_groups: BTreeSet::new(),
             drain_ends: BTreeMap::new(),
             groups_notified_at: Duration::ZERO,
@@ -339,6 +347,10 @@ impl Dispatcher {
     }
 }
 
+#[cfg(test)]
+pub(crate) use feed::Feed as ChangeFeed;
+#[cfg(test)]
+pub(crate) use feed::picture::Picture;
 #[cfg(test)]
 pub(crate) use handle::{Mutation, Page, Request as DispatcherRequest};
 #[cfg(test)]

@@ -8,7 +8,7 @@ use super::tasks::TaskEntry;
 use super::{Dispatcher, explain};
 use crate::model::{
     Dependency, DesiredState, FenceMethod, GroupName, Membership, NodeId, Record, Submission, TaskId, TaskRecord,
-    TaskState,
+    TaskState, Transitions,
 };
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::flow::graph::Condition;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use strum::VariantArray;
 use tokio::sync::{oneshot, watch};
 
-/// Largest record of a new task in bytes, without its dependencies, which have bounds of their own: leaves room for its
+/// Largest record of a new task in bytes, without its dependencies and transitions, which have bounds of their own: leaves room for its
 /// durable map, attempts and errors.
 pub(crate) const NEW_BYTES_MAX: usize = 4 << 10;
 
@@ -34,6 +34,12 @@ impl Dispatcher {
             }
             Request::Watch(id, reply) => {
                 let _ = reply.send(self.watch(&id));
+            }
+            Request::Feed(reply) => {
+                let _ = reply.send(Ok(self.reader()));
+            }
+            Request::Snapshot(reply) => {
+                let _ = reply.send(Ok(self.snapshot()));
             }
             Request::Mutate(id, mutation, reply) => self.queue_mutation(id, mutation, reply),
             Request::Runners(reply) => {
@@ -117,7 +123,7 @@ impl Dispatcher {
         self.check_retry(&submission)?;
         let (after, group) = (self.dependencies(&submission)?, self.membership(&submission)?);
         let record = TaskRecord { after, group, ..TaskRecord::new(submission, self.clock.unix_ms()) };
-        let own = TaskRecord { after: Vec::new(), ..record.clone() };
+        let own = TaskRecord { after: Vec::new(), transitions: Transitions::default(), ..record.clone() };
         match own.encode().len() {
             0..=NEW_BYTES_MAX => Ok(record),
             bytes => Err(Error::bad_request(format!("the task has {bytes} bytes, at most {NEW_BYTES_MAX} fit"))),

@@ -7,6 +7,8 @@ use crate::coord::NODE_BYTES_MAX;
 const SPARE_BYTES: usize = 512;
 /// Attempts that a record keeps whatever its size: the last ones.
 const ATTEMPTS_KEPT_MIN: usize = 4;
+/// Transitions that go only after the attempts: the last ones.
+const TRANSITIONS_KEPT_MIN: usize = 2;
 
 impl TaskRecord {
     /// Returns the record as it is to be written: with a fresh operation id, and small enough.
@@ -15,15 +17,19 @@ impl TaskRecord {
         Self { op: OpId::fresh(), ..self }.fitted()
     }
 
-    /// Shrinks the record to the size of a node: first the report is dropped, then ranges of the map (the shortest
-    /// first), then the text of the error, then the reason, then the oldest attempts that have drained (a long input of a
-    /// hook leaves room for about eight). Other fields that decisions depend on always stay.
+    /// Shrinks the record to the size of a node: first the report is dropped, then the reasons of transitions are cut,
+    /// then ranges of the map go (the shortest first), then the text of the error, then the reason, then the oldest
+    /// transitions but two, then the oldest attempts that have drained (a long input of a hook leaves room for about
+    /// eight), then all transitions. Other fields that decisions depend on always stay.
     fn fitted(mut self) -> Self {
         let is_fit = |record: &Self| record.encode().len() <= NODE_BYTES_MAX - SPARE_BYTES;
         if is_fit(&self) {
             return self;
         }
         self.report = None;
+        if !is_fit(&self) {
+            self.transitions.shorten();
+        }
         while !is_fit(&self) && !self.map.is_empty() {
             self.map = self.map.halved();
         }
@@ -35,7 +41,9 @@ impl TaskRecord {
         if !is_fit(&self) {
             self.reason = self.reason.chars().take(100).collect();
         }
+        while !is_fit(&self) && self.transitions.drop_oldest_of(TRANSITIONS_KEPT_MIN) {}
         while !is_fit(&self) && self.drop_attempt() {}
+        while !is_fit(&self) && self.transitions.drop_oldest_of(0) {}
         self
     }
 
@@ -90,5 +98,6 @@ mod tests {
             }
         }
         assert!(record.attempts.len() >= ATTEMPTS_KEPT_MIN);
+        assert!(!record.transitions.is_empty(), "the last ones of such a record stay");
     }
 }

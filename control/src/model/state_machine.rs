@@ -30,6 +30,7 @@
 mod changes;
 mod deadline;
 mod group;
+mod transitions;
 
 use crate::model::{
     Attempt, DesiredState, DurableMap, Epoch, Failure, FenceMethod, Holder, NodeFault, NodeId, Progress, TaskChanges,
@@ -96,6 +97,8 @@ pub(crate) enum TaskEvent {
     ChangesRequested(TaskChanges),
     /// Client: run it on this node; `None`: on any other one than now. Its runner returns it.
     MoveRequested(Option<NodeId>),
+    /// Leader, of a group: nobody has completed it. It is cancelled.
+    SealMissed,
     /// Leader: its deadline has passed. It is stopped as by a cancel, and fails with `ETimeout`.
     DeadlinePassed,
     /// Client, of a group: cancel it, clean-up included.
@@ -241,7 +244,7 @@ fn desired_verb(desired_state: DesiredState) -> &'static str {
 /// # Errors
 /// [`IllegalTransition`]: the event cannot happen to this record; it is to be read again, or its asker told.
 pub(crate) fn apply(record: &TaskRecord, event: TaskEvent, now_ms: u64) -> Result<TaskRecord, IllegalTransition> {
-    let mut after = record.clone();
+    let (mut after, by) = (record.clone(), event.actor());
     after.advance(event, now_ms)?;
     if matches!(after.state, TaskState::Pending | TaskState::Paused) && !after.may_begin() {
         after.fail_for_good();
@@ -255,6 +258,7 @@ pub(crate) fn apply(record: &TaskRecord, event: TaskEvent, now_ms: u64) -> Resul
     if after.state.is_terminal() && (after.is_quiet() || after.spec.kind().fence() != FenceMethod::Lease) {
         after.claims.clear();
     }
+    after.note_transition(record, by, now_ms);
     Ok(after)
 }
 
@@ -317,7 +321,7 @@ impl TaskRecord {
             TaskEvent::Fenced(proof) => self.fenced(proof, now_ms),
             TaskEvent::AttemptDrained { attempt } => self.attempt_drained(attempt),
             TaskEvent::FailureNotified => self.failure_notified(),
-            TaskEvent::CancelRequested => self.cancel_requested(),
+            TaskEvent::CancelRequested | TaskEvent::SealMissed => self.cancel_requested(),
             TaskEvent::PauseRequested => self.pause_requested(),
             TaskEvent::ResumeRequested => self.resume_requested(),
             TaskEvent::ChangesRequested(changes) => self.changes_requested(&changes),

@@ -1,8 +1,8 @@
 //! Defines the record of a task.
 
 use super::{
-    Dependency, DurableMap, Epoch, Failure, GroupState, Holder, Membership, NodeFault, NodeId, OpId, PlacementRules,
-    Record, ScheduleName, Submission, TaskId, TaskSpec, TaskTimes, UnknownFields, is_zero,
+    Actor, Dependency, DurableMap, Epoch, Failure, GroupState, Holder, Membership, NodeFault, NodeId, OpId,
+    PlacementRules, Record, ScheduleName, Submission, TaskId, TaskSpec, TaskTimes, Transitions, UnknownFields, is_zero,
 };
 use blockhaul_engine::error::{Code, Result};
 use blockhaul_engine::flow::graph::Outcome;
@@ -102,6 +102,9 @@ pub struct TaskRecord {
     pub created_ms: u64,
     /// When its state last changed, in milliseconds since 1970.
     pub updated_ms: u64,
+    /// Its last transitions, for people.
+    #[serde(default, skip_serializing_if = "Transitions::is_empty")]
+    pub transitions: Transitions,
     /// Operation id of the last write.
     pub op: OpId,
     /// Fields of later versions.
@@ -161,15 +164,24 @@ impl TaskState {
 }
 
 /// State that a client wants of a task. Of two, the later one is the stronger one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DesiredState {
     /// It runs to its end.
+    #[default]
     Run,
     /// It is paused.
     Pause,
     /// It is cancelled.
     Cancel,
+}
+
+impl DesiredState {
+    /// Tells whether it is [`DesiredState::Run`].
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
+    pub(super) fn is_run(&self) -> bool {
+        *self == Self::Run
+    }
 }
 
 /// Order to run a task elsewhere. Holds until the task is assigned again.
@@ -253,6 +265,7 @@ impl TaskRecord {
             notifies,
         } = order;
         let members = spec.kind().group().map(|_| GroupState::default());
+        let by = if notifies.is_some() { Actor::Dispatcher } else { Actor::Client(None) };
         Self {
             id,
             spec,
@@ -289,6 +302,7 @@ impl TaskRecord {
             report: None,
             created_ms: now_ms,
             updated_ms: now_ms,
+            transitions: Transitions::created(now_ms, by),
             op: OpId::fresh(),
             unknown: UnknownFields::default(),
         }
@@ -378,6 +392,13 @@ impl TaskRecord {
     #[must_use]
     pub fn node(&self) -> Option<&NodeId> {
         self.holder.as_ref().map(|holder| &holder.node)
+    }
+
+    /// Returns the node that holds it, or, of one that has ended, held it last.
+    #[must_use]
+    pub fn shown_node(&self) -> Option<&NodeId> {
+        let last = self.attempts.last().filter(|_| self.state.is_terminal()).map(|attempt| &attempt.runner.node);
+        self.node().or(last)
     }
 
     /// Returns the faults by which a process has failed this task so far.

@@ -1,13 +1,14 @@
 //! Serves clients. The leader answers; every other node refers to the leader's address.
 
+use super::all_tasks::{self, Subscription};
 use super::convert::state_of;
 use super::error::RpcError;
-use super::limits::{HEARTBEAT_EVERY, PAGE_BYTES_MAX, PAGE_ITEMS_MAX, WATCH_EVERY, WATCHES_MAX};
+use super::limits::{HEARTBEAT_EVERY, PAGE_BYTES_MAX, PAGE_ITEMS_MAX, SUBSCRIBERS_MAX, WATCH_EVERY, WATCHES_MAX};
 use super::local_roles::NodeRoles;
 use super::schedules;
 use super::wire::{self, center_server::Center};
 use crate::cluster::clock_skew::is_off;
-use crate::dispatcher::{self, Query, RunnerSummary, ScheduleCommand};
+use crate::dispatcher::{self, Query, RunnerSummary, ScheduleCommand, Subscriber};
 use crate::model::{
     DrainMode, NodeId, ScheduleName, SettingName, Settings, Submission, TaskChanges, TaskCommand, TaskId, TaskRecord,
 };
@@ -36,6 +37,7 @@ pub(crate) struct CenterService {
     center: CenterId,
     here: Option<NodeId>,
     watches: Arc<Semaphore>,
+    subscribers: Arc<Semaphore>,
     stopping: watch::Receiver<bool>,
 }
 
@@ -49,7 +51,8 @@ impl CenterService {
         here: Option<NodeId>,
         stopping: watch::Receiver<bool>,
     ) -> Self {
-        Self { roles, center, here, watches: Arc::new(Semaphore::new(WATCHES_MAX)), stopping }
+        let (watches, subscribers) = (Semaphore::new(WATCHES_MAX), Semaphore::new(SUBSCRIBERS_MAX));
+        Self { roles, center, here, watches: Arc::new(watches), subscribers: Arc::new(subscribers), stopping }
     }
 
     async fn command(&self, id: String, command: TaskCommand) -> Result<Response<wire::Task>, Status> {
@@ -111,6 +114,27 @@ impl Center for CenterService {
         let place = Arc::clone(&self.watches).try_acquire_owned().map_err(|_| too_many_watches())?;
         let (events, stream) = mpsc::channel(WATCH_QUEUE);
         tokio::spawn(Watching { task, events, stopping: self.stopping.clone(), _place: place }.run());
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn events(&self, request: Request<wire::TaskName>) -> Answer<wire::EventsReply> {
+        let dispatcher = self.roles.dispatcher()?;
+        let id = TaskId::new(request.into_inner().id).map_err(RpcError::from)?;
+        let task = dispatcher.get(&id).await.map_err(RpcError::from)?;
+        Ok(Response::new(wire::EventsReply { transitions: task.transitions.iter().map(Into::into).collect() }))
+    }
+
+    type WatchAllStream = ReceiverStream<Result<wire::WatchAllEvent, Status>>;
+
+    async fn watch_all(&self, request: Request<wire::WatchAllRequest>) -> Answer<Self::WatchAllStream> {
+        let dispatcher = self.roles.dispatcher()?;
+        let place = Arc::clone(&self.subscribers).try_acquire_owned().map_err(|_| all_tasks::too_many_subscribers())?;
+        let since = request.into_inner().since.map(Into::into);
+        let subscriber = Subscriber::new(dispatcher.feed().await.map_err(RpcError::from)?, since);
+        let (events, stream) = mpsc::channel(all_tasks::QUEUE);
+        tokio::spawn(
+            Subscription { dispatcher, subscriber, events, stopping: self.stopping.clone(), _place: place }.run(),
+        );
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 

@@ -11,9 +11,11 @@ use super::error::RpcError;
 use super::limits::{CLIENT_CALL_WAIT, CLIENT_PATIENCE, MESSAGE_BYTES_MAX, STREAM_IDLE_MAX, WATCH_PATIENCE};
 use super::wire::{self, center_client};
 use crate::host_port::HostPort;
+use crate::model::{Epoch, Position};
 use blockhaul_engine::backoff::ExponentialBackoff;
 use blockhaul_engine::error::{Code, Error, Result};
 use std::future::Future;
+use std::ops::ControlFlow;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Channel;
@@ -65,6 +67,8 @@ verbs! {
     submit(SubmitRequest) -> Task;
     /// Returns a task.
     get(TaskName) -> Task;
+    /// Returns the last transitions of a task.
+    events(TaskName) -> EventsReply;
     /// Returns one page of tasks.
     list(ListRequest) -> ListReply;
     /// Lets the members of a group start.
@@ -215,6 +219,33 @@ impl CenterClient {
         }
     }
 
+    /// Passes all tasks and every change of any of them to `each`, from `since` on, until `each` breaks; survives the loss
+    /// of the node that leads. After a break in the stream it continues after the last change that `each` has got, or
+    /// starts anew with all tasks. Never passes signs of life.
+    ///
+    /// # Errors
+    /// As [`CenterClient::call`]; once changes have been received, with the patience of somebody who waits for a task.
+    pub async fn follow_all(
+        &mut self,
+        mut since: Option<Position>,
+        mut each: impl FnMut(&wire::watch_all_event::What) -> ControlFlow<()>,
+    ) -> Result<(), RpcError> {
+        loop {
+            let request = wire::WatchAllRequest { since: since.map(wire::Position::from) };
+            let mut events = self.call(|stub| watch_all(stub, request)).await?;
+            while let Some(event) = next_event(&mut events).await {
+                let Some(what) = event.what else { continue };
+                if each(&what).is_break() {
+                    return Ok(());
+                }
+                since = position_after(&what, since);
+                self.patience = WATCH_PATIENCE;
+            }
+            // The stream has ended. The node that leads now knows what comes next.
+            sleep(RETRY.first).await;
+        }
+    }
+
     fn address(&self) -> &str {
         match &self.next {
             Target::Listed(index) => &self.addresses[*index],
@@ -282,13 +313,39 @@ async fn watch(mut stub: Stub, name: wire::TaskName) -> Result<Response<Streamin
     stub.watch(Request::new(name)).await
 }
 
+async fn watch_all(
+    mut stub: Stub,
+    request: wire::WatchAllRequest,
+) -> Result<Response<Streaming<wire::WatchAllEvent>>, Status> {
+    stub.watch_all(Request::new(request)).await
+}
+
+/// Returns the position after an event; `None` while a snapshot is incomplete.
+fn position_after(what: &wire::watch_all_event::What, before: Option<Position>) -> Option<Position> {
+    use wire::watch_all_event::What;
+    match what {
+        What::Begin(_) | What::Tasks(_) => None,
+        What::End(position) => Some((*position).into()),
+        What::Changes(wire::TaskChanges { epoch, changes }) => {
+            let last = changes.last().map(|last| Position { epoch: Epoch(*epoch), number: last.number });
+            last.or(before)
+        }
+    }
+}
+
+/// Returns the next message; `None` when the stream has ended, failed, or been silent for too long.
+async fn next_event<T>(events: &mut Streaming<T>) -> Option<T> {
+    match timeout(STREAM_IDLE_MAX, events.message()).await {
+        Ok(Ok(event)) => event,
+        Ok(Err(_)) | Err(_) => None,
+    }
+}
+
 /// Returns the next state of a watched task; `None` when the stream has ended, failed, or been silent for too long.
 async fn next_task(events: &mut Streaming<wire::WatchEvent>) -> Option<wire::Task> {
     loop {
-        match timeout(STREAM_IDLE_MAX, events.message()).await {
-            Ok(Ok(Some(wire::WatchEvent { task: Some(task) }))) => return Some(task),
-            Ok(Ok(Some(wire::WatchEvent { task: None }))) => (),
-            Ok(Ok(None) | Err(_)) | Err(_) => return None,
+        if let Some(task) = next_event(events).await?.task {
+            return Some(task);
         }
     }
 }

@@ -12,7 +12,6 @@ use strum::VariantArray;
 
 impl From<&TaskRecord> for wire::Task {
     fn from(task: &TaskRecord) -> Self {
-        let last = task.attempts.last().filter(|_| task.state.is_terminal()).map(|attempt| &attempt.runner.node);
         Self {
             id: task.id.to_string(),
             spec: Some(wire::Spec::from(&task.spec)),
@@ -22,7 +21,7 @@ impl From<&TaskRecord> for wire::Task {
             priority: task.priority.into(),
             max_attempts: task.max_attempts,
             failures: task.failures,
-            node: task.node().or(last).map(ToString::to_string),
+            node: task.shown_node().map(ToString::to_string),
             epoch: task.epoch.map(|epoch| epoch.0),
             progress: Some(task.progress.into()),
             error: task.error.as_ref().map(wire::RpcError::from),

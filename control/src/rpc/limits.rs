@@ -36,6 +36,13 @@ pub const METRICS_CONNECTIONS_MAX: usize = 64;
 /// Tasks watched at once.
 pub const WATCHES_MAX: usize = 1024;
 
+/// Clients that follow all tasks at once: each costs a copy of every change.
+pub const SUBSCRIBERS_MAX: usize = 16;
+
+/// Longest time for which a client that follows all tasks may take nothing: then its stream is ended, as it keeps others
+/// out.
+pub const SUBSCRIBER_STALL_MAX: Duration = Duration::from_secs(60);
+
 /// Time between two keepalive pings; a peer that does not answer one within [`KEEPALIVE_WAIT`] is disconnected.
 pub const KEEPALIVE_EVERY: Duration = Duration::from_secs(2);
 

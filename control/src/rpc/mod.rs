@@ -6,9 +6,9 @@
 //! | `error` | failures on their way over the wire |
 //! | `validate`, `schedules` | a client's request, checked; schedules as messages |
 //! | `convert`, `digest` | records as messages, digests of requests |
-//! | `task_view`, `schedule_view` | tasks and schedules as clients see them |
+//! | `task_view`, `schedule_view`, `change_view` | tasks, schedules and changes as clients see them |
 //! | `local_roles` | handles of this node's dispatcher and runner, which the services call |
-//! | `center`, `nodes` | the services |
+//! | `center`, `all_tasks`, `nodes` | the services |
 //! | `addressee` | the process that a call between nodes is for |
 //! | `connection_limit`, `listener` | where the services listen, and for how many connections |
 //! | `service_endpoint`, `handshake` | what an accepted connection goes through first |
@@ -19,10 +19,12 @@
 //! a bound in [`limits`].
 
 mod addressee;
+mod all_tasks;
 pub(crate) mod connection_limit;
 pub mod calls;
 mod center;
 mod certificates;
+pub mod change_view;
 pub mod channels;
 pub mod client;
 pub mod digest;

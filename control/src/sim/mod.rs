@@ -31,6 +31,7 @@ mod scenario;
 mod retry_invariants;
 mod schedule_invariants;
 mod run_result;
+mod subscriber;
 mod executor;
 mod world;
 

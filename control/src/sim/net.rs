@@ -106,7 +106,8 @@ impl Net {
         self.lock().cut.clear();
     }
 
-    fn find_endpoint(&self, from: &str, to: &str) -> Option<ProcessEndpoint> {
+    /// Returns the endpoint at a node's address, if the caller reaches it.
+    pub(super) fn find_endpoint(&self, from: &str, to: &str) -> Option<ProcessEndpoint> {
         let inner = self.lock();
         let is_cut = inner.cut.contains(&(from.to_owned(), to.to_owned()));
         inner.endpoints.get(to).filter(|_| !is_cut).cloned()

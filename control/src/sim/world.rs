@@ -14,6 +14,7 @@ use super::net::{Net, NetworkFaults};
 use super::node::{SimNode, SimProcess};
 use super::run_result::RunResult;
 use super::scenario::{ClientAction, Event, FAULT_TIME, Fault, Scenario};
+use super::subscriber::SimSubscriber;
 use super::volume_name::VolumeName;
 use crate::clock::Clock;
 use crate::coord::paths;
@@ -66,6 +67,8 @@ pub(super) struct World {
     scheduled: u64,
     fence_requests: mpsc::UnboundedReceiver<FenceRequest>,
     snapshots: VecDeque<(Instant, Snapshot)>,
+    /// Whether a client follows all tasks.
+    has_subscriber: bool,
     defect: Option<Defect>,
 }
 
@@ -162,6 +165,7 @@ impl World {
             net,
             invariants,
             client,
+            has_subscriber: seed % 2 == 1,
             disk_behaviour,
             nodes,
             fence_requests,
@@ -210,11 +214,15 @@ impl World {
     }
 
     async fn run_to_end(&mut self) {
+        let subscriber = self.has_subscriber.then(|| SimSubscriber::start(self.net.clone(), self.invariants.clone()));
         self.run_scenario().await;
         self.repair_all().await;
         self.settle().await;
         sleep(late(self.defect)).await;
         self.disks.check_end();
+        if let Some(subscriber) = subscriber.filter(|_| !self.scenario.regresses) {
+            subscriber.check(&self.invariants).await;
+        }
         let faults = self.result.faults().values().sum::<u64>();
         self.result.expect(faults >= FAULTS_MIN, || format!("only {faults} faults"));
     }

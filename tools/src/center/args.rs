@@ -1,7 +1,7 @@
 //! Declares the flags of the commands that call a task center.
 
 use crate::log_args::RawLog;
-use blockhaul_control::model::parse_label;
+use blockhaul_control::model::{Position, parse_label};
 use blockhaul_control::rpc::tls::RawTls;
 use blockhaul_control::rpc::wire;
 use blockhaul_control::timestamp::Timestamp;
@@ -252,6 +252,21 @@ pub(crate) struct RawTaskId {
     /// Task ID
     #[arg(value_name = "ID")]
     pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) center: RawCenter,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RawWatch {
+    /// Task ID
+    #[arg(value_name = "ID", required_unless_present = "all")]
+    pub(crate) id: Option<String>,
+    /// Follow all tasks instead: all of them as they are, then each change of any of them, without end
+    #[arg(long, conflicts_with = "id")]
+    pub(crate) all: bool,
+    /// Go on after this position, with which the last line began; starts with all tasks if the center cannot
+    #[arg(long, value_name = "EPOCH:N", value_parser = Position::parse, requires = "all", conflicts_with = "id")]
+    pub(crate) since: Option<Position>,
     #[command(flatten)]
     pub(crate) center: RawCenter,
 }

@@ -1,10 +1,11 @@
-//! Runs the commands that call a task center: `submit`, `retry`, `get`, `watch`, `cancel`, `pause`, `resume`, `remove`, `set`,
+//! Runs the commands that call a task center: `submit`, `retry`, `get`, `events`, `watch`, `cancel`, `pause`, `resume`, `remove`, `set`,
 //! `move`, `list`, `schedule`, `runners`, `include`, `drain`, `fence` and `center`.
 //!
 //! Each command resolves its flags, makes its call, and shows the reply. The client finds the leader and retries.
 
 pub(crate) mod args;
 mod batch;
+mod following;
 mod retry;
 mod schedule;
 mod settings;
@@ -12,14 +13,16 @@ mod show;
 mod submit;
 
 use crate::exit::Exit;
-use crate::output::print_stderr;
+use crate::output::{self, print_stderr};
 use crate::start_logging;
 use args::{
     RawBatchTask, RawCancel, RawCenter, RawChanges, RawDrain, RawFence, RawList, RawMove, RawNode, RawQuery, RawRemove,
-    RawRetry, RawSet, RawSettingsCommand, RawStatus, RawSubmit, RawTaskId, Setting,
+    RawRetry, RawSet, RawSettingsCommand, RawStatus, RawSubmit, RawTaskId, RawWatch, Setting,
 };
 use batch::GroupSubmission;
 use blockhaul_control::clock::HostClock;
+use blockhaul_control::model::Position;
+use blockhaul_control::rpc::change_view::{FollowedEvent, TransitionView};
 use blockhaul_control::rpc::channels::Channels;
 use blockhaul_control::rpc::client::CenterClient;
 use blockhaul_control::rpc::error::RpcError;
@@ -30,6 +33,7 @@ use blockhaul_control::timestamp::Timestamp;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::resource_check::{RUNTIME_DESCRIPTORS, require_descriptors};
 pub(crate) use schedule::schedule;
+use std::ops::ControlFlow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use submit::SingleTask;
 use tokio::runtime::{Builder, Runtime};
@@ -80,6 +84,17 @@ impl CenterSession {
             print_stderr(format_args!("task {id}: {}: {}", error.code, error.message));
         }
         Ok(exit_of(&task))
+    }
+
+    /// Shows all tasks and every change of any of them, until nobody reads that any more.
+    fn follow_all(&mut self, since: Option<Position>) -> Result<Exit> {
+        let Self { runtime, client, json } = self;
+        let each = |what: &wire::watch_all_event::What| {
+            FollowedEvent::all_of(what).iter().for_each(|event| following::event(event, *json));
+            if output::is_stdout_broken() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        runtime.block_on(client.follow_all(since, each)).map_err(error_of)?;
+        Ok(Exit::Done)
     }
 
     /// Shows a submitted task, and follows it if the user wants to. What existed already does not look like a new task.
@@ -199,8 +214,21 @@ pub(crate) fn get(RawTaskId { id, center }: RawTaskId) -> Result<Exit> {
     Ok(session.show(task))
 }
 
-pub(crate) fn watch(RawTaskId { id, center }: RawTaskId) -> Result<Exit> {
-    CenterSession::open(center)?.follow(&id)
+pub(crate) fn events(RawTaskId { id, center }: RawTaskId) -> Result<Exit> {
+    let mut session = CenterSession::open(center)?;
+    let wire::EventsReply { transitions } = call!(session, events, wire::TaskName { id: id.clone() })?;
+    for transition in transitions {
+        following::transition(&TransitionView::new(&id, transition), session.json);
+    }
+    Ok(Exit::Done)
+}
+
+pub(crate) fn watch(RawWatch { id, all: _, since, center }: RawWatch) -> Result<Exit> {
+    let mut session = CenterSession::open(center)?;
+    match id {
+        Some(id) => session.follow(&id),
+        None => session.follow_all(since),
+    }
 }
 
 pub(crate) fn cancel(RawCancel { id, all, center }: RawCancel) -> Result<Exit> {

@@ -11,6 +11,7 @@ mod depending;
 mod disks;
 mod ensembles;
 mod finishing;
+mod following;
 mod groups;
 mod hooks;
 mod judging;

@@ -3,7 +3,7 @@
 use blockhaul_testkit::scratch::{MIB, Scratch, noise};
 
 /// All flags, by command.
-const FLAGS: [(&str, &[&str]); 12] = [
+const FLAGS: [(&str, &[&str]); 14] = [
     (
         "copy",
         &[
@@ -120,6 +120,8 @@ const FLAGS: [(&str, &[&str]); 12] = [
         ],
     ),
     ("drain", &["NODE", "--now", "--undo", "--idle", "--for", "--wait", "--center", "--json", "--log"]),
+    ("events", &["ID", "--center", "--json", "--log"]),
+    ("watch", &["ID", "--all", "--since", "--center", "--json", "--log"]),
     ("center set", &["--if-version", "--center", "--json", "--log"]),
     ("schedule run", &["NAME", "--refire-from", "--center", "--json", "--log"]),
     ("schedule remove", &["NAME", "--cancel-live", "--center", "--json", "--log"]),
@@ -153,7 +155,7 @@ fn malformed_requests_end_with_2_and_touch_nothing() {
     let scratch = Scratch::new();
     scratch.file("a", b"data");
     let before = scratch.snapshot();
-    let malformed: [&[&str]; 29] = [
+    let malformed: [&[&str]; 33] = [
         &[],
         &["copy"],
         &["copy", "a"],
@@ -183,6 +185,10 @@ fn malformed_requests_end_with_2_and_touch_nothing() {
         &["batch", "a", "--restart", "--cancel"],
         &["verify", "a", "b", "--sparse", "never"],
         &["verify", "--receipt", "r", "a", "b"],
+        &["watch"],
+        &["watch", "t", "--all"],
+        &["watch", "t", "--since", "1:2"],
+        &["watch", "--all", "--since", "yesterday"],
     ];
     for args in malformed {
         let output = scratch.blockhaul(args).output().unwrap();

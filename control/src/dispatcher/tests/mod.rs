@@ -5,6 +5,7 @@ mod clients;
 mod depending;
 mod draining;
 mod excluding;
+mod following;
 mod golden;
 mod grouping;
 mod holding;

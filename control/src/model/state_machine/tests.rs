@@ -3,7 +3,7 @@
 use super::*;
 use crate::coord::NODE_BYTES_MAX;
 use crate::model::TaskSpec;
-use crate::model::{CopyTask, Incarnation, NodeId, NoopTask, Record, RunTask, Submission, TaskId};
+use crate::model::{CopyTask, Incarnation, NodeId, NoopTask, Record, RunTask, Submission, TaskId, Transition};
 use blockhaul_engine::extent::{ByteRange, RangeSet};
 use proptest::prelude::*;
 
@@ -339,8 +339,77 @@ proptest! {
             let began = next.attempts.iter().filter(|attempt| attempt.epoch.is_some()).count();
             prop_assert!(began <= 1 || next.spec != run(true), "it runs at most once");
             prop_assert!(next.encode().len() <= NODE_BYTES_MAX);
+            let last = next.transitions.iter().next_back().map(|last| (last.state, last.desired_state));
+            prop_assert!(last.is_none_or(|last| last == (next.state, next.desired())), "{:?}: {:?}", event, last);
             prop_assert_eq!(&TaskRecord::decode(&next.encode()).unwrap(), &next);
             record = next;
         }
     }
+}
+
+/// Returns the transitions of a record as `STATE wish BY on NODE: REASON`.
+fn history(record: &TaskRecord) -> Vec<String> {
+    let line = |transition: &Transition| {
+        let node = transition.node.as_ref().map(|node| format!(" on {node}")).unwrap_or_default();
+        let reason = if transition.reason.is_empty() { String::new() } else { format!(": {}", transition.reason) };
+        let wish = if transition.desired_state.is_run() { "" } else { " wished otherwise" };
+        format!("{} by {}{wish}{node}{reason}", transition.state.as_str(), transition.by.word())
+    };
+    record.transitions.iter().map(line).collect()
+}
+
+#[test]
+fn each_change_of_the_state_or_of_the_wish_is_noted_with_who_asked() {
+    let back = |code| TaskEvent::GivenBack { code, checkpoint: Checkpoint::default() };
+    let paused = after(
+        &task(copy(FenceMethod::Lease)),
+        [assigned("a"), BEGAN, TaskEvent::Checkpointed(so_far(1)), TaskEvent::PauseRequested, back(Code::Cancelled)],
+    );
+    assert_eq!(
+        history(&paused),
+        [
+            "PENDING by client",
+            "ASSIGNED by dispatcher on n1",
+            "RUNNING by node on n1",
+            "RUNNING by client wished otherwise on n1",
+            "PAUSED by node wished otherwise on n1: paused by user",
+        ]
+    );
+    let lost = after(&paused, [TaskEvent::ResumeRequested, assigned("b"), BEGAN, TaskEvent::RunnerLost]);
+    let ended = after(&lost, [TaskEvent::Fenced(FenceProof::Operator), TaskEvent::CancelRequested]);
+    assert_eq!(
+        history(&ended)[4..],
+        [
+            "RUNNING by node on n1",
+            "LOST by dispatcher on n1: n1 is lost and may still write",
+            "PENDING by client: n1 is lost and may still write",
+            "CANCELLED by client wished otherwise: n1 is lost and may still write",
+        ]
+    );
+}
+
+#[test]
+fn what_changes_neither_state_nor_wish_is_not_noted() {
+    let running = after(&task(copy(FenceMethod::Lease)), [assigned("a"), BEGAN]);
+    let changes = TaskChanges { limit: Some(Some(7)), ..TaskChanges::default() };
+    let events = [TaskEvent::Checkpointed(so_far(1)), TaskEvent::ChangesRequested(changes), TaskEvent::ResumeRequested];
+    assert_eq!(after(&running, events).transitions, running.transitions);
+}
+
+#[test]
+fn a_group_that_nobody_completes_is_cancelled_by_the_center() {
+    let spec = serde_json::json!({ "kind": "group", "digest": "ab".repeat(32), "members": 2, "on_failure": "stop" });
+    let group = task(serde_json::from_value(spec).unwrap());
+    let cancelled = after(&group, [TaskEvent::SealMissed]);
+    assert_eq!(history(&cancelled)[1..], ["CANCELLING by dispatcher wished otherwise"]);
+}
+
+#[test]
+fn a_record_of_an_earlier_version_has_no_transitions_and_gets_them_from_then_on() {
+    let mut old = serde_json::to_value(after(&task(copy(FenceMethod::Lease)), [assigned("a")])).unwrap();
+    old.as_object_mut().unwrap().remove("transitions").expect("a new record has it");
+    let read = TaskRecord::decode(&serde_json::to_vec(&old).unwrap()).unwrap();
+    assert!(read.transitions.is_empty());
+    assert!(!String::from_utf8(read.encode()).unwrap().contains("transitions"));
+    assert_eq!(history(&after(&read, [BEGAN])), ["RUNNING by node on n1"]);
 }

@@ -4,7 +4,10 @@ use crate::clock::HostClock;
 use crate::coord::bootstrap::BootstrappingClient;
 use crate::coord::embedded::Embedded;
 use crate::coord::session_keeper::SessionKeeper;
-use crate::dispatcher::{DispatcherHandle, DispatcherRequest as Request, Mutation, Page, Query, RunnerSummary, Status};
+use crate::dispatcher::{
+    ChangeFeed, DispatcherHandle, DispatcherRequest as Request, Mutation, Page, Query, RunnerSummary, Status,
+    TaskChange,
+};
 use crate::execution::{CompareJob, CopyJob, Execution, ExecutionHandle, Executor, HookJob};
 use crate::model::{
     CopyTask, Drain, Epoch, Incarnation, Leader, NodeId, NoopTask, OpId, Progress, Submission, TaskCommand, TaskId,
@@ -32,6 +35,8 @@ use tokio::sync::watch;
 pub(super) struct MockDispatcher {
     pub(super) tasks: Mutex<BTreeMap<TaskId, watch::Sender<Arc<TaskRecord>>>>,
     pub(super) changed: Mutex<Vec<TaskId>>,
+    /// Number of terms so far, and the changes of the present one.
+    feed: Mutex<(i64, Option<ChangeFeed>)>,
     pub(super) progress: Mutex<Vec<(TaskId, Progress)>>,
 }
 
@@ -49,17 +54,33 @@ impl MockDispatcher {
     pub(super) fn edit(&self, id: &TaskId, change: impl FnOnce(&mut TaskRecord)) {
         let tasks = self.tasks.lock().unwrap();
         tasks[id].send_modify(|task| change(Arc::make_mut(task)));
+        self.feed(|feed| feed.push(TaskChange::of(&tasks[id].borrow(), 1)));
     }
 
     /// Stores a task.
     pub(super) fn put(&self, task: TaskRecord) {
+        self.feed(|feed| feed.push(TaskChange::of(&task, 0)));
         self.tasks.lock().unwrap().insert(task.id.clone(), watch::Sender::new(Arc::new(task)));
+    }
+
+    /// Does something with the changes of the present term.
+    fn feed<T>(&self, act: impl FnOnce(&mut ChangeFeed) -> T) -> T {
+        let mut locked = self.feed.lock().unwrap();
+        let (term, feed) = &mut *locked;
+        act(feed.get_or_insert_with(|| ChangeFeed::new(Epoch(*term), 0)))
+    }
+
+    /// Begins a new term.
+    fn begin_term(&self) {
+        let mut locked = self.feed.lock().unwrap();
+        *locked = (locked.0 + 1, None);
     }
 
     /// Serves requests until the handle and its clones are gone.
     fn serve(self: &Arc<Self>) -> DispatcherHandle {
         let (handle, mut requests) = DispatcherHandle::new();
         let mock = Arc::clone(self);
+        mock.begin_term();
         tokio::spawn(async move {
             while let Some(request) = requests.recv().await {
                 mock.answer(request);
@@ -75,6 +96,12 @@ impl MockDispatcher {
             Request::Get(id, reply) => drop(reply.send(self.get(&id))),
             Request::List(query, reply) => drop(reply.send(Ok(self.list(&query)))),
             Request::Watch(id, reply) => drop(reply.send(self.watch(&id))),
+            Request::Feed(reply) => drop(reply.send(Ok(self.feed(|feed| feed.reader())))),
+            Request::Snapshot(reply) => {
+                let tasks = self.tasks.lock().unwrap();
+                let all = || tasks.values().map(|task| TaskChange::of(&task.borrow(), 0)).collect();
+                drop(reply.send(Ok(self.feed(|feed| feed.snapshot(all)))));
+            }
             Request::Mutate(id, mutation, reply) => drop(reply.send(self.mutate(&id, &mutation))),
             Request::Runners(reply) => drop(reply.send(Ok(vec![draining_node()]))),
             Request::Include(_, reply) => drop(reply.send(Ok(false))),
@@ -125,6 +152,7 @@ impl MockDispatcher {
             Mutation::Command(TaskCommand::Cancel) => self.edit(task, |task| task.state = TaskState::Cancelled),
             Mutation::Remove => {
                 self.tasks.lock().unwrap().remove(task);
+                self.feed(|feed| feed.push(TaskChange::removed(&last, 0)));
                 return Ok(last);
             }
             Mutation::Command(_) | Mutation::Confirm(_) => {
