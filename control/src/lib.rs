@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod async_spawn;
+mod audit;
 pub mod batch;
 pub mod clock;
 pub mod cluster;
