@@ -9,6 +9,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod access;
 mod async_spawn;
 mod audit;
 pub mod batch;

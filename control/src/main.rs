@@ -166,9 +166,10 @@ fn own(events: &Receiver<Event>, node: &NodeHandle, logging: &Logging) -> Result
     }
 }
 
-/// Reads the file of `--config` and the certificates again. Invalid settings change nothing.
+/// Reads the file of `--config`, the certificates and the roles again. Invalid settings change nothing.
 fn reload(node: &NodeHandle, logging: &Logging) {
     node.read_certificates();
+    node.read_roles();
     let read = || -> Result<()> {
         let raw = RawConfig::try_parse().map_err(|error| Error::bad_request(error.to_string()))?.with_file()?;
         let limits = raw.limits()?;

@@ -13,6 +13,7 @@
 //!   its tasks, the session is closed, the listeners end. A task that could not be returned keeps its session
 //!   until that expires. A lost storage network does the same, but the process stays, answers, and starts its roles again.
 
+mod apart;
 mod candidacy;
 mod hooks;
 mod node_handle;
@@ -29,6 +30,7 @@ pub use node_handle::NodeHandle;
 pub(crate) use roles::Roles;
 pub use shutdown::{Stop, StopHandle};
 
+use crate::audit::AuditLog;
 use crate::clock::{Clock, ClockOffset, HostClock};
 use crate::cluster::service_address::{InterfaceAddress, ServiceAddress};
 use crate::cluster::storage_probe::StorageProbe;
@@ -48,7 +50,7 @@ use crate::peers::{CenterId, LocalIdentity};
 use crate::policy::Policy;
 use crate::rpc::calls::{GrpcLeaderClient, GrpcRunnerClient};
 use crate::rpc::channels::Channels;
-use crate::rpc::listener::Listener;
+use crate::rpc::listener::{Listener, Protection};
 use crate::rpc::local_roles::{Leadership, NodeRoles};
 use crate::rpc::tls::Tls;
 use crate::runner::{
@@ -93,6 +95,8 @@ pub struct InitialisedNode {
     failures: mpsc::Receiver<Error>,
     liveness: LivenessCounters,
     overview: Overview,
+    /// Whether there are no other nodes.
+    is_alone: bool,
     stopper: StopHandle,
 }
 
@@ -153,6 +157,7 @@ impl Node {
     /// Says what is missing or wrong on this host, and what to do.
     pub async fn initialise(self) -> Result<InitialisedNode> {
         let Self { config, handle } = self;
+        check_apart(&config).await?;
         let state = Arc::new(lock(&config).await?);
         let restarts = state.count_start().unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot count this start");
@@ -167,13 +172,11 @@ impl Node {
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
         let (clock, clock_told) = watch::channel(None);
         let roles = NodeRoles { leadership: leadership_seen, serving: serving_seen, runner: local_runner_seen, clock };
-        let here = (config.store == Store::Embedded).then(|| config.node.clone());
         let incarnation = Incarnation(uuid::Uuid::new_v4().simple().to_string());
         let center = CenterId::default();
         let identity =
             LocalIdentity { center: center.clone(), node: config.node.clone(), incarnation: incarnation.clone() };
-        let also = vip.as_ref().map(|vip| vip.address);
-        let listener = Listener::open(config.listen, config.tls.as_ref(), identity, roles.clone(), here, also).await?;
+        let listener = listen(&config, &state, identity, &roles, vip.as_ref()).await?;
         let address = advertised(&config, listener.address());
         tracing::info!(node = %config.node, listen = %listener.address(), %address, "listening");
         let vip = service_address(vip, &listener, storage_probe.as_ref()).await?;
@@ -201,6 +204,7 @@ impl Node {
             storage_network: storage_probe.as_ref().map(StorageProbe::seen),
             vip: vip.clone(),
             tls: config.tls.clone(),
+            access: config.access.clone(),
         };
         let (failed, failures) = mpsc::channel(1);
         let leading = LeaderRole {
@@ -235,6 +239,7 @@ impl Node {
             failures,
             liveness,
             overview,
+            is_alone: config.store == Store::Embedded,
             stopper: handle.stopper().clone(),
         })
     }
@@ -255,7 +260,7 @@ impl InitialisedNode {
     pub async fn run(self) -> Result<()> {
         let Self { keeper, leading, runner, engine, listener, metrics, storage_probe, local_runner, serving, .. } =
             self;
-        let Self { clock_told, failures, liveness, overview, stopper, .. } = self;
+        let Self { clock_told, failures, liveness, overview, is_alone, stopper, .. } = self;
         local_runner.send_replace(Some(runner.handle()));
         let storage_network = storage_probe.as_ref().map(StorageProbe::seen);
         let tls = overview.tls.clone();
@@ -283,11 +288,19 @@ impl InitialisedNode {
                 None => std::future::pending().await,
             }
         };
+        let governing = async {
+            let own = || tls.as_ref().filter(|_| !is_alone).and_then(Tls::own_name);
+            match &overview.access {
+                Some(access) => access.keep(own).await,
+                None => std::future::pending().await,
+            }
+        };
         let (Stopped { left_behind }, result) = tokio::select! {
             biased;
             ended = roles.run(runner, || service_manager::stopping(&overview)) => ended,
             () = probing => unreachable!("it never ends"),
             () = renewing => unreachable!("it never ends"),
+            () = governing => unreachable!("it never ends"),
             () = service_manager::attend(&overview, liveness) => unreachable!("it never ends"),
         };
         local_runner.send_replace(None);
@@ -304,6 +317,26 @@ impl InitialisedNode {
         tracing::info!("stopped");
         result
     }
+}
+
+/// Refuses to let tasks write what decides about their rights, or read the key of this node.
+async fn check_apart(config: &Config) -> Result<()> {
+    let config = config.clone();
+    let checked = tokio::task::spawn_blocking(move || apart::check(&config)).await;
+    checked.unwrap_or_else(|error| Err(Error::internal(Operation::Start, error.to_string())))
+}
+
+async fn listen(
+    config: &Config,
+    state: &StateDir,
+    identity: LocalIdentity,
+    roles: &NodeRoles,
+    vip: Option<&InterfaceAddress>,
+) -> Result<Listener> {
+    let audit = AuditLog::start(state.path(), config.node.clone())?;
+    let protection = Protection { tls: config.tls.clone(), access: config.access.clone(), audit };
+    let here = (config.store == Store::Embedded).then(|| config.node.clone());
+    Listener::open(config.listen, protection, identity, roles.clone(), here, vip.map(|vip| vip.address)).await
 }
 
 async fn metrics(config: &Config, roles: &NodeRoles, runner: &Runner) -> Result<Option<Metrics>> {

@@ -44,6 +44,13 @@ impl NodeHandle {
         }
     }
 
+    /// Reads the file of roles again, if there is one. A node that is not initialised reads it later anyway.
+    pub fn read_roles(&self) {
+        if let Some(access) = self.overview.get().and_then(|overview| overview.access.as_ref()) {
+            access.read_again();
+        }
+    }
+
     /// Returns the state of the node as one JSON object.
     #[must_use]
     pub fn state(&self) -> String {

@@ -1,4 +1,6 @@
 //! Serves clients. The leader answers; every other node refers to the leader's address.
+//!
+//! Who may call what, and the audit log, are the business of `guarded_center`, which stands in front of this service.
 
 use super::convert::state_of;
 use super::error::RpcError;
@@ -52,6 +54,14 @@ impl CenterService {
         Self { roles, center, here, watches: Arc::new(Semaphore::new(WATCHES_MAX)), stopping }
     }
 
+    /// Checks that this node leads.
+    ///
+    /// # Errors
+    /// `ENotLeader` with the address of the leader.
+    pub(super) fn check_leads(&self) -> Result<(), RpcError> {
+        self.roles.dispatcher().map(drop)
+    }
+
     async fn command(&self, id: String, command: TaskCommand) -> Result<Response<wire::Task>, Status> {
         let dispatcher = self.roles.dispatcher()?;
         let id = TaskId::new(id).map_err(RpcError::from)?;
@@ -65,7 +75,7 @@ impl CenterService {
     }
 }
 
-type Answer<T> = Result<Response<T>, Status>;
+pub(super) type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl Center for CenterService {

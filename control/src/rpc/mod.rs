@@ -9,6 +9,7 @@
 //! | `task_view`, `schedule_view` | tasks and schedules as clients see them |
 //! | `local_roles` | handles of this node's dispatcher and runner, which the services call |
 //! | `center`, `nodes` | the services |
+//! | `guarded_center` | who may call the first one, and its audit log |
 //! | `addressee` | the process that a call between nodes is for |
 //! | `connection_limit`, `listener` | where the services listen, and for how many connections |
 //! | `service_endpoint`, `handshake` | what an accepted connection goes through first |
@@ -29,6 +30,7 @@ pub mod digest;
 mod connect_failure;
 mod convert;
 pub mod error;
+mod guarded_center;
 mod handshake;
 pub mod limits;
 pub mod listener;

@@ -1,5 +1,7 @@
 //! Provides a dispatcher that records its requests, a runner without a dispatcher, and nodes made of them.
 
+use crate::access::AccessControl;
+use crate::audit::AuditLog;
 use crate::clock::HostClock;
 use crate::coord::bootstrap::BootstrappingClient;
 use crate::coord::embedded::Embedded;
@@ -13,7 +15,7 @@ use crate::model::{
 use crate::peers::{CallError, CenterId, LeaderClient, LocalIdentity, Peer};
 use crate::rpc::channels::Channels;
 use crate::rpc::client::CenterClient;
-use crate::rpc::listener::Listener;
+use crate::rpc::listener::{Listener, Protection};
 use crate::rpc::local_roles::{Leadership, NodeRoles};
 use crate::rpc::tls::Tls;
 use crate::rpc::wire;
@@ -249,6 +251,8 @@ pub(super) struct Node {
     pub(super) leadership: watch::Sender<Leadership>,
     pub(super) serving: watch::Sender<bool>,
     pub(super) runner: watch::Sender<Option<RunnerHandle>>,
+    /// Its state directory, where its audit log is.
+    pub(super) state: tempfile::TempDir,
 }
 
 impl Node {
@@ -261,6 +265,18 @@ impl Node {
     }
 
     pub(super) async fn at(address: &str, tls: Option<&Tls>) -> Self {
+        Self::open(address, tls, None).await
+    }
+
+    /// With certificates, and rights by their names.
+    pub(super) async fn with_access(tls: &Tls, access: &AccessControl) -> Self {
+        Self::open("127.0.0.1:0", Some(tls), Some(access)).await
+    }
+
+    async fn open(address: &str, tls: Option<&Tls>, access: Option<&AccessControl>) -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let audit = AuditLog::start(state.path(), identity().node).unwrap();
+        let protection = Protection { tls: tls.cloned(), access: access.cloned(), audit };
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
         let (runner, runner_seen) = watch::channel(None);
         let (serving, serving_seen) = watch::channel(true);
@@ -270,8 +286,9 @@ impl Node {
             runner: runner_seen,
             clock: watch::Sender::new(None),
         };
-        let listener = Listener::open(address.parse().unwrap(), tls, identity(), roles, None, None).await.unwrap();
-        Self { listener, leadership, serving, runner }
+        let listener =
+            Listener::open(address.parse().unwrap(), protection, identity(), roles, None, None).await.unwrap();
+        Self { listener, leadership, serving, runner, state }
     }
 
     pub(super) fn address(&self) -> String {
