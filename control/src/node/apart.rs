@@ -18,7 +18,12 @@ pub(super) fn check(config: &Config) -> Result<()> {
     let files = [("--roles", access.path()), ("--state-dir", config.state_dir.as_path())];
     let certificates = config.tls.as_ref().map(|tls| tls.paths()).into_iter().flatten();
     for (flag, path) in files.into_iter().chain(certificates) {
-        check_apart(flag, path, &config.allow_paths, "a task could take rights that nobody gave it, or hide what it has done")?;
+        check_apart(
+            flag,
+            path,
+            &config.allow_paths,
+            "a task could take rights that nobody gave it, or hide what it has done",
+        )?;
     }
     Ok(())
 }
