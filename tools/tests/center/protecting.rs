@@ -73,8 +73,8 @@ fn roles_count_on_every_node_and_the_leader_keeps_an_audit_log() {
             &viewer,
             "client 'viewer' has the role view, and Submit needs the role submit",
         ),
-        (&["drain", "n1"], &ci, "client 'ci' has the role submit, and Drain needs the role operate"),
-        (&["list"], &n0, "'n0' is a node, not a client"),
+        (&["drain", "n1"][..], &ci, "client 'ci' has the role submit, and Drain needs the role operate"),
+        (&["list"][..], &n0, "'n0' is a node, not a client"),
     ] {
         let refused = ask(args, identity);
         assert_eq!(refused.code, Some(1), "{refused:?}");
