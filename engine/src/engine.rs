@@ -196,7 +196,10 @@ impl Engine {
         let job = Arc::new(JobState::new(Arc::new(control), self.cores()));
         let handle = JobHandle::new(Arc::clone(&job));
         let (resources, shared) = (Arc::clone(&self.resources), Arc::clone(&job));
+        // What the job logs belongs to its caller's span.
+        let span = tracing::Span::current();
         let spawned = std::thread::Builder::new().name("job".to_owned()).spawn(move || {
+            let _in = span.entered();
             let end = EndOfJob { job: &shared, cores: resources.workers.len() };
             let report = body(&resources, &shared);
             drop(resources);
