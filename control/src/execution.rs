@@ -296,7 +296,14 @@ impl Outcome {
             Code::RunnerInterrupt => End::Stopped(StopReason::RunnerInterrupt),
             Code::Cancelled => End::Stopped(StopReason::UserCancel),
             Code::LeaseLost => End::Stopped(StopReason::LeaseLost),
-            _ => End::Failed(Failure::from(error)),
+            _ => {
+                let failure = Failure::from(error);
+                if failure.message.len() < error.message.len() {
+                    // A record has no room for all of it.
+                    tracing::warn!(%error, "failed, in full");
+                }
+                End::Failed(failure)
+            }
         })
     }
 }

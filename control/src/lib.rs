@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod async_spawn;
+pub mod attempt_log;
 pub mod batch;
 pub mod clock;
 pub mod cluster;

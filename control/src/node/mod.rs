@@ -44,7 +44,7 @@ use crate::execution::Executor;
 use crate::liveness::LivenessCounters;
 use crate::metrics::Metrics;
 use crate::model::Incarnation;
-use crate::peers::{CenterId, LocalIdentity};
+use crate::peers::{CenterId, LocalIdentity, RunnerClient};
 use crate::policy::Policy;
 use crate::rpc::calls::{GrpcLeaderClient, GrpcRunnerClient};
 use crate::rpc::channels::Channels;
@@ -154,10 +154,8 @@ impl Node {
     pub async fn initialise(self) -> Result<InitialisedNode> {
         let Self { config, handle } = self;
         let state = Arc::new(lock(&config).await?);
-        let restarts = state.count_start().unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot count this start");
-            0
-        });
+        handle.attempt_logs().open(state.path());
+        let restarts = count_start(&state);
         let storage_probe = open_storage_probe(&config).await?;
         let vip = config.vip.as_deref().map(InterfaceAddress::parse).transpose()?;
         let service = center(&config, &state).await?;
@@ -166,10 +164,18 @@ impl Node {
         let (serving, serving_seen) = watch::channel(false);
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
         let (clock, clock_told) = watch::channel(None);
-        let roles = NodeRoles { leadership: leadership_seen, serving: serving_seen, runner: local_runner_seen, clock };
+        let (channels, center) = (Channels::new(config.tls.clone()), CenterId::default());
+        let runners = Arc::new(GrpcRunnerClient::new(channels.clone(), center.clone()));
+        let roles = NodeRoles {
+            leadership: leadership_seen,
+            serving: serving_seen,
+            runner: local_runner_seen,
+            clock,
+            logs: handle.attempt_logs().clone(),
+            runners: Arc::clone(&runners) as Arc<dyn RunnerClient>,
+        };
         let here = (config.store == Store::Embedded).then(|| config.node.clone());
         let incarnation = Incarnation(uuid::Uuid::new_v4().simple().to_string());
-        let center = CenterId::default();
         let identity =
             LocalIdentity { center: center.clone(), node: config.node.clone(), incarnation: incarnation.clone() };
         let also = vip.as_ref().map(|vip| vip.address);
@@ -177,14 +183,9 @@ impl Node {
         let address = advertised(&config, listener.address());
         tracing::info!(node = %config.node, listen = %listener.address(), %address, "listening");
         let vip = service_address(vip, &listener, storage_probe.as_ref()).await?;
-        let channels = Channels::new(config.tls.clone());
         let (leader, leader_seen) = watch::channel(None);
-        let dependencies = RunnerDependencies {
-            executor,
-            leader: Arc::new(GrpcLeaderClient::new(channels.clone(), center.clone(), leader_seen)),
-            clock: Arc::new(HostClock),
-            state: Arc::clone(&state) as Arc<dyn NodeState>,
-        };
+        let to_leader = GrpcLeaderClient::new(channels, center.clone(), leader_seen);
+        let dependencies = runner_dependencies(executor, to_leader, &state);
         let data = storage_probe.as_ref().map(StorageProbe::address);
         let runner_config = RunnerConfig { data, restarts, ..runner_config(&config, &incarnation, &address) };
         let runner_pulse = runner_config.liveness.clone();
@@ -208,7 +209,7 @@ impl Node {
             node: config.node,
             incarnation,
             address,
-            calls: Arc::new(GrpcRunnerClient::new(channels, center.clone())),
+            calls: runners,
             clock: Arc::new(HostClock),
             clock_off: config.clock_off,
             runner: runner.handle(),
@@ -341,6 +342,14 @@ async fn lock(config: &Config) -> Result<StateDir> {
     }
 }
 
+/// Counts this start; returns the number of earlier ones, as far as it is known.
+fn count_start(state: &StateDir) -> u64 {
+    state.count_start().unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot count this start");
+        0
+    })
+}
+
 async fn center(config: &Config, state: &StateDir) -> Result<Arc<dyn CoordClient>> {
     match &config.store {
         Store::Embedded => {
@@ -388,6 +397,15 @@ fn runner_config(config: &Config, incarnation: &Incarnation, address: &str) -> R
         quiet_after: config.quiet_after,
         ..RunnerConfig::new(config.node.clone(), incarnation.clone(), address.to_owned())
     }
+}
+
+fn runner_dependencies(
+    executor: Arc<dyn Executor>,
+    leader: GrpcLeaderClient,
+    state: &Arc<StateDir>,
+) -> RunnerDependencies {
+    let (leader, clock, state) = (Arc::new(leader), Arc::new(HostClock), Arc::clone(state) as Arc<dyn NodeState>);
+    RunnerDependencies { executor, leader, clock, state }
 }
 
 fn dispatcher_config(config: &Config) -> DispatcherConfig {

@@ -4,6 +4,7 @@
 
 use super::overview::Overview;
 use super::shutdown::StopHandle;
+use crate::attempt_log::AttemptLogs;
 use crate::config::Limits;
 use std::sync::{Arc, OnceLock};
 
@@ -12,6 +13,7 @@ use std::sync::{Arc, OnceLock};
 pub struct NodeHandle {
     stopper: StopHandle,
     overview: Arc<OnceLock<Overview>>,
+    attempt_logs: AttemptLogs,
 }
 
 impl NodeHandle {
@@ -19,6 +21,13 @@ impl NodeHandle {
     #[must_use]
     pub fn stopper(&self) -> &StopHandle {
         &self.stopper
+    }
+
+    /// Returns the logs of the node's attempts. They are kept once the node has its state directory, if their layer is part
+    /// of the process's log.
+    #[must_use]
+    pub fn attempt_logs(&self) -> &AttemptLogs {
+        &self.attempt_logs
     }
 
     /// Attaches the node that was initialised.

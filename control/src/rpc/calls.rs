@@ -9,7 +9,8 @@ use super::wire::{
 };
 use crate::model::{Epoch, Progress, TaskId, TaskSpec};
 use crate::peers::{
-    Addressee, AssignResponse, Assignment, AssignmentStatus, CallError, CenterId, LeaderClient, Peer, RunnerClient,
+    Addressee, AssignResponse, Assignment, AssignmentStatus, CallError, CenterId, LeaderClient, LogPart, LogQuery,
+    Peer, RunnerClient,
 };
 use async_trait::async_trait;
 use blockhaul_engine::error::Code;
@@ -73,6 +74,11 @@ impl RunnerClient for GrpcRunnerClient {
     async fn clock(&self, to: &Peer, offset_ms: Option<i64>) -> Result<u64, CallError> {
         let mut client = self.client(to)?;
         bounded(client.clock(self.request(to, wire::ClockRequest { offset_ms }))).await.map(|reply| reply.unix_ms)
+    }
+
+    async fn attempt_log(&self, to: &Peer, query: &LogQuery) -> Result<LogPart, CallError> {
+        let mut client = self.client(to)?;
+        bounded(client.attempt_log(self.request(to, wire::AttemptLogRequest::from(query)))).await.map(LogPart::from)
     }
 }
 

@@ -4,6 +4,7 @@ use super::convert::state_of;
 use super::error::RpcError;
 use super::limits::{HEARTBEAT_EVERY, PAGE_BYTES_MAX, PAGE_ITEMS_MAX, WATCH_EVERY, WATCHES_MAX};
 use super::local_roles::NodeRoles;
+use super::logs::{LOG_QUEUE, LogReader, Which};
 use super::schedules;
 use super::wire::{self, center_server::Center};
 use crate::cluster::clock_skew::is_off;
@@ -111,6 +112,24 @@ impl Center for CenterService {
         let place = Arc::clone(&self.watches).try_acquire_owned().map_err(|_| too_many_watches())?;
         let (events, stream) = mpsc::channel(WATCH_QUEUE);
         tokio::spawn(Watching { task, events, stopping: self.stopping.clone(), _place: place }.run());
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    type LogsStream = ReceiverStream<Result<wire::LogsEvent, Status>>;
+
+    async fn logs(&self, request: Request<wire::LogsRequest>) -> Answer<Self::LogsStream> {
+        let dispatcher = self.roles.dispatcher()?;
+        let request = request.into_inner();
+        let which = Which::from(&request);
+        let wire::LogsRequest { id, follow: follows, offset, .. } = request;
+        let id = TaskId::new(id).map_err(RpcError::from)?;
+        let task = dispatcher.watch(&id).await.map_err(RpcError::from)?;
+        let place = Arc::clone(&self.watches).try_acquire_owned().map_err(|_| too_many_watches())?;
+        let (events, stream) = mpsc::channel(LOG_QUEUE);
+        let (runners, stopping) = (Arc::clone(&self.roles.runners), self.stopping.clone());
+        let reader =
+            LogReader { id, which, follows, offset, task, dispatcher, runners, events, stopping, _place: place };
+        tokio::spawn(reader.run());
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 

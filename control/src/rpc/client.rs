@@ -215,6 +215,38 @@ impl CenterClient {
         }
     }
 
+    /// Passes the events of an attempt's log to `each` until the last one; survives the loss of the node that leads.
+    ///
+    /// # Errors
+    /// As [`CenterClient::follow`]; and why no more of the log is shown: `EUnreachable` while its node is away, `ENotFound`
+    /// if there is none.
+    pub async fn logs(
+        &mut self,
+        mut request: wire::LogsRequest,
+        mut each: impl FnMut(&wire::LogsEvent),
+    ) -> Result<(), RpcError> {
+        if request.follow {
+            self.patience = WATCH_PATIENCE;
+        }
+        loop {
+            let mut events = self.call(|stub| logs(stub, request.clone())).await?;
+            while let Ok(Ok(Some(event))) = timeout(STREAM_IDLE_MAX, events.message()).await {
+                if event.started_ms > 0 {
+                    request.started_ms = Some(event.started_ms);
+                }
+                request.offset = event.offset + event.text.len() as u64;
+                each(&event);
+                match (event.last, event.error) {
+                    (_, Some(error)) => return Err(error.into()),
+                    (true, None) => return Ok(()),
+                    (false, None) => {}
+                }
+            }
+            // The stream has ended, the log has not: the new leader goes on with it.
+            sleep(RETRY.first).await;
+        }
+    }
+
     fn address(&self) -> &str {
         match &self.next {
             Target::Listed(index) => &self.addresses[*index],
@@ -280,6 +312,10 @@ async fn answer<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> R
 
 async fn watch(mut stub: Stub, name: wire::TaskName) -> Result<Response<Streaming<wire::WatchEvent>>, Status> {
     stub.watch(Request::new(name)).await
+}
+
+async fn logs(mut stub: Stub, request: wire::LogsRequest) -> Result<Response<Streaming<wire::LogsEvent>>, Status> {
+    stub.logs(Request::new(request)).await
 }
 
 /// Returns the next state of a watched task; `None` when the stream has ended, failed, or been silent for too long.

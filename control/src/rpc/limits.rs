@@ -33,7 +33,7 @@ pub const PEER_SHARE: usize = 4;
 /// Connections at once to the metrics: few programs collect them.
 pub const METRICS_CONNECTIONS_MAX: usize = 64;
 
-/// Tasks watched at once.
+/// Tasks watched, and logs read, at once.
 pub const WATCHES_MAX: usize = 1024;
 
 /// Time between two keepalive pings; a peer that does not answer one within [`KEEPALIVE_WAIT`] is disconnected.
@@ -70,6 +70,9 @@ pub const STREAM_IDLE_MAX: Duration = Duration::from_secs(5);
 
 /// Time between two messages of a watched task: at most four a second.
 pub const WATCH_EVERY: Duration = Duration::from_millis(250);
+
+/// Time between two looks at a followed log of an attempt.
+pub const LOG_EVERY: Duration = Duration::from_millis(250);
 
 /// Longest wait for open calls and streams when a listener is closed.
 pub const GOODBYE_MAX: Duration = crate::stop_bounds::GOODBYE_MAX;

@@ -8,7 +8,7 @@
 //! | `convert`, `digest` | records as messages, digests of requests |
 //! | `task_view`, `schedule_view` | tasks and schedules as clients see them |
 //! | `local_roles` | handles of this node's dispatcher and runner, which the services call |
-//! | `center`, `nodes` | the services |
+//! | `center`, `logs`, `nodes` | the services |
 //! | `addressee` | the process that a call between nodes is for |
 //! | `connection_limit`, `listener` | where the services listen, and for how many connections |
 //! | `service_endpoint`, `handshake` | what an accepted connection goes through first |
@@ -33,6 +33,7 @@ mod handshake;
 pub mod limits;
 pub mod listener;
 pub mod local_roles;
+mod logs;
 mod nodes;
 mod schedules;
 mod service_endpoint;

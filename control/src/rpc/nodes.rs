@@ -7,7 +7,7 @@ use super::local_roles::NodeRoles;
 use super::wire::{self, dispatcher_server::Dispatcher, runner_server::Runner};
 use crate::clock::{Clock, ClockOffset, HostClock};
 use crate::model::{Epoch, Progress, TaskId, TaskSpec};
-use crate::peers::Assignment;
+use crate::peers::{Assignment, LogQuery};
 use crate::runner::RunnerHandle;
 use blockhaul_engine::error::{Code, Result};
 use tonic::{Request, Response, Status};
@@ -70,6 +70,12 @@ impl Runner for RunnerService {
             self.0.clock.send_replace(Some(ClockOffset::told(offset_ms, &HostClock)));
         }
         Ok(Response::new(wire::ClockReply { unix_ms: HostClock.unix_ms() }))
+    }
+
+    // Also while the runner starts or stops.
+    async fn attempt_log(&self, request: Request<wire::AttemptLogRequest>) -> Answer<wire::AttemptLogReply> {
+        let query = LogQuery::try_from(request.into_inner()).map_err(RpcError::from)?;
+        Ok(Response::new(self.0.logs.read(query).await.map_err(RpcError::from)?.into()))
     }
 }
 

@@ -222,6 +222,21 @@ pub(crate) struct RawTaskId {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct RawLogs {
+    /// Task ID
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// Number of the attempt, from 1, as `get` lists them [default: the last one]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) attempt: Option<u32>,
+    /// Go on until the attempt has ended; wait for a task without an attempt, and for a node that is away
+    #[arg(long)]
+    pub(crate) follow: bool,
+    #[command(flatten)]
+    pub(crate) center: RawCenter,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct RawRetry {
     /// ID of a task that has ended without success
     #[arg(value_name = "ID")]

@@ -1,10 +1,11 @@
-//! Runs the commands that call a task center: `submit`, `retry`, `get`, `watch`, `cancel`, `pause`, `resume`, `remove`, `set`,
+//! Runs the commands that call a task center: `submit`, `retry`, `get`, `watch`, `logs`, `cancel`, `pause`, `resume`, `remove`, `set`,
 //! `move`, `list`, `schedule`, `runners`, `include`, `drain`, `fence` and `center`.
 //!
 //! Each command resolves its flags, makes its call, and shows the reply. The client finds the leader and retries.
 
 pub(crate) mod args;
 mod batch;
+mod logs;
 mod retry;
 mod schedule;
 mod settings;
@@ -29,6 +30,7 @@ use blockhaul_control::rpc::wire;
 use blockhaul_control::timestamp::Timestamp;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::resource_check::{RUNTIME_DESCRIPTORS, require_descriptors};
+pub(crate) use logs::logs;
 pub(crate) use schedule::schedule;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use submit::SingleTask;

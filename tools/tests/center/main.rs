@@ -15,6 +15,7 @@ mod groups;
 mod hooks;
 mod judging;
 mod leaders;
+mod logs;
 mod partitions;
 mod protecting;
 mod replaced;

@@ -3,7 +3,7 @@
 use blockhaul_testkit::scratch::{MIB, Scratch, noise};
 
 /// All flags, by command.
-const FLAGS: [(&str, &[&str]); 11] = [
+const FLAGS: [(&str, &[&str]); 12] = [
     (
         "copy",
         &[
@@ -115,6 +115,7 @@ const FLAGS: [(&str, &[&str]); 11] = [
             "--cancel-live",
         ],
     ),
+    ("logs", &["ID", "--attempt", "--follow", "--center", "--json", "--log"]),
     ("center set", &["--if-version", "--center", "--json", "--log"]),
     ("schedule run", &["NAME", "--refire-from", "--center", "--json", "--log"]),
     ("schedule remove", &["NAME", "--cancel-live", "--center", "--json", "--log"]),

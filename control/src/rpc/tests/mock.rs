@@ -1,5 +1,6 @@
 //! Provides a dispatcher that records its requests, a runner without a dispatcher, and nodes made of them.
 
+use crate::attempt_log::AttemptLogs;
 use crate::clock::HostClock;
 use crate::coord::bootstrap::BootstrappingClient;
 use crate::coord::embedded::Embedded;
@@ -7,10 +8,11 @@ use crate::coord::session_keeper::SessionKeeper;
 use crate::dispatcher::{DispatcherHandle, DispatcherRequest as Request, Mutation, Page, Query, RunnerSummary, Status};
 use crate::execution::{CompareJob, CopyJob, Execution, ExecutionHandle, Executor, HookJob};
 use crate::model::{
-    CopyTask, Drain, Epoch, Incarnation, Leader, NodeId, NoopTask, OpId, Progress, Submission, TaskCommand, TaskId,
-    TaskRecord, TaskSpec, TaskState, TaskVolume,
+    CopyTask, Drain, Epoch, Incarnation, Leader, NodeId, NoopTask, OpId, Progress, Registration, Submission,
+    TaskCommand, TaskId, TaskRecord, TaskSpec, TaskState, TaskVolume,
 };
 use crate::peers::{CallError, CenterId, LeaderClient, LocalIdentity, Peer};
+use crate::rpc::calls::GrpcRunnerClient;
 use crate::rpc::channels::Channels;
 use crate::rpc::client::CenterClient;
 use crate::rpc::listener::Listener;
@@ -33,6 +35,8 @@ pub(super) struct MockDispatcher {
     pub(super) tasks: Mutex<BTreeMap<TaskId, watch::Sender<Arc<TaskRecord>>>>,
     pub(super) changed: Mutex<Vec<TaskId>>,
     pub(super) progress: Mutex<Vec<(TaskId, Progress)>>,
+    /// Registration of the only node; without, it drains.
+    pub(super) registered: Mutex<Option<Registration>>,
 }
 
 pub(super) fn record(id: &str) -> TaskRecord {
@@ -76,7 +80,7 @@ impl MockDispatcher {
             Request::List(query, reply) => drop(reply.send(Ok(self.list(&query)))),
             Request::Watch(id, reply) => drop(reply.send(self.watch(&id))),
             Request::Mutate(id, mutation, reply) => drop(reply.send(self.mutate(&id, &mutation))),
-            Request::Runners(reply) => drop(reply.send(Ok(vec![draining_node()]))),
+            Request::Runners(reply) => drop(reply.send(Ok(vec![self.node()]))),
             Request::Include(_, reply) => drop(reply.send(Ok(false))),
             Request::Drain(_, _, reply) => drop(reply.send(Ok(3))),
             Request::Fence(_, reply) => drop(reply.send(Ok(Vec::new()))),
@@ -88,6 +92,13 @@ impl MockDispatcher {
             Request::ListSchedules(_, reply) => drop(reply.send(Ok(Vec::new()))),
             Request::Changed(tasks) => self.changed.lock().unwrap().extend(tasks),
             Request::Progress(updates) => self.progress.lock().unwrap().extend(updates),
+        }
+    }
+
+    fn node(&self) -> RunnerSummary {
+        match self.registered.lock().unwrap().clone() {
+            Some(there) => RunnerSummary { registration: Some(there), drain: None, ..draining_node() },
+            None => draining_node(),
         }
     }
 
@@ -249,6 +260,7 @@ pub(super) struct Node {
     pub(super) leadership: watch::Sender<Leadership>,
     pub(super) serving: watch::Sender<bool>,
     pub(super) runner: watch::Sender<Option<RunnerHandle>>,
+    pub(super) logs: AttemptLogs,
 }
 
 impl Node {
@@ -261,6 +273,7 @@ impl Node {
     }
 
     pub(super) async fn at(address: &str, tls: Option<&Tls>) -> Self {
+        let logs = AttemptLogs::default();
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
         let (runner, runner_seen) = watch::channel(None);
         let (serving, serving_seen) = watch::channel(true);
@@ -269,9 +282,11 @@ impl Node {
             serving: serving_seen,
             runner: runner_seen,
             clock: watch::Sender::new(None),
+            logs: logs.clone(),
+            runners: Arc::new(GrpcRunnerClient::new(Channels::default(), center("c"))),
         };
         let listener = Listener::open(address.parse().unwrap(), tls, identity(), roles, None, None).await.unwrap();
-        Self { listener, leadership, serving, runner }
+        Self { listener, leadership, serving, runner, logs }
     }
 
     pub(super) fn address(&self) -> String {

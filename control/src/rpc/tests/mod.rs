@@ -5,6 +5,7 @@
 mod ending;
 mod following;
 mod limits;
+mod logs;
 mod mock;
 mod nodes;
 mod tls;

@@ -4,6 +4,7 @@ mod attempts;
 mod engine;
 mod executor;
 mod leasing;
+mod logging;
 mod registering;
 mod stopping;
 mod store;
