@@ -7,7 +7,7 @@
 
 use crate::model::{Epoch, Incarnation, Leader, NodeId, Progress, Registration, TaskId, TaskSpec};
 use async_trait::async_trait;
-use blockhaul_engine::error::Code;
+use blockhaul_engine::error::{Code, Error};
 use std::sync::{Arc, OnceLock};
 
 /// Identity of the center that this process has joined, once it has; see [`Meta::center`](crate::model::Meta).
@@ -120,6 +120,11 @@ pub trait RunnerClient: Send + Sync + std::fmt::Debug {
     /// peers'.
     async fn clock(&self, _to: &Peer, _offset_ms: Option<i64>) -> Result<u64, CallError> {
         Err(CallError::NoAnswer(String::from("clocks are not measured here")))
+    }
+
+    /// Checks a task on that node without doing it. Returns the plan or the refusal. Bounded by 6 s instead.
+    async fn check(&self, _to: &Peer, _spec: &TaskSpec) -> Result<Result<serde_json::Value, Error>, CallError> {
+        Err(CallError::NoAnswer(String::from("tasks are not checked here")))
     }
 
     /// Reads a part of the log that the node keeps of one of its attempts.

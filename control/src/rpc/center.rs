@@ -1,5 +1,6 @@
 //! Serves clients. The leader answers; every other node refers to the leader's address.
 
+use super::checks;
 use super::convert::state_of;
 use super::error::RpcError;
 use super::limits::{HEARTBEAT_EVERY, PAGE_BYTES_MAX, PAGE_ITEMS_MAX, WATCH_EVERY, WATCHES_MAX};
@@ -81,6 +82,15 @@ impl Center for CenterService {
         }
         let task = dispatcher.submit(order).await.map_err(RpcError::from)?;
         Ok(Response::new(wire::Task { existed, ..wire::Task::from(&*task) }))
+    }
+
+    async fn check(&self, request: Request<wire::SubmitRequest>) -> Answer<wire::CheckReply> {
+        let dispatcher = self.roles.dispatcher()?;
+        let order = Submission::check(request.into_inner(), self.here.as_ref()).map_err(RpcError::from)?;
+        look_at_source(&order).await.map_err(RpcError::from)?;
+        let nodes = dispatcher.runners().await.map_err(RpcError::from)?;
+        let checked = checks::check(&order.spec, nodes, &*self.roles.runners).await.map_err(RpcError::from)?;
+        Ok(Response::new(checked))
     }
 
     async fn get(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {

@@ -63,6 +63,8 @@ verbs! {
     /// Submits a task. The request names its id, [`TaskId::fresh`](crate::model::TaskId::fresh) where the user has
     /// chosen none: repeated, it makes no second one.
     submit(SubmitRequest) -> Task;
+    /// Has nodes check a task that is not submitted.
+    check(SubmitRequest) -> CheckReply;
     /// Returns a task.
     get(TaskName) -> Task;
     /// Returns one page of tasks.

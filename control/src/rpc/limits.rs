@@ -52,6 +52,12 @@ pub const FIRST_REQUEST_WAIT: Duration = Duration::from_secs(10);
 /// Longest call between nodes.
 pub const NODE_CALL_WAIT: Duration = Duration::from_secs(2);
 
+/// Longest check of a task by a node, which opens volumes. The client waits for the leader, and the leader for the nodes.
+pub const CHECK_WAIT: Duration = Duration::from_secs(6);
+
+/// Most nodes that check one task.
+pub const CHECK_NODES_MAX: usize = 8;
+
 /// Longest call of a client; it may lead to a write in the coordination service, or to a check of an export.
 pub const CLIENT_CALL_WAIT: Duration = Duration::from_secs(10);
 
@@ -85,4 +91,5 @@ pub const CONNECTION_GRACE: Duration = Duration::from_secs(30);
 
 const _: () = assert!(PAGE_BYTES_MAX + (64 << 10) < MESSAGE_BYTES_MAX);
 const _: () = assert!(CONNECT_WAIT.as_millis() * 3 < FIRST_REQUEST_WAIT.as_millis());
+const _: () = assert!(CHECK_WAIT.as_millis() < CLIENT_CALL_WAIT.as_millis());
 const _: () = assert!(HEARTBEAT_EVERY.as_millis() * 3 < STREAM_IDLE_MAX.as_millis());

@@ -8,7 +8,7 @@
 //! | `convert`, `digest` | records as messages, digests of requests |
 //! | `task_view`, `schedule_view` | tasks and schedules as clients see them |
 //! | `local_roles` | handles of this node's dispatcher and runner, which the services call |
-//! | `center`, `logs`, `nodes` | the services |
+//! | `center`, `logs`, `checks`, `nodes` | the services |
 //! | `addressee` | the process that a call between nodes is for |
 //! | `connection_limit`, `listener` | where the services listen, and for how many connections |
 //! | `service_endpoint`, `handshake` | what an accepted connection goes through first |
@@ -22,6 +22,7 @@ mod addressee;
 pub(crate) mod connection_limit;
 pub mod calls;
 mod center;
+mod checks;
 mod certificates;
 pub mod channels;
 pub mod client;

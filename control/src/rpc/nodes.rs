@@ -1,6 +1,7 @@
 //! Serves the calls between nodes: from the dispatcher to this node's runner, and from runners to this node's
 //! dispatcher.
 
+use super::checks;
 use super::convert::refusal;
 use super::error::RpcError;
 use super::local_roles::NodeRoles;
@@ -70,6 +71,13 @@ impl Runner for RunnerService {
             self.0.clock.send_replace(Some(ClockOffset::told(offset_ms, &HostClock)));
         }
         Ok(Response::new(wire::ClockReply { unix_ms: HostClock.unix_ms() }))
+    }
+
+    async fn check_task(&self, request: Request<wire::CheckTaskRequest>) -> Answer<wire::NodeCheck> {
+        let spec = TaskSpec::try_from(request.into_inner().spec).map_err(RpcError::from)?;
+        // It may take longer than the caller waits: a refusal is an answer all the same, and nothing is undone.
+        let checked = self.runner()?.check(&spec).await;
+        Ok(Response::new(checks::answer(checked)))
     }
 
     // Also while the runner starts or stops.

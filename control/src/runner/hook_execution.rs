@@ -92,6 +92,15 @@ impl NodeHooks {
         }
     }
 
+    /// Checks that a hook is there, that it may be run, and what is asked of it.
+    ///
+    /// # Errors
+    /// As those of an attempt that executes nothing.
+    pub(crate) fn check(&self, job: &HookJob) -> Result<()> {
+        self.folder.hook(&job.hook)?;
+        HookOrder::try_from(job.request(HookRequest::new("check", self.node.as_str(), 1, 0))).map(drop)
+    }
+
     /// Opens the hook, waits for the permit, and executes it. Nothing was executed if this fails.
     fn start(
         &self,

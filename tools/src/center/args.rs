@@ -75,6 +75,9 @@ pub(crate) struct RawTask {
     /// Follow the task until it ends; exits 0 succeeded, 1 failed or skipped, 75 cancelled
     #[arg(long)]
     pub(crate) wait: bool,
+    /// Submit nothing: have up to eight nodes that could run the task now check it, and show what each would do
+    #[arg(long, conflicts_with = "wait")]
+    pub(crate) check: bool,
 }
 
 /// When a task may start, and by when it has to have ended.

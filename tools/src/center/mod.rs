@@ -5,6 +5,7 @@
 
 pub(crate) mod args;
 mod batch;
+mod check;
 mod logs;
 mod retry;
 mod schedule;
@@ -148,7 +149,10 @@ pub(crate) fn submit(RawSubmit { work }: RawSubmit) -> Result<Exit> {
         Ok(work) => work,
         Err(raw) => return submit_group(*raw),
     };
-    let submit::Submission { request, hooks, center, wait } = submit::resolve(work)?;
+    let submit::Submission { request, hooks, center, wait, check } = submit::resolve(work)?;
+    if check {
+        return check::run(request, &hooks, center);
+    }
     let group = if hooks.is_empty() { None } else { Some(GroupSubmission::of_copy(request.clone(), hooks)?) };
     let mut session = CenterSession::open(center)?;
     let task = match group {

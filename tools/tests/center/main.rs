@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod checks;
 mod clients;
 mod depending;
 mod disks;

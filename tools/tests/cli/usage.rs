@@ -88,6 +88,7 @@ const FLAGS: [(&str, &[&str]); 12] = [
             "--max-attempts",
             "--after",
             "--wait",
+            "--check",
             "--arg",
             "--input",
             "--timeout",

@@ -6,7 +6,7 @@ use crate::coord::bootstrap::BootstrappingClient;
 use crate::coord::embedded::Embedded;
 use crate::coord::session_keeper::SessionKeeper;
 use crate::dispatcher::{DispatcherHandle, DispatcherRequest as Request, Mutation, Page, Query, RunnerSummary, Status};
-use crate::execution::{CompareJob, CopyJob, Execution, ExecutionHandle, Executor, HookJob};
+use crate::execution::{CompareJob, CopyJob, Execution, ExecutionHandle, Executor, HookJob, Work};
 use crate::model::{
     CopyTask, Drain, Epoch, Incarnation, Leader, NodeId, NoopTask, OpId, Progress, Registration, Submission,
     TaskCommand, TaskId, TaskRecord, TaskSpec, TaskState, TaskVolume,
@@ -220,6 +220,13 @@ impl Executor for HangingExecutor {
 
     fn run_hook(&self, job: HookJob, _: Execution) -> Arc<dyn ExecutionHandle> {
         unreachable!("no task begins: {job:?}")
+    }
+
+    async fn check(&self, work: Work) -> Result<serde_json::Value> {
+        match work {
+            Work::Hook(_) => Err(error(Code::Permission, "not this hook")),
+            Work::Copy(_) | Work::Compare(_) | Work::Nothing => Ok(serde_json::json!({ "checked": true })),
+        }
     }
 
     fn kept(&self) -> Vec<(TaskId, u64)> {

@@ -2,6 +2,7 @@
 //!
 //! `mock` answers the requests of a dispatcher, and records them. Everything else is production code.
 
+mod checks;
 mod ending;
 mod following;
 mod limits;

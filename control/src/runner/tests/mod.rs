@@ -1,6 +1,7 @@
 //! Tests the runner against a simulated store, executor and dispatcher.
 
 mod attempts;
+mod checking;
 mod engine;
 mod executor;
 mod leasing;
