@@ -4,6 +4,7 @@
 //! file has the flags' names without the leading dashes, as TOML or JSON. Resolving reads key files and nothing else.
 //! Every refusal comes before anything is changed.
 
+use crate::access::AccessControl;
 use crate::clock::HostClock;
 use crate::cluster::storage_probe::{DataAddress, ProbeTiming};
 use crate::coord::{NODE_BYTES_MAX, SESSION_TIMEOUT_MAX, SESSION_TIMEOUT_MIN};
@@ -70,7 +71,7 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
         taskd --node-id ID --listen ADDR --zookeeper HOSTS/CHROOT --state-dir DIR --allow-path DIR...",
     after_help = "A value comes from its flag, else from the environment, else from the file of --config. SIGTERM and SIGINT \
         stop in order: tasks are returned and the process exits within 20 s; a second one stops at once. \
-        SIGHUP reloads --slots and --log from the file of --config, and the certificates. \
+        SIGHUP reloads --slots and --log from the file of --config, the certificates, and the roles. \
         SIGQUIT logs the state of the node."
 )]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -167,6 +168,10 @@ pub struct RawConfig {
     /// Accept peers whose certificates one of these authorities (PEM) has signed
     #[arg(long, value_name = "FILE", env = "TASKD_TLS_CA")]
     pub tls_ca: Option<PathBuf>,
+    /// Read from FILE (TOML) which certificates are nodes, and what others may do: view, submit, operate or admin; needs
+    /// TLS; read again on SIGHUP [default: every certificate has every right]
+    #[arg(long, value_name = "FILE", env = "TASKD_ROLES")]
+    pub roles: Option<PathBuf>,
     /// Listen without TLS at addresses that other hosts reach: every host that reaches them gets every right
     #[arg(long, env = "TASKD_INSECURE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub insecure: Option<bool>,
@@ -218,6 +223,8 @@ pub struct Config {
     pub memory_bytes: Option<usize>,
     /// TLS of all listeners and calls except the metrics.
     pub tls: Option<Tls>,
+    /// Rights of callers; `None`: every caller has every right.
+    pub access: Option<AccessControl>,
 }
 
 /// Coordination service to use.
@@ -284,6 +291,7 @@ impl RawConfig {
             tls_cert: self.tls_cert.or(file.tls_cert),
             tls_key: self.tls_key.or(file.tls_key),
             tls_ca: self.tls_ca.or(file.tls_ca),
+            roles: self.roles.or(file.roles),
             insecure: self.insecure.or(file.insecure),
             log: self.log.or(file.log),
         }
@@ -331,12 +339,14 @@ impl RawConfig {
             tls_cert,
             tls_key,
             tls_ca,
+            roles,
             insecure,
             log: _,
         } = self;
         let is_insecure = insecure.unwrap_or(false);
         let is_alone = standalone.unwrap_or(false);
         let tls = Tls::read(&RawTls { tls_cert, tls_key, tls_ca }, &HostClock)?;
+        let access = roles.map(|file| access(&file, tls.is_some())).transpose()?;
         let listen = address("--listen", listen.as_deref().unwrap_or(LISTEN_DEFAULT))?;
         let metrics = metrics.map(|text| address("--metrics", &text)).transpose()?;
         let is_protected = tls.is_some() || is_insecure;
@@ -366,10 +376,20 @@ impl RawConfig {
             cores,
             memory_bytes: memory.map(|text| memory_bytes(&text)).transpose()?,
             tls,
+            access,
         };
         registrable(&config)?;
         Ok(config)
     }
+}
+
+/// Reads the roles, which are given to names in certificates.
+fn access(file: &Path, has_tls: bool) -> Result<AccessControl> {
+    if !has_tls {
+        let message = "--roles without TLS: callers are told apart by their certificates";
+        return Err(Error::bad_request(message).advise(format!("use {CERTIFICATES}, or leave out --roles")));
+    }
+    AccessControl::read(&absolute("--roles", file)?)
 }
 
 /// Refuses what would not fit into the node's registration, which is one record of the store.

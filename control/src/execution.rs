@@ -39,11 +39,34 @@ pub trait Executor: Send + Sync + std::fmt::Debug {
     /// as a fault of the node.
     fn run_hook(&self, job: HookJob, execution: Execution) -> Arc<dyn ExecutionHandle>;
 
+    /// Checks work without doing it: opens what it needs as an attempt does, applies every refusal, and changes nothing.
+    /// Returns the plan, as fields of JSON.
+    ///
+    /// # Errors
+    /// The refusals of an attempt; `EOverloaded` while too many checks run.
+    async fn check(&self, _work: Work) -> Result<serde_json::Value> {
+        let error = Error::new(Code::Unsupported, Side::Engine, Operation::Start, "this node checks no tasks");
+        Err(error)
+    }
+
     /// Returns the tasks that have data here (a journal), with their times of creation in milliseconds since 1970.
     fn kept(&self) -> Vec<(TaskId, u64)>;
 
     /// Deletes the data of a task: it has ended, or other nodes continue it.
     fn forget(&self, task: &TaskId, created_ms: u64);
+}
+
+/// Work of a task, as it is checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// A copy.
+    Copy(CopyJob),
+    /// A comparison.
+    Compare(CompareJob),
+    /// A hook.
+    Hook(HookJob),
+    /// Nothing that a node could refuse.
+    Nothing,
 }
 
 /// Copy for the engine to do.
@@ -299,7 +322,14 @@ impl Outcome {
             Code::RunnerInterrupt => End::Stopped(StopReason::RunnerInterrupt),
             Code::Cancelled => End::Stopped(StopReason::UserCancel),
             Code::LeaseLost => End::Stopped(StopReason::LeaseLost),
-            _ => End::Failed(Failure::from(error)),
+            _ => {
+                let failure = Failure::from(error);
+                if failure.message.len() < error.message.len() {
+                    // A record has no room for all of it.
+                    tracing::warn!(%error, "failed, in full");
+                }
+                End::Failed(failure)
+            }
         })
     }
 }

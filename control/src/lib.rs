@@ -9,7 +9,10 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod access;
 mod async_spawn;
+pub mod attempt_log;
+mod audit;
 pub mod batch;
 pub mod clock;
 pub mod cluster;

@@ -105,12 +105,12 @@ fn catch_signals(events: Sender<Event>) -> std::result::Result<(), Failure> {
 
 fn start(events: Sender<Event>, seen: &Receiver<Event>) -> std::result::Result<(), Failure> {
     let raw = RawConfig::parse().with_file().map_err(Failure::of_usage)?;
-    let logging = Logging::start(raw.log.as_deref()).map_err(Failure::of_usage)?;
+    let node = NodeHandle::default();
+    let logging = Logging::start(raw.log.as_deref(), node.attempt_logs()).map_err(Failure::of_usage)?;
     require_descriptors(RUNTIME_DESCRIPTORS, "start a runtime")?;
     require_threads(available_parallelism().map_or(1, NonZero::get) + BLOCKING_THREADS, "start a runtime")?;
     let runtime = Builder::new_multi_thread().enable_all().thread_name("taskd").build();
     let runtime = runtime.map_err(|error| Error::io(Side::Engine, Operation::Start, &error, "start a runtime"))?;
-    let node = NodeHandle::default();
     let handle = node.clone();
     let (resolved, config) = channel();
     runtime.spawn(async move {
@@ -166,9 +166,10 @@ fn own(events: &Receiver<Event>, node: &NodeHandle, logging: &Logging) -> Result
     }
 }
 
-/// Reads the file of `--config` and the certificates again. Invalid settings change nothing.
+/// Reads the file of `--config`, the certificates and the roles again. Invalid settings change nothing.
 fn reload(node: &NodeHandle, logging: &Logging) {
     node.read_certificates();
+    node.read_roles();
     let read = || -> Result<()> {
         let raw = RawConfig::try_parse().map_err(|error| Error::bad_request(error.to_string()))?.with_file()?;
         let limits = raw.limits()?;

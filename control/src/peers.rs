@@ -7,7 +7,7 @@
 
 use crate::model::{Epoch, Incarnation, Leader, NodeId, Progress, Registration, TaskId, TaskSpec};
 use async_trait::async_trait;
-use blockhaul_engine::error::Code;
+use blockhaul_engine::error::{Code, Error};
 use std::sync::{Arc, OnceLock};
 
 /// Identity of the center that this process has joined, once it has; see [`Meta::center`](crate::model::Meta).
@@ -121,6 +121,40 @@ pub trait RunnerClient: Send + Sync + std::fmt::Debug {
     async fn clock(&self, _to: &Peer, _offset_ms: Option<i64>) -> Result<u64, CallError> {
         Err(CallError::NoAnswer(String::from("clocks are not measured here")))
     }
+
+    /// Checks a task on that node without doing it. Returns the plan or the refusal. Bounded by 6 s instead.
+    async fn check(&self, _to: &Peer, _spec: &TaskSpec) -> Result<Result<serde_json::Value, Error>, CallError> {
+        Err(CallError::NoAnswer(String::from("tasks are not checked here")))
+    }
+
+    /// Reads a part of the log that the node keeps of one of its attempts.
+    async fn attempt_log(&self, _to: &Peer, _query: &LogQuery) -> Result<LogPart, CallError> {
+        Err(CallError::NoAnswer(String::from("logs are not kept here")))
+    }
+}
+
+/// Asks for a part of the log of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogQuery {
+    /// Task of the attempt.
+    pub task: TaskId,
+    /// When the attempt was assigned, as its record says, in milliseconds since 1970.
+    pub assigned_ms: u64,
+    /// Bytes of the log that the caller has read or passed over.
+    pub offset: u64,
+}
+
+/// Part of the log of an attempt: whole lines, if the log has been written properly.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogPart {
+    /// Position of the text in the log. What is between the asked position and this one was dropped.
+    pub offset: u64,
+    /// The text; empty if nothing is there yet.
+    pub text: Vec<u8>,
+    /// Whether the attempt may still log.
+    pub is_live: bool,
+    /// Why there is no log.
+    pub missing: Option<String>,
 }
 
 /// Calls from a runner to the dispatcher, wherever it is now. Never block a copy.

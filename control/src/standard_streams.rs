@@ -4,6 +4,7 @@
 //! dropped when the queue is full, logs with a note that says how many). A result waits for its reader as long as no
 //! stop was asked for, and for [`AFTER_STOP_MAX`] once one was. Where no thread can be started, the caller writes.
 
+use crate::attempt_log::ASSIGNED_FIELD;
 use blockhaul_engine::shown::line;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -248,8 +249,9 @@ impl Write for LogWriter {
 pub fn log_fields() -> impl for<'writer> FormatFields<'writer> + 'static {
     let shown = |writer: &mut format::Writer<'_>, field: &Field, value: &dyn Debug| match field.name() {
         "message" => writer.write_str(&line(format_args!("{value:?}"))),
-        // Where in the code of a library a line comes from: its target says enough.
-        name if name.starts_with("log.") => Ok(()),
+        // Where in the code of a library a line comes from: its target says enough. And what names the log of an attempt,
+        // beside its epoch.
+        name if name.starts_with("log.") || name == ASSIGNED_FIELD => Ok(()),
         name => write!(writer, "{name}={}", line(format_args!("{value:?}"))),
     };
     debug_fn(shown).delimited(" ")

@@ -6,6 +6,7 @@
 use crate::buffer::Arena;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::job::engine_resources::EngineResources;
+use crate::job::resolved_supervision::ResolvedSupervision;
 use crate::job::{CheckReport, JobHandle, JobState, check, compare, copy};
 use crate::journal::JournalService;
 use crate::limits::{ARENA_BYTES_PER_CORE, BLOCK_BYTES_DIRECT, DRAIN_LIMIT, SLOTS_PER_CORE_MAX};
@@ -175,7 +176,16 @@ impl Engine {
     /// # Errors
     /// The refusals of a copy.
     pub fn check(&self, spec: &CopySpec) -> Result<CheckReport> {
-        check::check(spec, &self.resources, &|| false)
+        self.check_supervised(spec, Supervision::default())
+    }
+
+    /// As [`Engine::check`], of a copy that a supervisor bounds. Nobody is asked to admit it.
+    ///
+    /// # Errors
+    /// The refusals of a copy.
+    pub fn check_supervised(&self, spec: &CopySpec, supervision: Supervision) -> Result<CheckReport> {
+        let supervision = ResolvedSupervision::new(supervision, &Arc::default());
+        check::check(spec, &supervision, &self.resources, &|| false)
     }
 
     /// Starts a comparison. Everything that can go wrong with it is in its report.
@@ -207,7 +217,10 @@ impl Engine {
         let job = Arc::new(JobState::new(Arc::new(control), self.cores()));
         let handle = JobHandle::new(Arc::clone(&job));
         let (resources, shared) = (Arc::clone(&self.resources), Arc::clone(&job));
+        // What the job logs belongs to its caller's span.
+        let span = tracing::Span::current();
         let spawned = std::thread::Builder::new().name("job".to_owned()).spawn(move || {
+            let _in = span.entered();
             let end = EndOfJob { job: &shared, cores: resources.workers.len() };
             let report = body(&resources, &shared);
             drop(resources);

@@ -4,6 +4,7 @@ use crate::hook::Hook;
 use crate::limits::GRACE_MAX;
 use crate::order::{HOOK_GRACE, HookOrder};
 use crate::outcome::HookReport;
+use crate::output::FirstOutput;
 use crate::state_folder::HookStateFolder;
 use crate::stop_request::StopRequest;
 use crate::subreaper::Subreaper;
@@ -26,6 +27,7 @@ pub enum HookEvent {
 #[derive(Debug)]
 pub struct HookHandle {
     stop: Arc<StopRequest>,
+    output: Arc<FirstOutput>,
 }
 
 impl HookHandle {
@@ -47,14 +49,24 @@ impl HookHandle {
         let what = format!("supervise hook {}", hook.name());
         let stop = StopRequest::new().map_err(|errno| Error::os(Side::Engine, Operation::Start, errno, &what))?;
         let stop = Arc::new(stop);
-        let supervision = Supervision { hook, order, state: state.clone(), stop: Arc::clone(&stop) };
+        let output = Arc::new(FirstOutput::default());
+        let (of_run, of_output) = (Arc::clone(&stop), Arc::clone(&output));
+        let supervision = Supervision { hook, order, state: state.clone(), stop: of_run, first_output: of_output };
+        let span = tracing::Span::current();
         let mut on_event = on_event;
         // The new process is named after this thread until it executes the hook, and its record holds that name.
         let thread = thread::Builder::new().name(String::from("hook"));
         thread
-            .spawn(move || supervision.run(&mut on_event))
+            .spawn(move || span.in_scope(|| supervision.run(&mut on_event)))
             .map_err(|error| Error::io(Side::Engine, Operation::Start, &error, &what))?;
-        Ok(Self { stop })
+        Ok(Self { stop, output })
+    }
+
+    /// Returns what the hook has written so far, from this position on: of its first 6,000 bytes. The bytes are foreign:
+    /// escape them before they are shown.
+    #[must_use]
+    pub fn first_output(&self, from: usize) -> Vec<u8> {
+        self.output.from(from)
     }
 
     /// Ends the hook: sends SIGTERM to every process of it, and after `grace` (at most a day) SIGKILL to those that are left.

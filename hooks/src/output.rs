@@ -3,6 +3,7 @@
 use crate::limits::{OUTPUT_FIRST_BYTES, OUTPUT_LAST_BYTES, OUTPUT_TAIL_BYTES};
 use blockhaul_engine::shown::Escaped;
 use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What a hook has written to standard output and standard error, in the order in which it was written: its first 6,000
 /// bytes and its last 6,000 bytes. The bytes are foreign: escape them before they are shown.
@@ -60,6 +61,28 @@ impl HookOutput {
     }
 }
 
+/// First bytes of the output of a hook that runs, for readers on other threads.
+#[derive(Debug, Default)]
+pub(crate) struct FirstOutput(Mutex<Vec<u8>>);
+
+impl FirstOutput {
+    /// Takes what is new in the output.
+    pub(crate) fn update(&self, output: &HookOutput) {
+        let mut first = self.first();
+        let known = first.len();
+        first.extend_from_slice(&output.first[known..]);
+    }
+
+    /// Returns what was written from this position on.
+    pub(crate) fn from(&self, from: usize) -> Vec<u8> {
+        self.first().get(from..).unwrap_or_default().to_vec()
+    }
+
+    fn first(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,6 +100,18 @@ mod tests {
         assert_eq!((output.first(), output.last().len(), output.dropped_bytes()), (&b"one\n\x1b[2Jtwo\n"[..], 0, 0));
         assert_eq!(output.shown_tail(), r"one\n\x1b[2Jtwo");
         assert_eq!(HookOutput::default().shown_tail(), "");
+    }
+
+    #[test]
+    fn what_was_written_first_is_there_while_more_is_written() {
+        let (first, mut output) = (FirstOutput::default(), HookOutput::default());
+        output.add(b"one");
+        first.update(&output);
+        assert_eq!((first.from(0), first.from(2), first.from(9)), (b"one".to_vec(), b"e".to_vec(), Vec::new()));
+        output.add(&[b'x'; 2 * OUTPUT_FIRST_BYTES]);
+        first.update(&output);
+        first.update(&output);
+        assert_eq!((first.from(0).len(), &first.from(0)[..4]), (OUTPUT_FIRST_BYTES, &b"onex"[..]));
     }
 
     proptest! {

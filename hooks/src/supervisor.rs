@@ -16,7 +16,7 @@ use crate::limits::{ENDING_LOOK_MAX, ENDING_LOOK_MIN, READ_BYTES, READS_PER_TURN
 use crate::mark::HookMark;
 use crate::order::HookOrder;
 use crate::outcome::{HookOutcome, HookReport, outcome};
-use crate::output::HookOutput;
+use crate::output::{FirstOutput, HookOutput};
 use crate::process::{ProcessStat, kill_group_of};
 use crate::process_tree::{ProcessTree, kill};
 use crate::start_failure::{StartStage, start_failure};
@@ -40,6 +40,7 @@ pub(crate) struct Supervision {
     pub(crate) order: HookOrder,
     pub(crate) state: HookStateFolder,
     pub(crate) stop: Arc<StopRequest>,
+    pub(crate) first_output: Arc<FirstOutput>,
 }
 
 impl Supervision {
@@ -186,7 +187,10 @@ impl Supervisor {
             let Some(pipe) = &self.pipe else { return };
             match read(pipe, &mut buffer) {
                 Ok(0) => self.pipe = None,
-                Ok(length) => self.output.add(&buffer[..length]),
+                Ok(length) => {
+                    self.output.add(&buffer[..length]);
+                    self.supervision.first_output.update(&self.output);
+                }
                 Err(Errno::EINTR) => {}
                 Err(_) => return,
             }

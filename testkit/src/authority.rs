@@ -62,7 +62,7 @@ impl Authority {
         );
         fs::write(authority.path("settings"), settings).expect("the directory is writable");
         fs::write(authority.path("index"), "").expect("the directory is writable");
-        authority.sign("authority", "ca", &["-selfsign"], "authority", from, until);
+        authority.sign("authority", "ca", &["-selfsign"], "/CN=authority", from, until);
         authority
     }
 
@@ -76,13 +76,35 @@ impl Authority {
         self.certify_for(name, now - DAY, now + 30 * DAY)
     }
 
+    /// As [`Authority::certify`], with this subject (as `/CN=x`) and these alternative names (as `IP:127.0.0.1,DNS:x`).
+    pub fn certify_as(&self, name: &str, subject: &str, alternatives: &str) -> Identity {
+        let (now, section) = (SystemTime::now(), format!("process-{name}"));
+        let usage = "extendedKeyUsage=serverAuth,clientAuth";
+        let more = format!("[{section}]\nsubjectAltName={alternatives}\n{usage}\n");
+        let settings = self.path("settings");
+        let before = fs::read_to_string(&settings).expect("it was written");
+        fs::write(&settings, format!("{before}{more}")).expect("the directory is writable");
+        let key = self.certificate(&section, name, subject, now - DAY, now + 30 * DAY);
+        fs::write(&settings, before).expect("the directory is writable");
+        self.identity(name, key)
+    }
+
     /// As [`Authority::certify`], valid from `from` until `until`.
     pub fn certify_for(&self, name: &str, from: SystemTime, until: SystemTime) -> Identity {
+        let key = self.certificate("process", name, &format!("/CN={name}"), from, until);
+        self.identity(name, key)
+    }
+
+    /// Makes a key and a certificate of a process; returns the key.
+    fn certificate(&self, kind: &str, name: &str, subject: &str, from: SystemTime, until: SystemTime) -> PathBuf {
         let ca = self.path("ca.pem");
-        let key = self.sign("process", name, &["-cert", text(&ca)], name, from, until);
+        self.sign(kind, name, &["-cert", text(&ca)], subject, from, until)
+    }
+
+    fn identity(&self, name: &str, key: PathBuf) -> Identity {
         // A copy for each process: replacing it does not change what other processes trust.
         let authority = self.path(&format!("{name}-ca.pem"));
-        fs::copy(&ca, &authority).expect("the directory is writable");
+        fs::copy(self.path("ca.pem"), &authority).expect("the directory is writable");
         Identity { certificate: self.path(&format!("{name}.pem")), key, authority }
     }
 
@@ -98,8 +120,7 @@ impl Authority {
     ) -> PathBuf {
         let (key, request) = (self.path(&format!("{name}.key")), self.path("request"));
         let (certificate, settings) = (self.path(&format!("{name}.pem")), self.path("settings"));
-        let subject = format!("/CN={subject}");
-        let files = ["-subj", &subject, "-keyout", text(&key), "-out", text(&request)];
+        let files = ["-subj", subject, "-keyout", text(&key), "-out", text(&request)];
         run("openssl", &[&["req"], &NEW_KEY[..], &files].concat());
         let (ca_key, from, until) = (self.path("ca.key"), date(from), date(until));
         let asked = ["ca", "-batch", "-notext", "-config", text(&settings), "-extensions", kind, "-in", text(&request)];

@@ -5,8 +5,8 @@
 //! it is handled.
 
 use crate::center::args::{
-    RawCancel, RawDrain, RawFence, RawList, RawMove, RawNode, RawQuery, RawRemove, RawRetry, RawSchedule, RawSet,
-    RawStatus, RawSubmit, RawTaskId, RawWatch,
+    RawCancel, RawDrain, RawFence, RawList, RawLogs, RawMove, RawNode, RawQuery, RawRemove, RawRetry, RawSchedule,
+    RawSet, RawStatus, RawSubmit, RawTaskId, RawWatch,
 };
 use crate::log_args::RawLog;
 use blockhaul_engine::spec::{DigestKind, Direct, PathChoice, Reflink, Sparse};
@@ -56,6 +56,8 @@ pub(crate) enum Command {
     Events(RawTaskId),
     /// Follow a task until it ends (exits 0 succeeded, 1 failed or skipped, 75 cancelled), or all tasks
     Watch(RawWatch),
+    /// Show the log of an attempt: how it went, what failed, and what a hook has written
+    Logs(RawLogs),
     /// Cancel a task; of a group, all members but its clean-up
     Cancel(RawCancel),
     /// Pause a copy and free its slot

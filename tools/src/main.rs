@@ -61,6 +61,7 @@ fn run(command: Command, arguments: &[OsString]) -> Result<Exit> {
         Command::Get(raw) => center::get(raw),
         Command::Events(raw) => center::events(raw),
         Command::Watch(raw) => center::watch(raw),
+        Command::Logs(raw) => center::logs(raw),
         Command::Retry(raw) => center::retry(raw),
         Command::Cancel(raw) => center::cancel(raw),
         Command::Pause(raw) => center::pause(raw),

@@ -48,6 +48,15 @@ fn a_node_of_a_center_has_a_name_and_an_ensemble() {
 }
 
 #[test]
+fn roles_need_certificates() {
+    let why = refusal(&["--standalone", "--node-id", "n", "--roles", "/etc/roles.toml"]);
+    assert!(["--roles", "--tls-cert"].iter().all(|word| why.contains(word)), "{why}");
+    let mut file = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
+    std::io::Write::write_all(&mut file, b"standalone = true\nnode-id = 'n'\nroles = '/etc/roles.toml'\n").unwrap();
+    assert!(refusal(&["--config", file.path().to_str().unwrap()]).contains("--roles"));
+}
+
+#[test]
 fn what_other_hosts_reach_is_protected_or_said_to_be_insecure() {
     assert!(refusal(&["--standalone", "--listen", "0.0.0.0:7400"]).contains("--insecure"));
     assert!(refusal(&["--standalone", "--listen", "[::]:7400"]).contains("--tls-cert"));

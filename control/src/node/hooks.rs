@@ -3,12 +3,13 @@
 //! What always holds: before the node registers, no process of a hook of an earlier `taskd` is left. Tasks cannot write a
 //! hook, nor what is known of running ones: the folders of both lie apart from all allowed paths.
 
+use super::apart::check_apart;
 use crate::config::Config;
 use crate::runner::NodeHooks;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::shown::Shown;
-use blockhaul_hooks::{HookFolder, HookStateFolder, Leftover, become_subreaper, overlap};
-use std::path::{Path, PathBuf};
+use blockhaul_hooks::{HookFolder, HookStateFolder, Leftover, become_subreaper};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Longest wait for processes that were killed. What is left then waits for a device.
@@ -33,7 +34,7 @@ pub(super) fn open_hooks(config: &Config) -> Result<Option<NodeHooks>> {
     kill_leftovers(&state)?;
     let Some(hooks_path) = &config.hooks_dir else { return Ok(None) };
     for (flag, folder) in [("--hooks-dir", hooks_path), ("--state-dir", &config.state_dir)] {
-        check_apart(flag, folder, &config.allow_paths)?;
+        check_apart(flag, folder, &config.allow_paths, "a task could write a program that runs as taskd")?;
     }
     let folder = HookFolder::open(hooks_path)?;
     let subreaper = become_subreaper()?;
@@ -64,34 +65,4 @@ fn kill_leftovers(state: &HookStateFolder) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn check_apart(flag: &str, folder: &Path, allowed: &[PathBuf]) -> Result<()> {
-    for path in allowed {
-        if overlap(folder, path)? {
-            let message = format!("{flag} {} and --allow-path {} overlap", folder.shown(), path.shown());
-            let error = Error::bad_request(message);
-            return Err(error.advise("a task could write a program that runs as taskd: name folders that lie apart"));
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn folders_that_tasks_may_write_lie_apart_from_hooks() {
-        let root = tempfile::tempdir().unwrap();
-        let path = |name: &str| root.path().join(name);
-        std::fs::create_dir_all(path("srv/hooks")).unwrap();
-        std::fs::create_dir_all(path("etc/hooks")).unwrap();
-        let allowed = [path("images"), path("srv")];
-        let refused = check_apart("--hooks-dir", &path("srv/hooks"), &allowed).unwrap_err();
-        assert_eq!(refused.code, Code::BadRequest);
-        assert!(refused.message.contains("--hooks-dir"), "{refused}");
-        check_apart("--hooks-dir", &path("etc/hooks"), &allowed).unwrap();
-        assert!(check_apart("--state-dir", root.path(), &allowed).is_err());
-    }
 }

@@ -13,6 +13,7 @@
 //!   its tasks, the session is closed, the listeners end. A task that could not be returned keeps its session
 //!   until that expires. A lost storage network does the same, but the process stays, answers, and starts its roles again.
 
+mod apart;
 mod candidacy;
 mod hooks;
 mod node_handle;
@@ -29,6 +30,7 @@ pub use node_handle::NodeHandle;
 pub(crate) use roles::Roles;
 pub use shutdown::{Stop, StopHandle};
 
+use crate::audit::AuditLog;
 use crate::clock::{Clock, ClockOffset, HostClock};
 use crate::cluster::service_address::{InterfaceAddress, ServiceAddress};
 use crate::cluster::storage_probe::StorageProbe;
@@ -44,11 +46,11 @@ use crate::execution::Executor;
 use crate::liveness::LivenessCounters;
 use crate::metrics::Metrics;
 use crate::model::Incarnation;
-use crate::peers::{CenterId, LocalIdentity};
+use crate::peers::{CenterId, LocalIdentity, RunnerClient};
 use crate::policy::Policy;
 use crate::rpc::calls::{GrpcLeaderClient, GrpcRunnerClient};
 use crate::rpc::channels::Channels;
-use crate::rpc::listener::Listener;
+use crate::rpc::listener::{Listener, Protection};
 use crate::rpc::local_roles::{Leadership, NodeRoles};
 use crate::rpc::tls::Tls;
 use crate::runner::{
@@ -93,6 +95,8 @@ pub struct InitialisedNode {
     failures: mpsc::Receiver<Error>,
     liveness: LivenessCounters,
     overview: Overview,
+    /// Whether there are no other nodes.
+    is_alone: bool,
     stopper: StopHandle,
 }
 
@@ -153,11 +157,10 @@ impl Node {
     /// Says what is missing or wrong on this host, and what to do.
     pub async fn initialise(self) -> Result<InitialisedNode> {
         let Self { config, handle } = self;
+        check_apart(&config).await?;
         let state = Arc::new(lock(&config).await?);
-        let restarts = state.count_start().unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot count this start");
-            0
-        });
+        handle.attempt_logs().open(state.path());
+        let restarts = count_start(&state);
         let storage_probe = open_storage_probe(&config).await?;
         let vip = config.vip.as_deref().map(InterfaceAddress::parse).transpose()?;
         let service = center(&config, &state).await?;
@@ -166,25 +169,26 @@ impl Node {
         let (serving, serving_seen) = watch::channel(false);
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
         let (clock, clock_told) = watch::channel(None);
-        let roles = NodeRoles { leadership: leadership_seen, serving: serving_seen, runner: local_runner_seen, clock };
-        let here = (config.store == Store::Embedded).then(|| config.node.clone());
+        let (channels, center) = (Channels::new(config.tls.clone()), CenterId::default());
+        let runners = Arc::new(GrpcRunnerClient::new(channels.clone(), center.clone()));
+        let roles = NodeRoles {
+            leadership: leadership_seen,
+            serving: serving_seen,
+            runner: local_runner_seen,
+            clock,
+            logs: handle.attempt_logs().clone(),
+            runners: Arc::clone(&runners) as Arc<dyn RunnerClient>,
+        };
         let incarnation = Incarnation(uuid::Uuid::new_v4().simple().to_string());
-        let center = CenterId::default();
         let identity =
             LocalIdentity { center: center.clone(), node: config.node.clone(), incarnation: incarnation.clone() };
-        let also = vip.as_ref().map(|vip| vip.address);
-        let listener = Listener::open(config.listen, config.tls.as_ref(), identity, roles.clone(), here, also).await?;
+        let listener = listen(&config, &state, identity, &roles, vip.as_ref()).await?;
         let address = advertised(&config, listener.address());
         tracing::info!(node = %config.node, listen = %listener.address(), %address, "listening");
         let vip = service_address(vip, &listener, storage_probe.as_ref()).await?;
-        let channels = Channels::new(config.tls.clone());
         let (leader, leader_seen) = watch::channel(None);
-        let dependencies = RunnerDependencies {
-            executor,
-            leader: Arc::new(GrpcLeaderClient::new(channels.clone(), center.clone(), leader_seen)),
-            clock: Arc::new(HostClock),
-            state: Arc::clone(&state) as Arc<dyn NodeState>,
-        };
+        let to_leader = GrpcLeaderClient::new(channels, center.clone(), leader_seen);
+        let dependencies = runner_dependencies(executor, to_leader, &state);
         let data = storage_probe.as_ref().map(StorageProbe::address);
         let runner_config = RunnerConfig { data, restarts, ..runner_config(&config, &incarnation, &address) };
         let runner_pulse = runner_config.liveness.clone();
@@ -201,6 +205,7 @@ impl Node {
             storage_network: storage_probe.as_ref().map(StorageProbe::seen),
             vip: vip.clone(),
             tls: config.tls.clone(),
+            access: config.access.clone(),
         };
         let (failed, failures) = mpsc::channel(1);
         let leading = LeaderRole {
@@ -208,7 +213,7 @@ impl Node {
             node: config.node,
             incarnation,
             address,
-            calls: Arc::new(GrpcRunnerClient::new(channels, center.clone())),
+            calls: runners,
             clock: Arc::new(HostClock),
             clock_off: config.clock_off,
             runner: runner.handle(),
@@ -235,6 +240,7 @@ impl Node {
             failures,
             liveness,
             overview,
+            is_alone: config.store == Store::Embedded,
             stopper: handle.stopper().clone(),
         })
     }
@@ -255,7 +261,7 @@ impl InitialisedNode {
     pub async fn run(self) -> Result<()> {
         let Self { keeper, leading, runner, engine, listener, metrics, storage_probe, local_runner, serving, .. } =
             self;
-        let Self { clock_told, failures, liveness, overview, stopper, .. } = self;
+        let Self { clock_told, failures, liveness, overview, is_alone, stopper, .. } = self;
         local_runner.send_replace(Some(runner.handle()));
         let storage_network = storage_probe.as_ref().map(StorageProbe::seen);
         let tls = overview.tls.clone();
@@ -283,11 +289,19 @@ impl InitialisedNode {
                 None => std::future::pending().await,
             }
         };
+        let governing = async {
+            let own = || tls.as_ref().filter(|_| !is_alone).and_then(Tls::own_name);
+            match &overview.access {
+                Some(access) => access.keep(own).await,
+                None => std::future::pending().await,
+            }
+        };
         let (Stopped { left_behind }, result) = tokio::select! {
             biased;
             ended = roles.run(runner, || service_manager::stopping(&overview)) => ended,
             () = probing => unreachable!("it never ends"),
             () = renewing => unreachable!("it never ends"),
+            () = governing => unreachable!("it never ends"),
             () = service_manager::attend(&overview, liveness) => unreachable!("it never ends"),
         };
         local_runner.send_replace(None);
@@ -304,6 +318,26 @@ impl InitialisedNode {
         tracing::info!("stopped");
         result
     }
+}
+
+/// Refuses to let tasks write what decides about their rights, or read the key of this node.
+async fn check_apart(config: &Config) -> Result<()> {
+    let config = config.clone();
+    let checked = tokio::task::spawn_blocking(move || apart::check(&config)).await;
+    checked.unwrap_or_else(|error| Err(Error::internal(Operation::Start, error.to_string())))
+}
+
+async fn listen(
+    config: &Config,
+    state: &StateDir,
+    identity: LocalIdentity,
+    roles: &NodeRoles,
+    vip: Option<&InterfaceAddress>,
+) -> Result<Listener> {
+    let audit = AuditLog::start(state.path(), config.node.clone())?;
+    let protection = Protection { tls: config.tls.clone(), access: config.access.clone(), audit };
+    let here = (config.store == Store::Embedded).then(|| config.node.clone());
+    Listener::open(config.listen, protection, identity, roles.clone(), here, vip.map(|vip| vip.address)).await
 }
 
 async fn metrics(config: &Config, roles: &NodeRoles, runner: &Runner) -> Result<Option<Metrics>> {
@@ -339,6 +373,14 @@ async fn lock(config: &Config) -> Result<StateDir> {
             result => return result,
         }
     }
+}
+
+/// Counts this start; returns the number of earlier ones, as far as it is known.
+fn count_start(state: &StateDir) -> u64 {
+    state.count_start().unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot count this start");
+        0
+    })
 }
 
 async fn center(config: &Config, state: &StateDir) -> Result<Arc<dyn CoordClient>> {
@@ -388,6 +430,15 @@ fn runner_config(config: &Config, incarnation: &Incarnation, address: &str) -> R
         quiet_after: config.quiet_after,
         ..RunnerConfig::new(config.node.clone(), incarnation.clone(), address.to_owned())
     }
+}
+
+fn runner_dependencies(
+    executor: Arc<dyn Executor>,
+    leader: GrpcLeaderClient,
+    state: &Arc<StateDir>,
+) -> RunnerDependencies {
+    let (leader, clock, state) = (Arc::new(leader), Arc::new(HostClock), Arc::clone(state) as Arc<dyn NodeState>);
+    RunnerDependencies { executor, leader, clock, state }
 }
 
 fn dispatcher_config(config: &Config) -> DispatcherConfig {

@@ -4,6 +4,7 @@
 
 use super::overview::Overview;
 use super::shutdown::StopHandle;
+use crate::attempt_log::AttemptLogs;
 use crate::config::Limits;
 use std::sync::{Arc, OnceLock};
 
@@ -12,6 +13,7 @@ use std::sync::{Arc, OnceLock};
 pub struct NodeHandle {
     stopper: StopHandle,
     overview: Arc<OnceLock<Overview>>,
+    attempt_logs: AttemptLogs,
 }
 
 impl NodeHandle {
@@ -19,6 +21,13 @@ impl NodeHandle {
     #[must_use]
     pub fn stopper(&self) -> &StopHandle {
         &self.stopper
+    }
+
+    /// Returns the logs of the node's attempts. They are kept once the node has its state directory, if their layer is part
+    /// of the process's log.
+    #[must_use]
+    pub fn attempt_logs(&self) -> &AttemptLogs {
+        &self.attempt_logs
     }
 
     /// Attaches the node that was initialised.
@@ -41,6 +50,13 @@ impl NodeHandle {
     pub fn read_certificates(&self) {
         if let Some(tls) = self.overview.get().and_then(|overview| overview.tls.as_ref()) {
             tls.read_again();
+        }
+    }
+
+    /// Reads the file of roles again, if there is one. A node that is not initialised reads it later anyway.
+    pub fn read_roles(&self) {
+        if let Some(access) = self.overview.get().and_then(|overview| overview.access.as_ref()) {
+            access.read_again();
         }
     }
 

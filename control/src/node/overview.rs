@@ -1,5 +1,6 @@
 //! Describes the state of a node: for the service manager, and for the log on request.
 
+use crate::access::AccessControl;
 use crate::cluster::service_address::ServiceAddress;
 use crate::cluster::storage_probe::{ProbeStatus, Verdict};
 use crate::model::{Incarnation, NodeId};
@@ -24,6 +25,7 @@ pub(super) struct Overview {
     pub(super) storage_network: Option<watch::Receiver<ProbeStatus>>,
     pub(super) vip: Option<ServiceAddress>,
     pub(super) tls: Option<Tls>,
+    pub(super) access: Option<AccessControl>,
 }
 
 impl Overview {

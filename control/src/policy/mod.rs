@@ -47,6 +47,15 @@ pub(crate) struct Found {
     pub stat: Metadata,
 }
 
+/// Destination of a copy, before the copy.
+#[derive(Debug)]
+pub(crate) enum Destination<'a> {
+    /// It is there, and open to write.
+    Present(File),
+    /// It would be created in this folder, under this name.
+    Missing { folder: File, name: &'a std::ffi::OsStr },
+}
+
 impl Policy {
     /// Creates a policy. `paths`: absolute folders, with all that is in them, and devices. `servers`: `HOST` or
     /// `HOST:PORT`; an empty list allows all.
@@ -77,13 +86,23 @@ impl Policy {
     /// # Errors
     /// `EPermission` outside the policy, or another error of the system.
     pub(crate) fn open_destination(&self, path: &Path, mode: u32) -> Result<OpenedVolume> {
+        match self.look_at_destination(path)? {
+            Destination::Present(file) => Ok(OpenedVolume { file, created: None }),
+            Destination::Missing { folder, name } => CreatedFile::create(folder, name, mode, path),
+        }
+    }
+
+    /// Opens a local volume to write, or the folder in which it would be created. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`Policy::open_destination`].
+    pub(crate) fn look_at_destination<'a>(&self, path: &'a Path) -> Result<Destination<'a>> {
         if let Some(found) = self.find(path, Side::Destination)? {
-            let file = opened::reopen(&found, OFlag::O_RDWR, Side::Destination)?;
-            return Ok(OpenedVolume { file, created: None });
+            return opened::reopen(&found, OFlag::O_RDWR, Side::Destination).map(Destination::Present);
         }
         let (folder, name) = self.find_folder(path, Side::Destination)?;
         refuse_kernel_directory(&opened::by_descriptor(folder.file.as_raw_fd()), path, Side::Destination)?;
-        CreatedFile::create(folder.file, name, mode, path)
+        Ok(Destination::Missing { folder: folder.file, name })
     }
 
     /// Returns the target of an allowed path: a regular file or block device; `None` if it does not exist.

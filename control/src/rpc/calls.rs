@@ -1,19 +1,22 @@
 //! Makes the calls between nodes over gRPC. Each is answered or fails within two seconds.
 
-use super::addressee;
 use super::channels::Channels;
 use super::error::RpcError;
-use super::limits::{MESSAGE_BYTES_MAX, NODE_CALL_WAIT, UPDATES_MAX};
+use super::limits::{CHECK_WAIT, MESSAGE_BYTES_MAX, NODE_CALL_WAIT, UPDATES_MAX};
 use super::wire::{
     self, dispatcher_client::DispatcherClient as DispatcherStub, runner_client::RunnerClient as RunnerStub,
 };
+use super::{addressee, checks};
 use crate::model::{Epoch, Progress, TaskId, TaskSpec};
 use crate::peers::{
-    Addressee, AssignResponse, Assignment, AssignmentStatus, CallError, CenterId, LeaderClient, Peer, RunnerClient,
+    Addressee, AssignResponse, Assignment, AssignmentStatus, CallError, CenterId, LeaderClient, LogPart, LogQuery,
+    Peer, RunnerClient,
 };
 use async_trait::async_trait;
-use blockhaul_engine::error::Code;
+use blockhaul_engine::error::{Code, Error};
+use serde_json::Value;
 use std::future::Future;
+use std::time::Duration;
 use tokio::sync::watch;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
@@ -73,6 +76,18 @@ impl RunnerClient for GrpcRunnerClient {
     async fn clock(&self, to: &Peer, offset_ms: Option<i64>) -> Result<u64, CallError> {
         let mut client = self.client(to)?;
         bounded(client.clock(self.request(to, wire::ClockRequest { offset_ms }))).await.map(|reply| reply.unix_ms)
+    }
+
+    async fn check(&self, to: &Peer, spec: &TaskSpec) -> Result<Result<Value, Error>, CallError> {
+        let mut client = self.client(to)?;
+        let mut request = self.request(to, wire::CheckTaskRequest { spec: Some(wire::Spec::from(spec)) });
+        request.set_timeout(CHECK_WAIT);
+        checks::result(bounded_by(CHECK_WAIT, client.check_task(request)).await?)
+    }
+
+    async fn attempt_log(&self, to: &Peer, query: &LogQuery) -> Result<LogPart, CallError> {
+        let mut client = self.client(to)?;
+        bounded(client.attempt_log(self.request(to, wire::AttemptLogRequest::from(query)))).await.map(LogPart::from)
     }
 }
 
@@ -134,11 +149,19 @@ fn request<T>(message: T, addressee: &Addressee) -> Request<T> {
 
 /// Returns the answer to a call, or an error after the deadline.
 async fn bounded<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, CallError> {
-    match tokio::time::timeout(NODE_CALL_WAIT, call).await {
+    bounded_by(NODE_CALL_WAIT, call).await
+}
+
+/// As [`bounded`], with another deadline.
+async fn bounded_by<T>(
+    wait: Duration,
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, CallError> {
+    match tokio::time::timeout(wait, call).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(RpcError::from(status).into()),
         Err(_) => {
-            let message = format!("no answer within {} s", NODE_CALL_WAIT.as_secs());
+            let message = format!("no answer within {} s", wait.as_secs());
             Err(RpcError::no_answer(Code::Timeout, message).into())
         }
     }

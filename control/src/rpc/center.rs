@@ -1,16 +1,21 @@
 //! Serves clients. The leader answers; every other node refers to the leader's address.
+//!
+//! Who may call what, and the audit log, are the business of `guarded_center`, which stands in front of this service.
 
 use super::all_tasks::{self, Subscription};
+use super::checks;
 use super::convert::state_of;
 use super::error::RpcError;
 use super::limits::{HEARTBEAT_EVERY, PAGE_BYTES_MAX, PAGE_ITEMS_MAX, SUBSCRIBERS_MAX, WATCH_EVERY, WATCHES_MAX};
 use super::local_roles::NodeRoles;
+use super::logs::{LOG_QUEUE, LogReader, Which};
 use super::schedules;
 use super::wire::{self, center_server::Center};
 use crate::cluster::clock_skew::is_off;
 use crate::dispatcher::{self, Query, RunnerSummary, ScheduleCommand, Subscriber};
 use crate::model::{
-    DrainMode, NodeId, ScheduleName, SettingName, Settings, Submission, TaskChanges, TaskCommand, TaskId, TaskRecord,
+    DrainMode, KindName, NodeId, ScheduleName, SettingName, Settings, Submission, TaskChanges, TaskCommand, TaskId,
+    TaskRecord,
 };
 use crate::peers::CenterId;
 use blockhaul_engine::error::{Code, Error, Operation, Side};
@@ -55,6 +60,14 @@ impl CenterService {
         Self { roles, center, here, watches: Arc::new(watches), subscribers: Arc::new(subscribers), stopping }
     }
 
+    /// Checks that this node leads.
+    ///
+    /// # Errors
+    /// `ENotLeader` with the address of the leader.
+    pub(super) fn check_leads(&self) -> Result<(), RpcError> {
+        self.roles.dispatcher().map(drop)
+    }
+
     async fn command(&self, id: String, command: TaskCommand) -> Result<Response<wire::Task>, Status> {
         let dispatcher = self.roles.dispatcher()?;
         let id = TaskId::new(id).map_err(RpcError::from)?;
@@ -68,7 +81,15 @@ impl CenterService {
     }
 }
 
-type Answer<T> = Result<Response<T>, Status>;
+pub(super) type Answer<T> = Result<Response<T>, Status>;
+
+impl CenterService {
+    /// Tells whether a task runs a hook.
+    pub(super) async fn is_hook(&self, id: &str) -> bool {
+        let (Ok(dispatcher), Ok(id)) = (self.roles.dispatcher(), TaskId::new(id)) else { return false };
+        dispatcher.get(&id).await.is_ok_and(|task| KindName::from(&task.spec) == KindName::Run)
+    }
+}
 
 #[tonic::async_trait]
 impl Center for CenterService {
@@ -83,6 +104,15 @@ impl Center for CenterService {
         }
         let task = dispatcher.submit(order).await.map_err(RpcError::from)?;
         Ok(Response::new(wire::Task { existed, ..wire::Task::from(&*task) }))
+    }
+
+    async fn check(&self, request: Request<wire::SubmitRequest>) -> Answer<wire::CheckReply> {
+        let dispatcher = self.roles.dispatcher()?;
+        let order = Submission::check(request.into_inner(), self.here.as_ref()).map_err(RpcError::from)?;
+        look_at_source(&order).await.map_err(RpcError::from)?;
+        let nodes = dispatcher.runners().await.map_err(RpcError::from)?;
+        let checked = checks::check(&order.spec, nodes, &*self.roles.runners).await.map_err(RpcError::from)?;
+        Ok(Response::new(checked))
     }
 
     async fn get(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
@@ -135,6 +165,24 @@ impl Center for CenterService {
         tokio::spawn(
             Subscription { dispatcher, subscriber, events, stopping: self.stopping.clone(), _place: place }.run(),
         );
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    type LogsStream = ReceiverStream<Result<wire::LogsEvent, Status>>;
+
+    async fn logs(&self, request: Request<wire::LogsRequest>) -> Answer<Self::LogsStream> {
+        let dispatcher = self.roles.dispatcher()?;
+        let request = request.into_inner();
+        let which = Which::from(&request);
+        let wire::LogsRequest { id, follow: follows, offset, .. } = request;
+        let id = TaskId::new(id).map_err(RpcError::from)?;
+        let task = dispatcher.watch(&id).await.map_err(RpcError::from)?;
+        let place = Arc::clone(&self.watches).try_acquire_owned().map_err(|_| too_many_watches())?;
+        let (events, stream) = mpsc::channel(LOG_QUEUE);
+        let (runners, stopping) = (Arc::clone(&self.roles.runners), self.stopping.clone());
+        let reader =
+            LogReader { id, which, follows, offset, task, dispatcher, runners, events, stopping, _place: place };
+        tokio::spawn(reader.run());
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 

@@ -57,6 +57,8 @@ impl Files<PathBuf> {
 
 /// TLS configuration for both ends of connections.
 pub(super) struct Certificates {
+    /// The process's own certificate.
+    pub(super) own: CertificateDer<'static>,
     pub(super) validity: Validity,
     pub(super) server: Arc<ServerConfig>,
     pub(super) client: ClientTlsConfig,
@@ -86,8 +88,9 @@ impl Certificates {
         Endpoint::from_static("https://127.0.0.1:1")
             .tls_config(client.clone())
             .map_err(|error| unfit(with_cause(&error)))?;
+        let own_certificate = chain[0].clone();
         let server = server(chain, key, authorities).map_err(|error| unfit(error.to_string()))?;
-        Ok(Self { validity, server: Arc::new(server), client })
+        Ok(Self { own: own_certificate, validity, server: Arc::new(server), client })
     }
 }
 

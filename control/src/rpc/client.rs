@@ -65,6 +65,8 @@ verbs! {
     /// Submits a task. The request names its id, [`TaskId::fresh`](crate::model::TaskId::fresh) where the user has
     /// chosen none: repeated, it makes no second one.
     submit(SubmitRequest) -> Task;
+    /// Has nodes check a task that is not submitted.
+    check(SubmitRequest) -> CheckReply;
     /// Returns a task.
     get(TaskName) -> Task;
     /// Returns the last transitions of a task.
@@ -246,6 +248,38 @@ impl CenterClient {
         }
     }
 
+    /// Passes the events of an attempt's log to `each` until the last one; survives the loss of the node that leads.
+    ///
+    /// # Errors
+    /// As [`CenterClient::follow`]; and why no more of the log is shown: `EUnreachable` while its node is away, `ENotFound`
+    /// if there is none.
+    pub async fn logs(
+        &mut self,
+        mut request: wire::LogsRequest,
+        mut each: impl FnMut(&wire::LogsEvent),
+    ) -> Result<(), RpcError> {
+        if request.follow {
+            self.patience = WATCH_PATIENCE;
+        }
+        loop {
+            let mut events = self.call(|stub| logs(stub, request.clone())).await?;
+            while let Some(event) = next_event(&mut events).await {
+                if event.started_ms > 0 {
+                    request.started_ms = Some(event.started_ms);
+                }
+                request.offset = event.offset + event.text.len() as u64;
+                each(&event);
+                match (event.last, event.error) {
+                    (_, Some(error)) => return Err(error.into()),
+                    (true, None) => return Ok(()),
+                    (false, None) => {}
+                }
+            }
+            // The stream has ended, the log has not: the new leader goes on with it.
+            sleep(RETRY.first).await;
+        }
+    }
+
     fn address(&self) -> &str {
         match &self.next {
             Target::Listed(index) => &self.addresses[*index],
@@ -318,6 +352,10 @@ async fn watch_all(
     request: wire::WatchAllRequest,
 ) -> Result<Response<Streaming<wire::WatchAllEvent>>, Status> {
     stub.watch_all(Request::new(request)).await
+}
+
+async fn logs(mut stub: Stub, request: wire::LogsRequest) -> Result<Response<Streaming<wire::LogsEvent>>, Status> {
+    stub.logs(Request::new(request)).await
 }
 
 /// Returns the position after an event; `None` while a snapshot is incomplete.

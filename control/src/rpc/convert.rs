@@ -237,9 +237,13 @@ impl From<CallError> for RpcError {
 
 impl From<RpcError> for CallError {
     fn from(fault: RpcError) -> Self {
-        let Error { code, effect, message, .. } = fault.error;
+        let Error { code, side, effect, message, .. } = fault.error;
         if fault.is_misdirected {
             return Self::Misdirected(message);
+        }
+        if code == Code::Permission && side == Side::Caller {
+            // That node does not take this one for a node: its rules are to blame, and no task.
+            return Self::NoAnswer(message);
         }
         match effect {
             blockhaul_engine::error::Effect::Unknown => Self::NoAnswer(message),

@@ -1,28 +1,40 @@
 //! Completes the TLS handshake of accepted connections, each in a task of its own, so that none delays the next.
 //!
 //! What always holds: a handshake ends within [`CONNECT_WAIT`] and counts as a connection of the port
-//! (`connection_limit`) until then. A refused client is told why.
+//! (`connection_limit`) until then. A refused client is told why. Every request of a connection carries its caller, as it
+//! was named by the certificate of the handshake.
 
 use super::connection_limit::{GuardedStream, RequestSeen};
 use super::limits::CONNECT_WAIT;
 use super::tls::Tls;
+use crate::access::{Caller, certificate_name};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
+use tonic::Request;
 use tonic::transport::server::Connected;
 
 /// Returns the connection, once the peer has shown a certificate, if it has to; `None` if it has not.
 pub(super) async fn shake_hands(stream: GuardedStream, tls: Option<&Tls>) -> Option<Connection> {
     let asked = stream.connect_info();
-    let Some(tls) = tls else { return Some(Connection { stream: Box::pin(stream), asked }) };
-    let peer = stream.peer_addr();
+    let address = stream.peer_addr().ok();
+    let stranger = Caller { address, ..Caller::default() };
+    let Some(tls) = tls else {
+        return Some(Connection { stream: Box::pin(stream), info: ConnectionInfo { asked, caller: stranger } });
+    };
     match timeout(CONNECT_WAIT, TlsAcceptor::from(tls.server()).accept(stream).into_fallible()).await {
-        Ok(Ok(stream)) => Some(Connection { stream: Box::pin(stream), asked }),
+        Ok(Ok(stream)) => {
+            let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+            let name = shown.and_then(|certificate| certificate_name(certificate)).map(Into::into);
+            let is_self = shown.is_some_and(|certificate| tls.is_own(certificate));
+            let caller = Caller { name, address, is_self };
+            Some(Connection { stream: Box::pin(stream), info: ConnectionInfo { asked, caller } })
+        }
         Ok(Err((error, stream))) => {
-            tracing::debug!(?peer, %error, "peer refused");
+            tracing::debug!(peer = ?address, %error, "peer refused");
             let _ = timeout(CONNECT_WAIT, hang_up(stream)).await;
             None
         }
@@ -46,7 +58,19 @@ impl<T: AsyncRead + AsyncWrite + Send> Stream for T {}
 /// Connection that is ready for the services.
 pub(super) struct Connection {
     stream: Pin<Box<dyn Stream>>,
-    asked: RequestSeen,
+    info: ConnectionInfo,
+}
+
+/// What every request of a connection carries.
+#[derive(Clone, Debug)]
+pub(super) struct ConnectionInfo {
+    pub(super) asked: RequestSeen,
+    caller: Caller,
+}
+
+/// Returns who makes a request: nobody who is known, if it came another way than through a connection of the port.
+pub(super) fn caller_of<T>(request: &Request<T>) -> Caller {
+    request.extensions().get::<ConnectionInfo>().map(|info| info.caller.clone()).unwrap_or_default()
 }
 
 impl AsyncRead for Connection {
@@ -74,9 +98,9 @@ impl AsyncWrite for Connection {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = RequestSeen;
+    type ConnectInfo = ConnectionInfo;
 
-    fn connect_info(&self) -> RequestSeen {
-        self.asked.clone()
+    fn connect_info(&self) -> ConnectionInfo {
+        self.info.clone()
     }
 }

@@ -33,7 +33,7 @@ pub const PEER_SHARE: usize = 4;
 /// Connections at once to the metrics: few programs collect them.
 pub const METRICS_CONNECTIONS_MAX: usize = 64;
 
-/// Tasks watched at once.
+/// Tasks watched, and logs read, at once.
 pub const WATCHES_MAX: usize = 1024;
 
 /// Clients that follow all tasks at once: each costs a copy of every change.
@@ -59,6 +59,12 @@ pub const FIRST_REQUEST_WAIT: Duration = Duration::from_secs(10);
 /// Longest call between nodes.
 pub const NODE_CALL_WAIT: Duration = Duration::from_secs(2);
 
+/// Longest check of a task by a node, which opens volumes. The client waits for the leader, and the leader for the nodes.
+pub const CHECK_WAIT: Duration = Duration::from_secs(6);
+
+/// Most nodes that check one task.
+pub const CHECK_NODES_MAX: usize = 8;
+
 /// Longest call of a client; it may lead to a write in the coordination service, or to a check of an export.
 pub const CLIENT_CALL_WAIT: Duration = Duration::from_secs(10);
 
@@ -78,6 +84,9 @@ pub const STREAM_IDLE_MAX: Duration = Duration::from_secs(5);
 /// Time between two messages of a watched task: at most four a second.
 pub const WATCH_EVERY: Duration = Duration::from_millis(250);
 
+/// Time between two looks at a followed log of an attempt.
+pub const LOG_EVERY: Duration = Duration::from_millis(250);
+
 /// Longest wait for open calls and streams when a listener is closed.
 pub const GOODBYE_MAX: Duration = crate::stop_bounds::GOODBYE_MAX;
 
@@ -89,4 +98,5 @@ pub const CONNECTION_GRACE: Duration = Duration::from_secs(30);
 
 const _: () = assert!(PAGE_BYTES_MAX + (64 << 10) < MESSAGE_BYTES_MAX);
 const _: () = assert!(CONNECT_WAIT.as_millis() * 3 < FIRST_REQUEST_WAIT.as_millis());
+const _: () = assert!(CHECK_WAIT.as_millis() < CLIENT_CALL_WAIT.as_millis());
 const _: () = assert!(HEARTBEAT_EVERY.as_millis() * 3 < STREAM_IDLE_MAX.as_millis());

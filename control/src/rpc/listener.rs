@@ -6,8 +6,10 @@
 
 use super::addressee;
 use super::center::CenterService;
-use super::connection_limit::{ConnectionLimit, RequestSeen, connections_max, raise_descriptors};
-use super::handshake::{Connection, shake_hands};
+use super::connection_limit::{ConnectionLimit, connections_max, raise_descriptors};
+use super::error::RpcError;
+use super::guarded_center::GuardedCenter;
+use super::handshake::{Connection, ConnectionInfo, caller_of, shake_hands};
 use super::limits::{
     CALLS_MAX, CALLS_PER_CONNECTION_MAX, CLIENT_CALL_WAIT, CONNECTION_AGE_MAX, CONNECTION_GRACE, GOODBYE_MAX,
     KEEPALIVE_EVERY, KEEPALIVE_WAIT, MESSAGE_BYTES_MAX, STREAMS_PER_CONNECTION_MAX,
@@ -19,15 +21,19 @@ use super::tls::Tls;
 use super::wire::{
     self, center_server::CenterServer, dispatcher_server::DispatcherServer, runner_server::RunnerServer,
 };
+use crate::access::AccessControl;
+use crate::audit::AuditLog;
 use crate::model::NodeId;
 use crate::peers::LocalIdentity;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http;
 use tonic::service::interceptor::InterceptedService;
@@ -38,6 +44,27 @@ use tonic_health::server::HealthReporter;
 use tower::layer::util::{Identity, Stack};
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::util::MapRequestLayer;
+
+/// Who may call the services, and what is kept of it.
+#[derive(Clone, Debug)]
+pub struct Protection {
+    /// Certificates; `None`: everybody may call.
+    pub tls: Option<Tls>,
+    /// Rights by the names in certificates; `None`: every caller has every right.
+    pub access: Option<AccessControl>,
+    /// Audit log of the changes that clients ask for.
+    pub audit: AuditLog,
+}
+
+impl Protection {
+    /// Lets everybody call, and keeps the audit log of `node` in its state directory.
+    ///
+    /// # Errors
+    /// The error of starting the thread that writes the log.
+    pub fn open_to_all(state_dir: &Path, node: NodeId) -> Result<Self> {
+        Ok(Self { tls: None, access: None, audit: AuditLog::start(state_dir, node)? })
+    }
+}
 
 /// Services of a node at one address.
 #[derive(Debug)]
@@ -56,7 +83,7 @@ impl Listener {
     /// `EBusy`, `EPermission`, `ENotFound` or another code of the system.
     pub async fn open(
         address: SocketAddr,
-        tls: Option<&Tls>,
+        protection: Protection,
         identity: LocalIdentity,
         roles: NodeRoles,
         here: Option<NodeId>,
@@ -66,7 +93,8 @@ impl Listener {
         let (service, second) = service.map(|ip| ServiceEndpoint::open(ip, &socket)).transpose()?.unzip();
         let address = socket.local_addr().map_err(|error| of_address(&error, address))?;
         let (stopping, stopped) = watch::channel(false);
-        let (health, services) = services(identity, &roles, here, stopped.clone())?;
+        let (health, services) = services(&protection, identity, &roles, here, stopped.clone())?;
+        let tls = protection.tls;
         let (connections, incoming) = mpsc::channel(1);
         let connection_limit = ConnectionLimit::new(connections_max(raise_descriptors()));
         let mut over = stopped.clone();
@@ -78,7 +106,7 @@ impl Listener {
             served.unwrap_or_else(|error| tracing::error!(%error, "services failed"));
         };
         let accept = |socket| {
-            let (connection_limit, service, tls) = (connection_limit.clone(), service.clone(), tls.cloned());
+            let (connection_limit, service, tls) = (connection_limit.clone(), service.clone(), tls.clone());
             accept(socket, connection_limit, service, tls, connections.clone(), stopped.clone())
         };
         let accepting = [Some(socket), second.flatten()].into_iter().flatten().map(accept).map(tokio::spawn);
@@ -138,6 +166,7 @@ type Seen = MapRequestLayer<fn(Request) -> Request>;
 type Services = Router<Stack<GlobalConcurrencyLimitLayer, Stack<Seen, Identity>>>;
 
 fn services(
+    protection: &Protection,
     identity: LocalIdentity,
     roles: &NodeRoles,
     here: Option<NodeId>,
@@ -160,7 +189,9 @@ fn services(
         .build_v1()
         .map_err(|error| Error::internal(Operation::Start, format!("describe the protocol: {error}")))?;
     let (reporter, health) = tonic_health::server::health_reporter();
-    let center = CenterServer::new(CenterService::new(roles.clone(), identity.center.clone(), here, stopping));
+    let Protection { tls: _, access, audit } = protection.clone();
+    let center = CenterService::new(roles.clone(), identity.center.clone(), here, stopping);
+    let center = CenterServer::new(GuardedCenter::new(center, access.clone(), audit));
     let runner = RunnerServer::new(RunnerService::new(roles.clone()));
     let dispatcher = DispatcherServer::new(DispatcherService::new(roles.clone()));
     let services = server
@@ -169,13 +200,27 @@ fn services(
         .add_service(center.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(InterceptedService::new(
             runner.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX),
-            addressee::guard(identity.clone()),
+            node_call(access.clone(), identity.clone()),
         ))
         .add_service(InterceptedService::new(
             dispatcher.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX),
-            addressee::guard(identity),
+            node_call(access, identity),
         ));
     Ok((reporter, services))
+}
+
+/// Refuses a call between nodes that no node makes, or that is for another process.
+fn node_call(
+    access: Option<AccessControl>,
+    identity: LocalIdentity,
+) -> impl FnMut(tonic::Request<()>) -> std::result::Result<tonic::Request<()>, Status> + Clone + Send + Sync {
+    let mut addressee = addressee::guard(identity);
+    move |request| {
+        if let Some(access) = &access {
+            access.authorize_node(&caller_of(&request)).map_err(RpcError::from)?;
+        }
+        addressee(request)
+    }
 }
 
 /// Publishes health: the node is serving while it has roles; a role is while it exists. Without roles the service still
@@ -243,8 +288,8 @@ async fn accept(
 
 /// Marks the connection of a request: it may stay.
 fn seen(request: Request) -> Request {
-    if let Some(asked) = request.extensions().get::<RequestSeen>() {
-        asked.set();
+    if let Some(info) = request.extensions().get::<ConnectionInfo>() {
+        info.asked.set();
     }
     request
 }

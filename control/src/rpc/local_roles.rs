@@ -3,9 +3,12 @@
 //! Both come and go while the process lives. The services hold a [`watch`] of them and read it at each call.
 
 use super::error::RpcError;
+use crate::attempt_log::AttemptLogs;
 use crate::clock::ClockOffset;
 use crate::dispatcher::DispatcherHandle;
+use crate::peers::RunnerClient;
 use crate::runner::RunnerHandle;
+use std::sync::Arc;
 use tokio::sync::watch;
 
 /// Leadership as this node knows it.
@@ -28,6 +31,10 @@ pub struct NodeRoles {
     pub runner: watch::Receiver<Option<RunnerHandle>>,
     /// Offset of this node's wall clock from its peers', once a leader has told it.
     pub clock: watch::Sender<Option<ClockOffset>>,
+    /// Logs that this node keeps of its attempts.
+    pub logs: AttemptLogs,
+    /// Calls to the runners, for what a leader passes on from them to its clients.
+    pub runners: Arc<dyn RunnerClient>,
 }
 
 impl NodeRoles {

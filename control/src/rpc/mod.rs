@@ -8,7 +8,8 @@
 //! | `convert`, `digest` | records as messages, digests of requests |
 //! | `task_view`, `schedule_view`, `change_view` | tasks, schedules and changes as clients see them |
 //! | `local_roles` | handles of this node's dispatcher and runner, which the services call |
-//! | `center`, `all_tasks`, `nodes` | the services |
+//! | `center`, `all_tasks`, `logs`, `checks`, `nodes` | the services |
+//! | `guarded_center` | who may call the first one, and its audit log |
 //! | `addressee` | the process that a call between nodes is for |
 //! | `connection_limit`, `listener` | where the services listen, and for how many connections |
 //! | `service_endpoint`, `handshake` | what an accepted connection goes through first |
@@ -23,6 +24,7 @@ mod all_tasks;
 pub(crate) mod connection_limit;
 pub mod calls;
 mod center;
+mod checks;
 mod certificates;
 pub mod change_view;
 pub mod channels;
@@ -31,10 +33,12 @@ pub mod digest;
 mod connect_failure;
 mod convert;
 pub mod error;
+mod guarded_center;
 mod handshake;
 pub mod limits;
 pub mod listener;
 pub mod local_roles;
+mod logs;
 mod nodes;
 mod schedules;
 mod service_endpoint;

@@ -1,13 +1,14 @@
 //! Serves the calls between nodes: from the dispatcher to this node's runner, and from runners to this node's
 //! dispatcher.
 
+use super::checks;
 use super::convert::refusal;
 use super::error::RpcError;
 use super::local_roles::NodeRoles;
 use super::wire::{self, dispatcher_server::Dispatcher, runner_server::Runner};
 use crate::clock::{Clock, ClockOffset, HostClock};
 use crate::model::{Epoch, Progress, TaskId, TaskSpec};
-use crate::peers::Assignment;
+use crate::peers::{Assignment, LogQuery};
 use crate::runner::RunnerHandle;
 use blockhaul_engine::error::{Code, Result};
 use tonic::{Request, Response, Status};
@@ -70,6 +71,19 @@ impl Runner for RunnerService {
             self.0.clock.send_replace(Some(ClockOffset::told(offset_ms, &HostClock)));
         }
         Ok(Response::new(wire::ClockReply { unix_ms: HostClock.unix_ms() }))
+    }
+
+    async fn check_task(&self, request: Request<wire::CheckTaskRequest>) -> Answer<wire::NodeCheck> {
+        let spec = TaskSpec::try_from(request.into_inner().spec).map_err(RpcError::from)?;
+        // It may take longer than the caller waits: a refusal is an answer all the same, and nothing is undone.
+        let checked = self.runner()?.check(&spec).await;
+        Ok(Response::new(checks::answer(checked)))
+    }
+
+    // Also while the runner starts or stops.
+    async fn attempt_log(&self, request: Request<wire::AttemptLogRequest>) -> Answer<wire::AttemptLogReply> {
+        let query = LogQuery::try_from(request.into_inner()).map_err(RpcError::from)?;
+        Ok(Response::new(self.0.logs.read(query).await.map_err(RpcError::from)?.into()))
     }
 }
 

@@ -214,7 +214,8 @@ mod tests {
 
     /// Field names in the order of the design, `attempts` last.
     const NAMES: &str = "id kind state desired_state reason priority fence hook source destination node attempt epoch progress limit error \
-        report created_at updated_at after starts_at deadline_at retry_of schedule notifies require prefer apart_from windows group members attempts";
+        report created_at updated_at after starts_at deadline_at retry_of schedule notifies require prefer \
+        apart_from windows group members attempts";
 
     #[test]
     fn a_task_has_exactly_the_names_of_the_contract() {

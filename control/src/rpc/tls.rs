@@ -3,19 +3,21 @@
 //!
 //! A node listens and calls with the same certificate. So the certificate needs both `serverAuth` and `clientAuth`
 //! where it limits its use, and the names or addresses by which others reach the node. A command line needs
-//! `clientAuth` only. A certificate of that authority gives every right.
+//! `clientAuth` only. A certificate of that authority gives every right, unless `--roles` says otherwise (`access`).
 //!
 //! The files are read again when they change: new connections use what was read last, open ones stay as they are. What
 //! always holds: certificates in use were valid when they were read; unusable files replace nothing.
 
 use super::certificates::{Certificates, Files, ValidityStatus};
+use crate::access::certificate_name;
 use crate::clock::Clock;
 use crate::timestamp::Timestamp;
 use blockhaul_engine::error::{Error, Operation, Result};
 use clap::Args;
 use rustls::ServerConfig;
+use rustls::pki_types::CertificateDer;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -90,6 +92,22 @@ impl Tls {
     /// name or address by which they are called.
     pub(super) fn client(&self) -> ClientTlsConfig {
         self.0.current.borrow().certificates.client.clone()
+    }
+
+    /// Tells whether a peer's certificate is this process's own, whose key nobody else has.
+    pub(super) fn is_own(&self, certificate: &CertificateDer<'_>) -> bool {
+        self.0.current.borrow().certificates.own == *certificate
+    }
+
+    /// Returns the name in this process's own certificate, as others see it.
+    pub(crate) fn own_name(&self) -> Option<String> {
+        certificate_name(&self.0.current.borrow().certificates.own)
+    }
+
+    /// Returns the files, by their flags.
+    pub(crate) fn paths(&self) -> [(&'static str, &Path); 3] {
+        let Files { certificate, key, authority } = &self.0.paths;
+        [("--tls-cert", certificate.as_path()), ("--tls-key", key.as_path()), ("--tls-ca", authority.as_path())]
     }
 
     /// Returns the generation, which grows whenever other certificates are used from then on.

@@ -12,9 +12,12 @@ use super::assignment_records::{AssignmentRecords, Written};
 use super::context::RunnerContext;
 use super::source_claims::SourceClaims;
 use super::write_lease::WriteLease;
+use crate::attempt_log::ASSIGNED_FIELD;
 use crate::execution::{End, Execution, ExecutionHandle, Outcome, WritePermitRequest, stopped_early};
 use crate::model::state_machine::{self, Checkpoint, TaskEvent};
-use crate::model::{DesiredState, DurableMap, Epoch, FenceMethod, Holder, TaskId, TaskRecord, TaskState};
+use crate::model::{
+    DesiredState, DurableMap, Epoch, Failure, FenceMethod, Holder, Summary, TaskId, TaskRecord, TaskState,
+};
 use crate::peers::{AssignmentStatus, StartStage};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use blockhaul_engine::job::StopReason;
@@ -71,9 +74,11 @@ struct Signal {
 
 impl Attempt {
     pub(super) fn new(task: TaskId, epoch: Epoch, holder: Holder) -> Self {
-        // Of the highest level, so that every line that is logged has these fields. The number of the attempt is
-        // recorded once the record has been read.
-        let span = tracing::error_span!(parent: None, "attempt", %task, attempt = field::Empty, %epoch);
+        // Of the highest level, so that every line that is logged has these fields. The number of the attempt, and when it
+        // was assigned, are recorded once the record has been read: its log is named after the latter.
+        let span = tracing::error_span!(
+            parent: None, "attempt", %task, attempt = field::Empty, %epoch, assigned_ms = field::Empty
+        );
         let records = AssignmentRecords::new(task, epoch, holder);
         let control = Mutex::new(Control { start_stage: Some(StartStage::Reading), ..Control::default() });
         Self { records, span, control, signal: watch::Sender::new(Signal::default()) }
@@ -127,6 +132,10 @@ impl Attempt {
             let _in = self.span.enter();
             tracing::warn!("lease lost: copy cut off");
         }
+        if self.stop_reason().is_none() {
+            let _in = self.span.enter();
+            tracing::info!(?reason, "asked to stop");
+        }
         self.signal.send_modify(|signal| _ = signal.stop.get_or_insert(reason));
         if let Some(running) = &control.running {
             apply_stop(&**running, reason);
@@ -155,6 +164,12 @@ impl Attempt {
         };
         let Some(record) = read else { return AssignmentStatus::Unknown };
         self.span.record("attempt", record.attempts.len());
+        if let Some(attempt) = record.attempts.last() {
+            self.span.record(ASSIGNED_FIELD, attempt.started_ms);
+        }
+        let Summary { kind, hook, source, destination, .. } = record.spec.summary();
+        let (node, epoch) = (&context.config.node, self.epoch());
+        tracing::info!(%node, %epoch, kind, hook, source, destination, "attempt begins");
         if let Some(reason) = self.stop_reason() {
             self.end(context, stopped_outcome(reason)).await;
             return AssignmentStatus::Ended;
@@ -182,7 +197,7 @@ impl Attempt {
             outcome = claims.checked(context, outcome.clone()) => outcome,
             reason = self.wait_for_stop() => Outcome { end: End::Stopped(reason), ..outcome },
         };
-        tracing::info!(end = ?outcome.end, "copy ended");
+        log_end(&outcome);
         self.finish(context, &*running, outcome).await;
         AssignmentStatus::Ended
     }
@@ -200,6 +215,7 @@ impl Attempt {
             context.renew.notify_one();
             let write_lease = context.registration().await.write_lease;
             if write_lease.is_open(context.now()) {
+                tracing::info!("lease held");
                 let gate = write_lease.gate();
                 self.control().lease = LeaseState::Held(write_lease);
                 return gate;
@@ -377,6 +393,20 @@ impl Attempt {
 /// Tells whether a record's attempt runs and may have written.
 pub(super) fn has_begun(record: &TaskRecord) -> bool {
     record.has_begun() && matches!(record.state, TaskState::Running | TaskState::Verifying)
+}
+
+/// Logs how the work of an attempt has ended, before its outcome is stored.
+fn log_end(outcome: &Outcome) {
+    let Outcome { end, quiesced, progress, .. } = outcome;
+    match end {
+        End::Succeeded => tracing::info!(?progress, "work done"),
+        End::Stopped(reason) => tracing::info!(?reason, quiesced, ?progress, "work stopped"),
+        End::Failed(failure) => {
+            let Failure { code, side, operation, offset, length, errno, retryable, message } = failure;
+            let range = offset.zip(*length).map(|(offset, length)| format!("{length} bytes at {offset}"));
+            tracing::warn!(%code, side, operation, range, errno, retryable, quiesced, "work failed: {message}");
+        }
+    }
 }
 
 fn apply_stop(running: &dyn ExecutionHandle, reason: StopReason) {

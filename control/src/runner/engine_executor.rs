@@ -10,10 +10,12 @@
 //!  runner --compare--> thread: policy opens -> permit -> engine.verify -> waits -------------------> outcome
 //! ```
 
+mod check;
+
 use super::hook_execution::{NodeHooks, no_hooks};
 use super::stored_epoch::StoredEpochs;
 use crate::execution::{
-    CompareJob, CopyJob, End, Execution, ExecutionHandle, Executor, HookJob, Outcome, Reference, Refused,
+    CompareJob, CopyJob, End, Execution, ExecutionHandle, Executor, HookJob, Outcome, Reference, Refused, Work,
     WritePermitRequest, stopped_early,
 };
 use crate::model::volume::TaskVolume;
@@ -28,6 +30,7 @@ use blockhaul_engine::shown::Shown;
 use blockhaul_engine::spec::{self as engine, CheckpointLocation, CopySpec, Overwrite, ResumePolicy, VerifySpec};
 use blockhaul_engine::supervision::{Admission, AdmissionRequest, OpenedVolumes, Supervision};
 use blockhaul_engine::volume::Locator;
+use serde_json::Value;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
@@ -35,7 +38,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tracing::Span;
 
 /// Longest time to open the volumes after a stop was requested; then their device counts as not answering. As long as
@@ -50,6 +53,8 @@ pub(crate) struct EngineExecutor {
     engine: Arc<Engine>,
     environment: Arc<JobEnvironment>,
     hooks: Option<Arc<NodeHooks>>,
+    /// Places of checks.
+    checks: Arc<Semaphore>,
 }
 
 /// Node that jobs run on: its policy, and its folders of journals and stored epochs.
@@ -116,7 +121,8 @@ impl EngineExecutor {
         })?;
         let stored_epochs = Arc::new(StoredEpochs::new(state_dir)?);
         let environment = Arc::new(JobEnvironment { node, policy, journals, stored_epochs });
-        Ok(Self { engine, environment, hooks: hooks.map(Arc::new) })
+        let checks = Arc::new(Semaphore::new(check::CHECKS_MAX));
+        Ok(Self { engine, environment, hooks: hooks.map(Arc::new), checks })
     }
 }
 
@@ -147,6 +153,10 @@ impl Executor for EngineExecutor {
             Some(hooks) => hooks.run(job, execution),
             None => Arc::new(Refused(no_hooks(&job.hook))),
         }
+    }
+
+    async fn check(&self, work: Work) -> Result<Value> {
+        self.check_work(work).await
     }
 
     fn kept(&self) -> Vec<(TaskId, u64)> {

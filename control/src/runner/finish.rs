@@ -75,7 +75,10 @@ impl Attempt {
             End::Stopped(reason) => self.return_task(context, &outcome, outcome_of(*reason)).await,
         };
         match written {
-            Written::Done(record) => self.clean_up(context, &record),
+            Written::Done(record) => {
+                tracing::info!(state = record.state.as_str(), reason = record.reason, "outcome stored");
+                self.clean_up(context, &record);
+            }
             Written::NotOurs => {}
             Written::IllegalTransition(illegal, record) => {
                 let state = record.state;

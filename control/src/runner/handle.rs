@@ -115,6 +115,14 @@ impl RunnerHandle {
         }
     }
 
+    /// As [`RunnerClient::check`](crate::peers::RunnerClient::check).
+    ///
+    /// # Errors
+    /// The refusal of the node.
+    pub async fn check(&self, spec: &TaskSpec) -> Result<serde_json::Value, Error> {
+        self.0.context.dependencies.executor.check(spec.kind().work()?).await
+    }
+
     /// As [`RunnerClient::interrupt`](crate::peers::RunnerClient::interrupt). Returns at once. When all tasks are
     /// returned the runner accepts assignments again: the node's drain record keeps them away.
     ///

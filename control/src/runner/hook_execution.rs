@@ -92,6 +92,15 @@ impl NodeHooks {
         }
     }
 
+    /// Checks that a hook is there, that it may be run, and what is asked of it.
+    ///
+    /// # Errors
+    /// As those of an attempt that executes nothing.
+    pub(crate) fn check(&self, job: &HookJob) -> Result<()> {
+        self.folder.hook(&job.hook)?;
+        HookOrder::try_from(job.request(HookRequest::new("check", self.node.as_str(), 1, 0))).map(drop)
+    }
+
     /// Opens the hook, waits for the permit, and executes it. Nothing was executed if this fails.
     fn start(
         &self,
@@ -140,12 +149,15 @@ impl HookExecution {
     ) {
         let mut send_outcome = Some(send_outcome);
         let mut ended = None;
+        let mut logged = 0;
         loop {
-            match events.recv_timeout(GATE_CHECK_EVERY) {
+            let event = events.recv_timeout(GATE_CHECK_EVERY);
+            logged += self.log_output(name, logged);
+            match event {
                 Err(RecvTimeoutError::Timeout) if gate.is_open() => {}
                 Err(RecvTimeoutError::Timeout) => self.stop(StopReason::LeaseLost),
                 Ok(HookEvent::Ended(report)) => {
-                    log(name, &report);
+                    log(name, &report, logged);
                     let outcome = self.outcome_of(name, &report);
                     *lock(&self.survivors) = report.survivors;
                     if outcome.quiesced {
@@ -161,6 +173,17 @@ impl HookExecution {
         if let (Some(outcome), Some(send_outcome)) = (ended, send_outcome) {
             send_outcome(outcome);
         }
+    }
+
+    /// Logs the whole lines that the hook has written, of its first bytes, from this position on; returns their length. So
+    /// they are in the log also if this process is killed.
+    fn log_output(&self, hook: &HookName, from: usize) -> usize {
+        let written = self.run().handle.as_ref().map(|handle| handle.first_output(from)).unwrap_or_default();
+        let length = written.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+        if length > 0 {
+            tracing::info!(%hook, output = Escaped::from(&written[..length]).to_string(), "hook wrote");
+        }
+        length
     }
 
     fn outcome_of(&self, name: &HookName, report: &HookReport) -> Outcome {
@@ -266,10 +289,10 @@ fn of_run(error: &Error) -> Error {
     }
 }
 
-/// Logs the end of a hook and what it has written.
-fn log(hook: &HookName, report: &HookReport) {
+/// Logs the end of a hook and what it has written, but for the first bytes that are logged already.
+fn log(hook: &HookName, report: &HookReport, logged: usize) {
     let HookReport { outcome, output, survivors } = report;
-    let HookText { first, dropped_bytes, last } = HookText::of(output);
+    let HookText { first, dropped_bytes, last } = HookText::of(output, logged);
     let outcome = match outcome {
         HookOutcome::Succeeded => String::from("succeeded"),
         HookOutcome::Retry => String::from("asked for a retry"),
@@ -291,9 +314,13 @@ struct HookText {
 }
 
 impl HookText {
-    fn of(output: &HookOutput) -> Self {
+    fn of(output: &HookOutput, logged: usize) -> Self {
         let shown = |bytes: &[u8]| Escaped::from(bytes).to_string();
-        Self { first: shown(output.first()), dropped_bytes: output.dropped_bytes(), last: shown(&output.last()) }
+        Self {
+            first: shown(output.first().get(logged..).unwrap_or_default()),
+            dropped_bytes: output.dropped_bytes(),
+            last: shown(&output.last()),
+        }
     }
 }
 

@@ -40,9 +40,7 @@ impl SimSubscriber {
             if self.following.is_finished() {
                 return invariants.result.fail("the client that follows all tasks got what it cannot apply");
             }
-            let picture = self.picture.lock().unwrap_or_else(PoisonError::into_inner);
-            known = picture.tasks.iter().map(|(id, task)| (id.clone(), plain(task.clone()))).collect();
-            drop(picture);
+            known = self.known();
             stored = stored_tasks(invariants);
             if known == stored {
                 return invariants.result.count("pictures of all tasks compared");
@@ -53,6 +51,13 @@ impl SimSubscriber {
         let surplus = known.keys().find(|id| !stored.contains_key(id));
         let example = format!("{differing:?} is stored, {surplus:?} is not");
         invariants.result.fail(format_args!("a client that follows all tasks does not know what is stored: {example}"));
+    }
+}
+
+impl SimSubscriber {
+    fn known(&self) -> BTreeMap<TaskId, TaskChange> {
+        let picture = self.picture.lock().unwrap_or_else(PoisonError::into_inner);
+        picture.tasks.iter().map(|(id, task)| (id.clone(), plain(task.clone()))).collect()
     }
 }
 

@@ -7,3 +7,4 @@ mod copying;
 mod daemon;
 mod ending;
 mod refusing;
+mod roles;

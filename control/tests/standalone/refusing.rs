@@ -71,6 +71,7 @@ fn help_names_every_flag_of_the_contract() {
         "--tls-cert",
         "--tls-key",
         "--tls-ca",
+        "--roles",
         "--insecure",
         "--log",
     ] {

@@ -53,8 +53,12 @@ pub struct CheckReport {
 ///
 /// # Errors
 /// The refusals of a copy, in the order of a start.
-pub(crate) fn check(spec: &CopySpec, resources: &EngineResources, cancelled: &dyn Fn() -> bool) -> Result<CheckReport> {
-    let supervision = ResolvedSupervision::default();
+pub(crate) fn check(
+    spec: &CopySpec,
+    supervision: &ResolvedSupervision,
+    resources: &EngineResources,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<CheckReport> {
     let volumes = [(&spec.source, Side::Source), (&spec.destination, Side::Destination)];
     refuse_streams(&volumes, &[checkpoint(spec), spec.receipt.as_deref()], &supervision.given)?;
     if let Some(FinishedCopy { journal, source, .. }) = finished::find(spec, &supervision.given, cancelled)? {
@@ -62,7 +66,7 @@ pub(crate) fn check(spec: &CopySpec, resources: &EngineResources, cancelled: &dy
         let report = CheckReport { resumed_bytes, block_size_bytes, ..CheckReport::default() };
         return report.counted(source.volume());
     }
-    let (opened, report) = check_start(&fitted(spec, resources)?, &supervision, cancelled)?;
+    let (opened, report) = check_start(&fitted(spec, resources)?, supervision, cancelled)?;
     resources.refuse_block(report.block_size_bytes)?;
     let path = report.path.map(|path| path.replace("ring", resources.ring()));
     CheckReport { path, ..report }.counted(opened.source.volume())

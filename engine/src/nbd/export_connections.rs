@@ -31,6 +31,8 @@ use std::time::Duration;
 pub struct ExportConnections {
     dialer: Dialer,
     name: String,
+    /// Span of the job: workers, which serve all jobs, log in it what happens to this export.
+    span: tracing::Span,
     side: Side,
     terms: NetworkTerms,
     revoker: Arc<ConnectionRevoker>,
@@ -98,6 +100,7 @@ impl ExportConnections {
         Ok(Arc::new(Self {
             dialer,
             name: uri.to_string(),
+            span: tracing::Span::current(),
             side,
             terms,
             revoker: Arc::clone(revoker),
@@ -230,7 +233,7 @@ impl ExportConnections {
             match self.redial(FURTHER_DIAL_LIMIT) {
                 Ok(session) => self.return_session(generation, session),
                 Err(error) => {
-                    tracing::info!(export = %self.name, sessions, %error, "further connection failed");
+                    tracing::info!(parent: &self.span, export = %self.name, sessions, %error, "further connection failed");
                     // Without any session, the worker tries again.
                     return sessions.max(1);
                 }
@@ -314,7 +317,7 @@ impl ExportConnections {
     pub(crate) fn connection_lost(&self, generation: u64, why: &str) {
         let mut state = lock(&self.state);
         if self.generation() == generation {
-            tracing::warn!(export = %self.name, generation, why, "connection lost");
+            tracing::warn!(parent: &self.span, export = %self.name, generation, why, "connection lost");
             self.generation.store(generation + 1, Release);
             state.losses += 1;
             state.reserved = 0;
@@ -341,7 +344,7 @@ impl ExportConnections {
             let is_wanted = state.waiting > 0;
             drop(state);
             if !is_wanted {
-                tracing::info!(export = %self.name, %error, "cannot start a thread for spare connections");
+                tracing::info!(parent: &self.span, export = %self.name, %error, "cannot start a thread for spare connections");
                 return;
             }
             self.fail(Error::io(self.side, Operation::Open, &error, "start a thread to dial again"));
@@ -483,7 +486,7 @@ impl ExportConnections {
             }
             Err(error) if matches!(error.code, Code::Protocol | Code::SourceChanged) => self.fail(error),
             Err(error) if late => self.fail(self.unreachable(&error.message)),
-            Err(error) => tracing::info!(export = %self.name, %error, "reconnect failed"),
+            Err(error) => tracing::info!(parent: &self.span, export = %self.name, %error, "reconnect failed"),
         }
         false
     }
@@ -497,7 +500,7 @@ impl ExportConnections {
         drop(state);
         match dialed {
             Ok(session) => self.return_session(generation, session),
-            Err(error) => tracing::info!(export = %self.name, %error, "spare connection failed"),
+            Err(error) => tracing::info!(parent: &self.span, export = %self.name, %error, "spare connection failed"),
         }
     }
 

@@ -4,6 +4,7 @@
 //! nothing.
 
 use async_trait::async_trait;
+use blockhaul_control::attempt_log::AttemptLogs;
 use blockhaul_control::clock::HostClock;
 use blockhaul_control::coord::CoordClient;
 use blockhaul_control::coord::paths;
@@ -12,9 +13,9 @@ use blockhaul_control::coord::zookeeper::{Settings, ZooKeeper};
 use blockhaul_control::execution::{CompareJob, CopyJob, Execution, ExecutionHandle, Executor, HookJob};
 use blockhaul_control::model::{Incarnation, Leader, Meta, NodeId, Record, TaskId, TaskVolume};
 use blockhaul_control::peers::{CenterId, LocalIdentity, Peer};
-use blockhaul_control::rpc::calls::GrpcLeaderClient;
+use blockhaul_control::rpc::calls::{GrpcLeaderClient, GrpcRunnerClient};
 use blockhaul_control::rpc::channels::Channels;
-use blockhaul_control::rpc::listener::Listener;
+use blockhaul_control::rpc::listener::{Listener, Protection};
 use blockhaul_control::rpc::local_roles::{Leadership, NodeRoles};
 use blockhaul_control::runner::{Runner, RunnerConfig, RunnerDependencies, StateDir};
 use blockhaul_engine::error::{Error, Result};
@@ -35,12 +36,21 @@ pub(crate) async fn launch(count: usize, zookeeper: &str, folder: &Path) {
         let (serving, serving_seen) = watch::channel(true);
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
         let clock = watch::Sender::new(None);
-        let roles = NodeRoles { leadership: leadership_seen, serving: serving_seen, runner: runner_seen, clock };
+        let roles = NodeRoles {
+            leadership: leadership_seen,
+            serving: serving_seen,
+            runner: runner_seen,
+            clock,
+            logs: AttemptLogs::default(),
+            runners: Arc::new(GrpcRunnerClient::new(Channels::new(None), center.clone())),
+        };
         let node = NodeId::new(&id).expect("a short name");
         let incarnation = Incarnation(id);
         let identity = LocalIdentity { center: center.clone(), node: node.clone(), incarnation: incarnation.clone() };
         let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let listener = Listener::open(anywhere, None, identity, roles, None, None).await.expect("there are ports");
+        let protection = Protection::open_to_all(&folder, node.clone()).expect("threads can be started");
+        let listener =
+            Listener::open(anywhere, protection, identity, roles, None, None).await.expect("there are ports");
         let dependencies = RunnerDependencies {
             executor: Arc::new(NoCopies),
             leader: Arc::new(GrpcLeaderClient::new(Channels::new(None), center.clone(), leader)),

@@ -83,6 +83,9 @@ pub(crate) struct RawTask {
     /// Follow the task until it ends; exits 0 succeeded, 1 failed or skipped, 75 cancelled
     #[arg(long)]
     pub(crate) wait: bool,
+    /// Submit nothing: have up to eight nodes that could run the task now check it, and show what each would do
+    #[arg(long, conflicts_with = "wait")]
+    pub(crate) check: bool,
 }
 
 /// Where a task may run.
@@ -267,6 +270,21 @@ pub(crate) struct RawWatch {
     /// Go on after this position, with which the last line began; starts with all tasks if the center cannot
     #[arg(long, value_name = "EPOCH:N", value_parser = Position::parse, requires = "all", conflicts_with = "id")]
     pub(crate) since: Option<Position>,
+    #[command(flatten)]
+    pub(crate) center: RawCenter,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RawLogs {
+    /// Task ID
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// Number of the attempt, from 1, as `get` lists them [default: the last one]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) attempt: Option<u32>,
+    /// Go on until the attempt has ended; wait for a task without an attempt, and for a node that is away
+    #[arg(long)]
+    pub(crate) follow: bool,
     #[command(flatten)]
     pub(crate) center: RawCenter,
 }

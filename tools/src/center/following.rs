@@ -103,10 +103,10 @@ mod tests {
             ..Default::default()
         };
         let gone = wire::TaskChange { removed: true, number: 19, ..task.clone() };
-        let position = Some(wire::Position { epoch: 7, number: 17 });
+        let position = wire::Position { epoch: 7, number: 17 };
         let messages = [
-            What::Begin(wire::SnapshotBegin { position, tasks: 1 }),
-            What::End(position.unwrap()),
+            What::Begin(wire::SnapshotBegin { position: Some(position), tasks: 1 }),
+            What::End(position),
             What::Changes(wire::TaskChanges { epoch: 7, changes: vec![task, gone] }),
         ];
         let lines: Vec<_> = messages.iter().flat_map(FollowedEvent::all_of).map(|event| event_line(&event)).collect();

@@ -1,11 +1,13 @@
-//! Runs the commands that call a task center: `submit`, `retry`, `get`, `events`, `watch`, `cancel`, `pause`, `resume`, `remove`, `set`,
-//! `move`, `list`, `schedule`, `runners`, `include`, `drain`, `fence` and `center`.
+//! Runs the commands that call a task center: `submit`, `retry`, `get`, `events`, `watch`, `logs`, `cancel`, `pause`, `resume`,
+//! `remove`, `set`, `move`, `list`, `schedule`, `runners`, `include`, `drain`, `fence` and `center`.
 //!
 //! Each command resolves its flags, makes its call, and shows the reply. The client finds the leader and retries.
 
 pub(crate) mod args;
 mod batch;
+mod check;
 mod following;
+mod logs;
 mod retry;
 mod schedule;
 mod settings;
@@ -32,6 +34,7 @@ use blockhaul_control::rpc::wire;
 use blockhaul_control::timestamp::Timestamp;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::resource_check::{RUNTIME_DESCRIPTORS, require_descriptors};
+pub(crate) use logs::logs;
 pub(crate) use schedule::schedule;
 use std::ops::ControlFlow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -177,7 +180,10 @@ pub(crate) fn submit(RawSubmit { work }: RawSubmit) -> Result<Exit> {
         Ok(work) => work,
         Err(raw) => return submit_group(*raw),
     };
-    let submit::Submission { request, hooks, center, wait } = submit::resolve(work)?;
+    let submit::Submission { request, hooks, center, wait, check } = submit::resolve(work)?;
+    if check {
+        return check::run(request, &hooks, center);
+    }
     let group = if hooks.is_empty() { None } else { Some(GroupSubmission::of_copy(request.clone(), hooks)?) };
     let mut session = CenterSession::open(center)?;
     let task = match group {

@@ -76,12 +76,12 @@ fn resolve(raw: RawScheduleAdd) -> Result<(wire::AddScheduleRequest, RawCenter)>
         return Err(Error::bad_request("--from is what the instants of --every count from: add --every"));
     }
     let task = work.task();
-    if task.id.is_some() || task.wait {
+    if task.id.is_some() || task.wait || task.check {
         return Err(Error::bad_request(
-            "a schedule names its tasks itself, and does not wait: leave out --id and --wait",
+            "a schedule names its tasks itself, and does not wait: leave out --id, --wait and --check",
         ));
     }
-    let submit::Submission { mut request, hooks, center, wait: _ } = submit::resolve(work)?;
+    let submit::Submission { mut request, hooks, center, wait: _, check: _ } = submit::resolve(work)?;
     if !hooks.is_empty() {
         return Err(Error::bad_request("a schedule submits single tasks: leave out --before and --finally"));
     }

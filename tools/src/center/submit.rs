@@ -17,13 +17,14 @@ use std::time::Duration;
 /// Most bytes of input of a hook; the center checks that as well.
 const INPUT_BYTES_MAX: u64 = 4 << 10;
 
-/// A request, the center to send it to, and whether to wait for its end.
+/// A request, the center to send it to, and whether to wait for its end, or only to have it checked.
 #[derive(Debug)]
 pub(super) struct Submission {
     pub(super) request: wire::SubmitRequest,
     pub(super) hooks: CopyHooks,
     pub(super) center: RawCenter,
     pub(super) wait: bool,
+    pub(super) check: bool,
 }
 
 /// Hooks that run before and after a copy.
@@ -90,7 +91,7 @@ pub(super) fn resolve(work: SingleTask) -> Result<Submission> {
             (wire::spec::Work::Noop(wire::NoopWork { milliseconds, node: task.node.clone() }), task, center)
         }
     };
-    let RawTask { id, node: _, priority, max_attempts, after, times, placement, window, wait } = task;
+    let RawTask { id, node: _, priority, max_attempts, after, times, placement, window, wait, check } = task;
     let dependency = |text: &String| {
         let (task, condition) = parse_dependency(text)?;
         Ok(wire::Dependency { task: task.to_owned(), condition: condition.as_str().to_owned() })
@@ -107,7 +108,7 @@ pub(super) fn resolve(work: SingleTask) -> Result<Submission> {
         placement: placement.wire(),
         windows: window,
     };
-    Ok(Submission { request, hooks, center, wait })
+    Ok(Submission { request, hooks, center, wait, check })
 }
 
 /// Returns a duration in milliseconds.

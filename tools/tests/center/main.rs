@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod checks;
 mod clients;
 mod depending;
 mod disks;
@@ -16,6 +17,7 @@ mod groups;
 mod hooks;
 mod judging;
 mod leaders;
+mod logs;
 mod partitions;
 mod protecting;
 mod replaced;

@@ -43,6 +43,54 @@ fn only_nodes_and_clients_of_one_authority_can_call_each_other() {
     }
 }
 
+/// Two nodes that the file lists run tasks for each other; clients have the rights of their roles, and no more.
+#[test]
+fn roles_count_on_every_node_and_the_leader_keeps_an_audit_log() {
+    let needs = [&NEEDS[..], &[Need::Program("openssl")]].concat();
+    need!("roles_count_on_every_node_and_the_leader_keeps_an_audit_log", &needs);
+    let (mut cluster, ours) = (TestCluster::idle(2, 1, &[]), Authority::new());
+    let rules = "nodes = ['n0', 'n1']\nview = ['viewer']\nsubmit = ['ci']\noperate = ['ops']\n";
+    let roles = cluster.dirs.file("roles.toml", rules.as_bytes());
+    for index in 0..2 {
+        cluster.nodes[index].set_flags(&ours.certify(&format!("n{index}")).flags());
+        cluster.nodes[index].set_flags(&["--roles", text(&roles)]);
+        cluster.nodes[index].start();
+    }
+    let certified = |name: &str| ours.certify_as(&format!("client-{name}"), &format!("/CN={name}"), "IP:127.0.0.1");
+    let [viewer, ci, ops, n0] = ["viewer", "ci", "ops", "n0"].map(certified);
+    let ask = |args: &[&str], identity: &Identity| cluster.blockhaul(&[args, &identity.flags()].concat());
+    cluster.wait_until("both nodes", |_| {
+        let seen = ask(&["runners"], &viewer).lines;
+        seen.iter().filter(|node| node["registered"] == true).count() == 2
+    });
+    for node in ["n0", "n1"] {
+        let done = ask(&["submit", "noop", "10ms", "--id", node, "--node", node, "--wait"], &ci);
+        assert_eq!(done.code, Some(0), "{done:?}");
+    }
+    for (args, identity, words) in [
+        (
+            &["submit", "noop", "10ms"][..],
+            &viewer,
+            "client 'viewer' has the role view, and Submit needs the role submit",
+        ),
+        (&["drain", "n1"][..], &ci, "client 'ci' has the role submit, and Drain needs the role operate"),
+        (&["list"][..], &n0, "'n0' is a node, not a client"),
+    ] {
+        let refused = ask(args, identity);
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        assert!(refused.stderr.contains("EPermission") && refused.stderr.contains(words), "{refused:?}");
+    }
+    let done = ask(&["drain", "n1"], &ops);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    // Whichever of them leads has both lines of each change.
+    let logs =
+        (0..2).map(|index| std::fs::read_to_string(cluster.nodes[index].state("audit.jsonl")).unwrap_or_default());
+    let logs: Vec<String> = logs.collect();
+    let drained = logs.concat().lines().filter(|line| line.contains(r#""what":"Drain""#)).count();
+    assert!((1..=2).contains(&drained), "its last line may be on its way: {logs:?}");
+    assert!(logs.concat().contains(r#""who":"ops","role":"operate""#), "{logs:?}");
+}
+
 /// The node does not stand for election while its copies continue; with a new certificate it is reachable again.
 #[test]
 fn a_leader_whose_certificate_expires_resigns_and_its_copies_continue() {

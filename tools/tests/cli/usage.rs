@@ -3,7 +3,7 @@
 use blockhaul_testkit::scratch::{MIB, Scratch, noise};
 
 /// All flags, by command.
-const FLAGS: [(&str, &[&str]); 14] = [
+const FLAGS: [(&str, &[&str]); 15] = [
     (
         "copy",
         &[
@@ -92,6 +92,7 @@ const FLAGS: [(&str, &[&str]); 14] = [
             "--apart-from",
             "--window",
             "--wait",
+            "--check",
             "--arg",
             "--input",
             "--timeout",
@@ -122,6 +123,7 @@ const FLAGS: [(&str, &[&str]); 14] = [
     ("drain", &["NODE", "--now", "--undo", "--idle", "--for", "--wait", "--center", "--json", "--log"]),
     ("events", &["ID", "--center", "--json", "--log"]),
     ("watch", &["ID", "--all", "--since", "--center", "--json", "--log"]),
+    ("logs", &["ID", "--attempt", "--follow", "--center", "--json", "--log"]),
     ("center set", &["--if-version", "--center", "--json", "--log"]),
     ("schedule run", &["NAME", "--refire-from", "--center", "--json", "--log"]),
     ("schedule remove", &["NAME", "--cancel-live", "--center", "--json", "--log"]),

@@ -1,7 +1,7 @@
 //! Copies one volume to another.
 
 use super::{Kind, Summary, common_node};
-use crate::execution::{CopyJob, Execution, ExecutionHandle, Executor, Refused};
+use crate::execution::{CopyJob, Execution, ExecutionHandle, Executor, Refused, Work};
 use crate::model::fence_method::default_fence;
 use crate::model::volume::{TaskVolume, is_network_or_socket};
 use crate::model::{FenceMethod, NodeId, TaskId, UnknownFields};
@@ -117,6 +117,10 @@ impl Kind for CopyTask {
     /// promises that it does not change.
     fn source_to_look_at(&self) -> Option<&str> {
         (self.fence == FenceMethod::Lease && !self.source_stable).then_some(&self.source)
+    }
+
+    fn work(&self) -> Result<Work> {
+        self.job().map(Work::Copy)
     }
 
     fn start(&self, execution: Execution, executor: &dyn Executor) -> Arc<dyn ExecutionHandle> {

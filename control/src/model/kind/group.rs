@@ -2,7 +2,7 @@
 
 use super::{Kind, Summary};
 use crate::batch::{HOLD_MEMBERS_MAX, MEMBERS_MAX, OnFailure};
-use crate::execution::{Execution, ExecutionHandle, Executor, Refused};
+use crate::execution::{Execution, ExecutionHandle, Executor, Refused, Work};
 use crate::model::{NodeId, TaskId, UnknownFields};
 use crate::wire;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
@@ -70,6 +70,11 @@ impl Kind for GroupTask {
 
     fn group(&self) -> Option<&GroupTask> {
         Some(self)
+    }
+
+    fn work(&self) -> Result<Work> {
+        let what = "a group has no work of its own";
+        Err(Error::new(Code::Unsupported, Side::Engine, Operation::Start, what))
     }
 
     fn start(&self, _execution: Execution, _executor: &dyn Executor) -> Arc<dyn ExecutionHandle> {

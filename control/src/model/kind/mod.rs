@@ -24,7 +24,7 @@ pub use run::RunTask;
 pub use verify::VerifyTask;
 
 use super::{FenceMethod, NodeId, TaskId, UnknownFields};
-use crate::execution::{Execution, ExecutionHandle, Executor, Refused};
+use crate::execution::{Execution, ExecutionHandle, Executor, Refused, Work};
 use crate::model::volume::TaskVolume;
 use crate::wire;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
@@ -167,6 +167,12 @@ pub(crate) trait Kind {
     fn group(&self) -> Option<&GroupTask> {
         None
     }
+
+    /// Returns the work of the task, to be checked without an attempt.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    fn work(&self) -> Result<Work>;
 
     /// Starts one attempt. Returns at once; what goes wrong is in its outcome.
     fn start(&self, execution: Execution, executor: &dyn Executor) -> Arc<dyn ExecutionHandle>;

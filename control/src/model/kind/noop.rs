@@ -2,7 +2,7 @@
 //! without an engine.
 
 use super::{Kind, Summary};
-use crate::execution::{End, Execution, ExecutionHandle, Executor, Outcome, WritePermitRequest};
+use crate::execution::{End, Execution, ExecutionHandle, Executor, Outcome, Work, WritePermitRequest};
 use crate::model::{DurableMap, NodeId, Progress, UnknownFields};
 use crate::wire;
 use async_trait::async_trait;
@@ -49,6 +49,10 @@ impl Kind for NoopTask {
     }
 
     fn imply_node(&mut self, _node: &NodeId) {}
+
+    fn work(&self) -> Result<Work> {
+        Ok(Work::Nothing)
+    }
 
     fn start(&self, execution: Execution, _executor: &dyn Executor) -> Arc<dyn ExecutionHandle> {
         Arc::new(Noop::new(self, execution.admission))

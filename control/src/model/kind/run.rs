@@ -5,7 +5,7 @@
 //! that has begun is never repeated.
 
 use super::{Kind, Summary};
-use crate::execution::{Execution, ExecutionHandle, Executor, HookJob, Refused};
+use crate::execution::{Execution, ExecutionHandle, Executor, HookJob, Refused, Work};
 use crate::model::{FenceMethod, NodeId, UnknownFields};
 use crate::wire;
 use blockhaul_engine::error::{Error, Result};
@@ -79,6 +79,10 @@ impl Kind for RunTask {
 
     fn runs_at_most_once(&self) -> bool {
         self.at_most_once
+    }
+
+    fn work(&self) -> Result<Work> {
+        self.job().map(Work::Hook)
     }
 
     fn start(&self, execution: Execution, executor: &dyn Executor) -> Arc<dyn ExecutionHandle> {

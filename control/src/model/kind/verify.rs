@@ -2,7 +2,7 @@
 //! volumes, and a lost runner needs no fence.
 
 use super::{Kind, Summary, common_node};
-use crate::execution::{CompareJob, Execution, ExecutionHandle, Executor, Reference, Refused};
+use crate::execution::{CompareJob, Execution, ExecutionHandle, Executor, Reference, Refused, Work};
 use crate::model::volume::TaskVolume;
 use crate::model::{NodeId, UnknownFields};
 use crate::wire;
@@ -92,6 +92,10 @@ impl Kind for VerifyTask {
     fn set_limit(&mut self, bytes_per_second: Option<u64>) -> bool {
         self.limit = bytes_per_second;
         true
+    }
+
+    fn work(&self) -> Result<Work> {
+        self.job().map(Work::Compare)
     }
 
     fn start(&self, execution: Execution, executor: &dyn Executor) -> Arc<dyn ExecutionHandle> {

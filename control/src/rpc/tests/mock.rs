@@ -1,5 +1,8 @@
 //! Provides a dispatcher that records its requests, a runner without a dispatcher, and nodes made of them.
 
+use crate::access::AccessControl;
+use crate::attempt_log::AttemptLogs;
+use crate::audit::AuditLog;
 use crate::clock::HostClock;
 use crate::coord::bootstrap::BootstrappingClient;
 use crate::coord::embedded::Embedded;
@@ -8,15 +11,16 @@ use crate::dispatcher::{
     ChangeFeed, DispatcherHandle, DispatcherRequest as Request, Mutation, Page, Query, RunnerSummary, Status,
     TaskChange,
 };
-use crate::execution::{CompareJob, CopyJob, Execution, ExecutionHandle, Executor, HookJob};
+use crate::execution::{CompareJob, CopyJob, Execution, ExecutionHandle, Executor, HookJob, Work};
 use crate::model::{
-    CopyTask, Drain, Epoch, Incarnation, Leader, NodeId, NoopTask, OpId, Progress, Submission, TaskCommand, TaskId,
-    TaskRecord, TaskSpec, TaskState, TaskVolume,
+    CopyTask, Drain, Epoch, Incarnation, Leader, NodeId, NoopTask, OpId, Progress, Registration, Submission,
+    TaskCommand, TaskId, TaskRecord, TaskSpec, TaskState, TaskVolume,
 };
 use crate::peers::{CallError, CenterId, LeaderClient, LocalIdentity, Peer};
+use crate::rpc::calls::GrpcRunnerClient;
 use crate::rpc::channels::Channels;
 use crate::rpc::client::CenterClient;
-use crate::rpc::listener::Listener;
+use crate::rpc::listener::{Listener, Protection};
 use crate::rpc::local_roles::{Leadership, NodeRoles};
 use crate::rpc::tls::Tls;
 use crate::rpc::wire;
@@ -38,6 +42,8 @@ pub(super) struct MockDispatcher {
     /// Number of terms so far, and the changes of the present one.
     feed: Mutex<(i64, Option<ChangeFeed>)>,
     pub(super) progress: Mutex<Vec<(TaskId, Progress)>>,
+    /// Registration of the only node; without, it drains.
+    pub(super) registered: Mutex<Option<Registration>>,
 }
 
 pub(super) fn record(id: &str) -> TaskRecord {
@@ -103,7 +109,7 @@ impl MockDispatcher {
                 drop(reply.send(Ok(self.feed(|feed| feed.snapshot(all)))));
             }
             Request::Mutate(id, mutation, reply) => drop(reply.send(self.mutate(&id, &mutation))),
-            Request::Runners(reply) => drop(reply.send(Ok(vec![draining_node()]))),
+            Request::Runners(reply) => drop(reply.send(Ok(vec![self.node()]))),
             Request::Include(_, reply) => drop(reply.send(Ok(false))),
             Request::Drain { reply, .. } => drop(reply.send(Ok(3))),
             Request::DrainIdle { reply, .. } => drop(reply.send(Ok(Vec::new()))),
@@ -116,6 +122,13 @@ impl MockDispatcher {
             Request::ListSchedules(_, reply) => drop(reply.send(Ok(Vec::new()))),
             Request::Changed(tasks) => self.changed.lock().unwrap().extend(tasks),
             Request::Progress(updates) => self.progress.lock().unwrap().extend(updates),
+        }
+    }
+
+    fn node(&self) -> RunnerSummary {
+        match self.registered.lock().unwrap().clone() {
+            Some(there) => RunnerSummary { registration: Some(there), drain: None, ..draining_node() },
+            None => draining_node(),
         }
     }
 
@@ -240,6 +253,13 @@ impl Executor for HangingExecutor {
         unreachable!("no task begins: {job:?}")
     }
 
+    async fn check(&self, work: Work) -> Result<serde_json::Value> {
+        match work {
+            Work::Hook(_) => Err(error(Code::Permission, "not this hook")),
+            Work::Copy(_) | Work::Compare(_) | Work::Nothing => Ok(serde_json::json!({ "checked": true })),
+        }
+    }
+
     fn kept(&self) -> Vec<(TaskId, u64)> {
         Vec::new()
     }
@@ -278,6 +298,9 @@ pub(super) struct Node {
     pub(super) leadership: watch::Sender<Leadership>,
     pub(super) serving: watch::Sender<bool>,
     pub(super) runner: watch::Sender<Option<RunnerHandle>>,
+    /// Its state directory, where its audit log is.
+    pub(super) state: tempfile::TempDir,
+    pub(super) logs: AttemptLogs,
 }
 
 impl Node {
@@ -290,6 +313,19 @@ impl Node {
     }
 
     pub(super) async fn at(address: &str, tls: Option<&Tls>) -> Self {
+        Self::open(address, tls, None).await
+    }
+
+    /// With certificates, and rights by their names.
+    pub(super) async fn with_access(tls: &Tls, access: &AccessControl) -> Self {
+        Self::open("127.0.0.1:0", Some(tls), Some(access)).await
+    }
+
+    async fn open(address: &str, tls: Option<&Tls>, access: Option<&AccessControl>) -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let audit = AuditLog::start(state.path(), identity().node).unwrap();
+        let protection = Protection { tls: tls.cloned(), access: access.cloned(), audit };
+        let logs = AttemptLogs::default();
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
         let (runner, runner_seen) = watch::channel(None);
         let (serving, serving_seen) = watch::channel(true);
@@ -298,9 +334,12 @@ impl Node {
             serving: serving_seen,
             runner: runner_seen,
             clock: watch::Sender::new(None),
+            logs: logs.clone(),
+            runners: Arc::new(GrpcRunnerClient::new(Channels::default(), center("c"))),
         };
-        let listener = Listener::open(address.parse().unwrap(), tls, identity(), roles, None, None).await.unwrap();
-        Self { listener, leadership, serving, runner }
+        let listener =
+            Listener::open(address.parse().unwrap(), protection, identity(), roles, None, None).await.unwrap();
+        Self { listener, leadership, serving, runner, state, logs }
     }
 
     pub(super) fn address(&self) -> String {

@@ -2,10 +2,13 @@
 //!
 //! `mock` answers the requests of a dispatcher, and records them. Everything else is production code.
 
+mod access;
 mod all_tasks;
+mod checks;
 mod ending;
 mod following;
 mod limits;
+mod logs;
 mod mock;
 mod nodes;
 mod tls;

@@ -16,7 +16,7 @@ fn raw(identity: &Identity) -> RawTls {
     RawTls { tls_cert: Some(certificate), tls_key: Some(key), tls_ca: Some(authority) }
 }
 
-fn read(identity: &Identity) -> Tls {
+pub(super) fn read(identity: &Identity) -> Tls {
     Tls::read(&raw(identity), &HostClock).unwrap().unwrap()
 }
 

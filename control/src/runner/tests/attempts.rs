@@ -302,7 +302,7 @@ async fn every_line_of_an_attempt_names_it() {
         harness.until("t", TaskState::Pending).await;
         sleep(Duration::from_millis(10)).await;
         let lines = log.lines();
-        let of_it = format!("attempt{{task=t epoch={} attempt=2}}", assignment.epoch);
+        let of_it = format!("attempt{{task=t epoch={} attempt=2 ", assignment.epoch);
         let own: Vec<_> = lines.iter().filter(|line| line.contains(&of_it)).collect();
         assert!(own.len() >= expected, "with {filter}: {lines:#?}");
         assert!(own.iter().any(|line| line.contains("copy cut off")), "with {filter}: {lines:#?}");

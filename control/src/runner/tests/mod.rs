@@ -2,9 +2,11 @@
 
 mod attempts;
 mod bandwidth;
+mod checking;
 mod engine;
 mod executor;
 mod leasing;
+mod logging;
 mod registering;
 mod stopping;
 mod store;
