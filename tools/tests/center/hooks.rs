@@ -1,6 +1,8 @@
 //! Tests hooks: programs of a node's administrator that run as tasks, while their `taskd` stops and dies.
 
-use crate::support::{ExportPair, MIB, NEEDS, Node, SHORT_SESSION, SafeDir, Task, TestCluster, TestDirs, need, text};
+use crate::support::{
+    ExportPair, MIB, NEEDS, Need, Node, SHORT_SESSION, SafeDir, Task, TestCluster, TestDirs, need, run, text,
+};
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -159,6 +161,70 @@ fn what_a_killed_taskd_leaves_of_a_hook_is_killed_before_the_next_attempt() {
     assert!(!out.contains("overlap") && out.contains("often run 2") && !out.contains("once run 2"), "{out}");
     assert!(!left("often") && !left("once"), "{out}");
     assert!(cluster.nodes[0].log().contains("killed what a hook had left behind"));
+}
+
+#[test]
+fn a_taskd_without_hooks_kills_what_an_earlier_one_with_hooks_has_left() {
+    let script = r#"setsid sleep 1000 & echo $! > "$out.left"; echo waits >> "$out"; wait"#;
+    let name = "a_taskd_without_hooks_kills_what_an_earlier_one_with_hooks_has_left";
+    need!(name, &NEEDS);
+    let hook = need!(name, Hook::new(script));
+    let mut cluster = hook.cluster(1);
+    submit(&cluster, "left", &["--node", "n0", "--at-most-once"]);
+    hook.wait_for("waits");
+    cluster.nodes[0].kill();
+    let pid = fs::read_to_string(hook.dir.path("out.left")).unwrap();
+    let is_left = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", pid.trim()));
+        status.is_ok_and(|status| !status.contains("State:\tZ"))
+    };
+    assert!(is_left(), "what the hook has started lives on");
+    cluster.nodes[0].set_flags(&[]);
+    cluster.start();
+    assert!(!is_left());
+    assert!(cluster.nodes[0].log().contains("killed what a hook had left behind"));
+}
+
+/// A mounted file system on which every write waits, whatever is sent to the writer.
+struct FrozenVolume(PathBuf);
+
+impl FrozenVolume {
+    fn of(volume: PathBuf) -> Self {
+        run("fsfreeze", &["--freeze", text(&volume)]);
+        Self(volume)
+    }
+}
+
+impl Drop for FrozenVolume {
+    fn drop(&mut self) {
+        run("fsfreeze", &["--unfreeze", text(&self.0)]);
+    }
+}
+
+#[test]
+fn a_hook_that_survives_sigkill_keeps_its_slot_until_it_is_gone() {
+    let name = "a_hook_that_survives_sigkill_keeps_its_slot_until_it_is_gone";
+    let frozen = [Need::Root, Need::LoopDevices, Need::Filesystem("ext4"), Need::Program("fsfreeze")];
+    need!(name, &[&NEEDS[..], &frozen[..]].concat());
+    let dirs = TestDirs::new();
+    let volume = dirs.filesystem("frozen", "ext4", 32 * MIB as u64);
+    let hook = need!(name, Hook::new(&format!("echo began >> \"$out\"; touch {}/file", text(&volume))));
+    let folder = hook.folder();
+    let cluster = TestCluster::with(1, 1, &["--hooks-dir", text(&folder), "--slots", "1"]);
+    let frozen = FrozenVolume::of(volume);
+    submit(&cluster, "stuck", &["--timeout", "300ms"]);
+    hook.wait_for("began");
+    let survives = |task: &Task| task.0["reason"].as_str().is_some_and(|reason| reason.contains("survive SIGKILL"));
+    let task = cluster.wait_for("stuck", "the reason that it survives", survives);
+    assert_eq!(task.state(), "RUNNING", "{task:?}");
+    cluster.ask(&["submit", "noop", "1ms", "--id", "next"]);
+    std::thread::sleep(Duration::from_secs(2));
+    let next = cluster.task("next");
+    assert_eq!(next.state(), "PENDING", "its slot is taken: {next:?}");
+    drop(frozen);
+    let task = wait_for_end(&cluster, "stuck");
+    assert_eq!((task.state(), task.error(), task.outcomes().len()), ("FAILED", "ETimeout", 1), "{task:?}");
+    cluster.wait_for_success("next");
 }
 
 #[test]
