@@ -11,6 +11,7 @@
 //! | I8 groups | see [`group_invariants`](super::group_invariants) |
 //! | I9 hooks | one that runs at most once is not assigned again once it has begun; [`HookRuns`] checks the runs |
 //! | I10 schedules | see [`schedule_invariants`](super::schedule_invariants) |
+//! | I11 placement | see [`placement_invariants`](super::placement_invariants) |
 //! | I6 guards | every operation names a version; whatever changes a task or a claim checks its term or registration |
 //!
 //! Also: the author of every transition may make it, bytes recorded as durable are durable and are not copied again,
@@ -347,6 +348,7 @@ impl InvariantChecker {
         if before.state == TaskState::Pending && after.state == TaskState::Assigned {
             let is_its = |attempt: &&Attempt| Some(&attempt.runner) == after.holder.as_ref();
             let is_unfit = |attempt: &Attempt| attempt.node_fault == Some(NodeFault::Lasting);
+            self.check_apart(observed, after);
             if before.attempts.iter().filter(is_its).any(is_unfit) {
                 fail(format!("was given to {:?} again, which cannot do it", after.holder));
             }
@@ -643,7 +645,8 @@ impl ObservedState {
         let is_elsewhere = |there: &Registration| {
             record.only_node().ok().flatten().is_some_and(|only| there.node != only) || !record.may_run_on(&there.node)
         };
-        self.records().any(holds) || self.runners.values().all(|there| is_elsewhere(there) || is_full(there))
+        let is_taken = |there: &Registration| is_elsewhere(there) || is_full(there) || self.keeps_apart(there, record);
+        self.records().any(holds) || self.runners.values().all(is_taken)
     }
 }
 

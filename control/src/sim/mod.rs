@@ -28,6 +28,7 @@ mod volume_name;
 mod defect;
 pub(crate) mod process;
 mod scenario;
+mod placement_invariants;
 mod retry_invariants;
 mod schedule_invariants;
 mod run_result;

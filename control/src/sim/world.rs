@@ -12,6 +12,7 @@ use super::hooks::HookRuns;
 use super::invariants::InvariantChecker;
 use super::net::{Net, NetworkFaults};
 use super::node::{SimNode, SimProcess};
+use super::placement_invariants::rules_of;
 use super::run_result::RunResult;
 use super::scenario::{ClientAction, Event, FAULT_TIME, Fault, Scenario};
 use super::subscriber::SimSubscriber;
@@ -277,7 +278,9 @@ impl World {
             Event::Submit { id, spec, priority, max_attempts, after } => {
                 let name = |id: String| TaskId::new(id).expect("a task's name");
                 let after = after.into_iter().map(|(id, condition)| (name(id), condition)).collect();
-                let submission = Submission { after, ..Submission::new(name(id), priority, max_attempts, *spec) };
+                let id = name(id);
+                let placement = rules_of(&id);
+                let submission = Submission { after, placement, ..Submission::new(id, priority, max_attempts, *spec) };
                 tokio::spawn(self.client.clone().submit(submission));
             }
             Event::SubmitGroup { group, members, dies } => {
