@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 /// Commit of the oldest supported version: see `docs/compatibility.md`.
-const OLDEST: &str = "d42daf599862993690fe357769c0c2aed853e81a";
+const OLDEST: &str = "8a314a7e042f29cf1863a661d6b957dc8970bc82";
 
 /// Returns the program, built by the first caller unless an earlier run has built it.
 ///
