@@ -464,7 +464,7 @@ pub(crate) struct RawGetSettings {
 
 #[derive(Debug, Args)]
 pub(crate) struct RawSetSettings {
-    /// Settings: bandwidth=[[WINDOW] RATE;...]|none, lost-grace=DURATION, max-drained=N|none, notify=HOOK|none,
+    /// Settings: bandwidth=RATES|none, lost-grace=DURATION, max-drained=N|none, notify=HOOK|none,
     /// placement=spread|fill, slots=N|none, slots.copy=N|none, slots.run=N|none, slots.verify=N|none
     #[arg(value_name = "KEY=VALUE", required = true)]
     pub(crate) settings: Vec<String>,
