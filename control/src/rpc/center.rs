@@ -111,7 +111,7 @@ impl Center for CenterService {
         let order = Submission::check(request.into_inner(), self.here.as_ref()).map_err(RpcError::from)?;
         look_at_source(&order).await.map_err(RpcError::from)?;
         let nodes = dispatcher.runners().await.map_err(RpcError::from)?;
-        let checked = checks::check(&order.spec, nodes, &*self.roles.runners).await.map_err(RpcError::from)?;
+        let checked = checks::check(&order, nodes, &*self.roles.runners).await.map_err(RpcError::from)?;
         Ok(Response::new(checked))
     }
 

@@ -4,27 +4,34 @@ use super::error::RpcError;
 use super::limits::CHECK_NODES_MAX;
 use super::wire;
 use crate::dispatcher::RunnerSummary;
-use crate::model::{NodeId, TaskSpec};
+use crate::model::{NodeId, PlacementRules, Submission};
 use crate::peers::{CallError, Peer, RunnerClient};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use futures_util::future::join_all;
 use serde_json::Value;
+use std::cmp::Reverse;
 
-/// Has up to [`CHECK_NODES_MAX`] nodes check a task, all at the same time: those with the fewest tasks.
+/// Has up to [`CHECK_NODES_MAX`] nodes check a task, all at the same time: of those that its rules of placement allow, first
+/// those with the most preferred labels, then those with the fewest tasks.
 ///
 /// # Errors
 /// `ENotFound` if no node could run it now.
 pub(super) async fn check(
-    spec: &TaskSpec,
+    order: &Submission,
     nodes: Vec<RunnerSummary>,
     runners: &dyn RunnerClient,
 ) -> Result<wire::CheckReply> {
+    let spec = &order.spec;
     let only = spec.node()?;
-    let able = able(nodes, only.as_ref());
+    let able = able(nodes, only.as_ref(), &order.placement);
     if able.is_empty() {
         let message = match only {
-            Some(node) => format!("only node {node} can run this task, and it is away, stopping or draining"),
-            None => String::from("no node takes tasks now: all are away, stopping or draining"),
+            Some(node) => format!(
+                "only node {node} can run this task, and it is away, stopping, draining or without a required label"
+            ),
+            None => String::from(
+                "no node can take this task now: each is away, stopping, draining or without a required label",
+            ),
         };
         return Err(Error::new(Code::NotFound, Side::Coordination, Operation::Start, message));
     }
@@ -36,14 +43,16 @@ pub(super) async fn check(
     Ok(wire::CheckReply { nodes: join_all(checks).await, others: u32::try_from(others).unwrap_or(u32::MAX) })
 }
 
-/// Returns the nodes that take tasks, and may run this one: those with the fewest tasks first.
-fn able(nodes: Vec<RunnerSummary>, only: Option<&NodeId>) -> Vec<Peer> {
-    let may = |runner: &RunnerSummary| only.is_none_or(|only| runner.node == *only);
-    let takes = |runner: &RunnerSummary| runner.registration.as_ref().is_some_and(|there| !there.stopping);
-    let mut nodes: Vec<_> =
-        nodes.into_iter().filter(|runner| may(runner) && takes(runner) && runner.drain.is_none()).collect();
-    nodes.sort_by_key(|runner| runner.tasks);
-    nodes.iter().filter_map(|runner| runner.registration.as_ref().map(Peer::from)).collect()
+/// Returns the nodes that take tasks, and may run this one, in the order in which they are asked.
+fn able(nodes: Vec<RunnerSummary>, only: Option<&NodeId>, placement: &PlacementRules) -> Vec<Peer> {
+    let takes = |runner: &RunnerSummary| {
+        let there = runner.registration.as_ref().filter(|there| !there.stopping && placement.allow(&there.labels))?;
+        let may = runner.drain.is_none() && only.is_none_or(|only| runner.node == *only);
+        may.then(|| (Reverse(placement.preference(&there.labels)), runner.tasks, Peer::from(there)))
+    };
+    let mut able: Vec<_> = nodes.iter().filter_map(takes).collect();
+    able.sort_by_key(|(preference, tasks, _)| (*preference, *tasks));
+    able.into_iter().map(|(_, _, peer)| peer).collect()
 }
 
 /// Returns the error of a node without an answer.

@@ -5,7 +5,7 @@
 //! ```
 //! What always holds: the service behind it is reached through here alone, and no call gets past [`GuardedCenter::guard`].
 //! What a call needs and whether it is audited is in the table of [`Method::demand`]. The leader decides by its own file
-//! of roles; other nodes only refer to it. A stream is judged at each of its messages, of which there is one a second at
+//! of roles; other nodes only refer to it. The caller of a stream is authorized again at each of its messages, of which there is one a second at
 //! least: it ends soon after its role was taken away.
 
 use super::center::{Answer, CenterService};
@@ -22,7 +22,7 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
 /// Stream that ends when its caller may not have it any more.
-type JudgedStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type AuthorizedStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Service of clients with access control and audit log.
 #[derive(Debug)]
@@ -102,21 +102,21 @@ impl GuardedCenter {
         answer
     }
 
-    /// Judges a stream at each of its messages.
-    fn judged<T: Send + 'static>(
+    /// Authorizes the caller of a stream again at each of its messages.
+    fn authorize_each<T: Send + 'static>(
         &self,
         stream: Response<ReceiverStream<Result<T, Status>>>,
         caller: Caller,
         method: Method,
-    ) -> Response<JudgedStream<T>> {
+    ) -> Response<AuthorizedStream<T>> {
         let access = self.access.clone();
-        let judged = move |event: Result<T, Status>| {
+        let authorized = move |event: Result<T, Status>| {
             if let Some(access) = &access {
                 access.authorize(&caller, method).map_err(RpcError::from)?;
             }
             event
         };
-        stream.map(|events| Box::pin(events.map(judged)) as JudgedStream<T>)
+        stream.map(|events| Box::pin(events.map(authorized)) as AuthorizedStream<T>)
     }
 
     /// Returns the caller's role; `None` where everybody may do everything.
@@ -162,34 +162,37 @@ impl Center for GuardedCenter {
         self.guard(Call::read(&request, Method::Check), self.center.check(request)).await
     }
 
-    type WatchStream = JudgedStream<wire::WatchEvent>;
+    type WatchStream = AuthorizedStream<wire::WatchEvent>;
 
     async fn watch(&self, request: Request<wire::TaskName>) -> Answer<Self::WatchStream> {
         let caller = caller_of(&request);
         let stream = self.guard(Call::read(&request, Method::Watch), self.center.watch(request)).await?;
-        Ok(self.judged(stream, caller, Method::Watch))
+        Ok(self.authorize_each(stream, caller, Method::Watch))
     }
 
     async fn events(&self, request: Request<wire::TaskName>) -> Answer<wire::EventsReply> {
         self.guard(Call::read(&request, Method::Events), self.center.events(request)).await
     }
 
-    type WatchAllStream = JudgedStream<wire::WatchAllEvent>;
+    type WatchAllStream = AuthorizedStream<wire::WatchAllEvent>;
 
     async fn watch_all(&self, request: Request<wire::WatchAllRequest>) -> Answer<Self::WatchAllStream> {
         let caller = caller_of(&request);
         let stream = self.guard(Call::read(&request, Method::WatchAll), self.center.watch_all(request)).await?;
-        Ok(self.judged(stream, caller, Method::WatchAll))
+        Ok(self.authorize_each(stream, caller, Method::WatchAll))
     }
 
-    type LogsStream = JudgedStream<wire::LogsEvent>;
+    type LogsStream = AuthorizedStream<wire::LogsEvent>;
 
     async fn logs(&self, request: Request<wire::LogsRequest>) -> Answer<Self::LogsStream> {
+        // Nobody learns what a task is who may not read logs at all.
+        self.center.check_leads()?;
+        self.role(&Call::read(&request, Method::Logs))?;
         let caller = caller_of(&request);
         let is_hook = self.center.is_hook(&request.get_ref().id).await;
         let method = if is_hook { Method::HookLogs } else { Method::Logs };
         let stream = self.guard(Call::read(&request, method), self.center.logs(request)).await?;
-        Ok(self.judged(stream, caller, method))
+        Ok(self.authorize_each(stream, caller, method))
     }
 
     async fn seal(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {

@@ -399,8 +399,11 @@ pub(super) fn has_begun(record: &TaskRecord) -> bool {
 fn log_end(outcome: &Outcome) {
     let Outcome { end, quiesced, progress, .. } = outcome;
     match end {
-        End::Succeeded => tracing::info!(?progress, "work done"),
-        End::Stopped(reason) => tracing::info!(?reason, quiesced, ?progress, "work stopped"),
+        End::Succeeded => tracing::info!(planned = progress.planned, durable = progress.durable, "work done"),
+        End::Stopped(reason) => {
+            let (planned, durable) = (progress.planned, progress.durable);
+            tracing::info!(reason = reason.as_str(), quiesced, planned, durable, "work stopped");
+        }
         End::Failed(failure) => {
             let Failure { code, side, operation, offset, length, errno, retryable, message } = failure;
             let range = offset.zip(*length).map(|(offset, length)| format!("{length} bytes at {offset}"));

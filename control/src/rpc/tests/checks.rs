@@ -44,6 +44,14 @@ async fn a_node_answers_with_its_plan_or_its_refusal_and_nothing_is_submitted() 
     assert_eq!(client.check(run("../h", None)).await.unwrap_err().error.code, Code::BadRequest);
     let nobody = client.check(run("h", Some("n2"))).await.unwrap_err().error;
     assert!(nobody.code == Code::NotFound && nobody.message.contains("only node n2"), "{nobody}");
+    let label = std::collections::HashMap::from([(String::from("disk"), String::from("ssd"))]);
+    let placement = Some(wire::Placement { require: label, ..wire::Placement::default() });
+    let elsewhere = wire::SubmitRequest { placement, ..noop("t") };
+    let nobody = client.check(elsewhere.clone()).await.unwrap_err().error;
+    assert!(nobody.code == Code::NotFound && nobody.message.contains("without a required label"), "{nobody}");
+    let labels = [(String::from("disk"), String::from("ssd"))].into();
+    tasks.registered.lock().unwrap().as_mut().unwrap().labels = labels;
+    assert_eq!(client.check(elsewhere).await.unwrap().nodes.len(), 1);
     *tasks.registered.lock().unwrap() = None;
     let nobody = client.check(noop("t")).await.unwrap_err().error;
     assert!(nobody.code == Code::NotFound && nobody.message.contains("draining"), "{nobody}");
