@@ -34,7 +34,7 @@ fn batch(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
     let pairs = pairs(&dir.path("volumes"), &dir.path("state"), count, |path| {
         context.file(&dir, path, each, std::iter::once(0..each))
     })?;
-    let workload = context.workload(&pairs, Caching::Direct);
+    let workload = context.workload(&pairs, Caching::OwnChoice);
     let targets = vec![
         blockhaul::batch(&workload, &batch_file(&dir.path("batch.toml"), &pairs)?, &dir.path("state")),
         qemu_img::several(&workload, &list_file(&dir.path("list"), &pairs)?, PARALLEL),
@@ -52,7 +52,7 @@ fn members(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
         let pairs = pairs(&dir.path(name), &dir.path("state"), count, |path| {
             context.file(&dir, path, each, std::iter::once(0..each))
         })?;
-        let workload = context.workload(&pairs, Caching::Direct);
+        let workload = context.workload(&pairs, Caching::OwnChoice);
         let file = batch_file(&dir.path(&format!("{name}.toml")), &pairs)?;
         targets.push(blockhaul::batch(&workload, &file, &dir.path("state")).with_name(name));
     }

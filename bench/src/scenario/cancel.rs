@@ -32,7 +32,7 @@ fn prepare(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
     let bytes = context.scale.of(2 * GIB, 256 * MIB, 16 * MIB);
     let dir = context.scenario_dir(3 * bytes)?;
     let pairs = [context.dense_pair(&dir, bytes)?];
-    let workload = context.workload(&pairs, Caching::Direct);
+    let workload = context.workload(&pairs, Caching::OwnChoice);
     let limit = limit(context.scale);
     let (flags, rescue_flags) = limit_flags(limit);
     let targets = vec![

@@ -78,7 +78,7 @@ fn tmpfs(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
     let destination = Volume::File(memory.join("destination"));
     let pairs = [dir.pair(0, Volume::File(source), destination, bytes)];
     let workload = context.workload(&pairs, Caching::Buffered);
-    let ours = context.workload(&pairs, Caching::Direct);
+    let ours = context.workload(&pairs, Caching::OwnChoice);
     let targets = vec![
         blockhaul::engine(&ours, |_| ()),
         blockhaul::command(&ours, &[]),

@@ -53,7 +53,7 @@ fn unix(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
     let source = serve(context, &mut dir, Listen::Unix, &["pattern", &size], None)?;
     let destination = serve(context, &mut dir, Listen::Unix, &["null", &size], None)?;
     let pairs = [dir.pair(0, source, destination, bytes)];
-    let workload = context.workload(&pairs, Caching::Direct);
+    let workload = context.workload(&pairs, Caching::OwnChoice);
     let mut targets = everybody(&workload);
     targets.push(blockhaul::command(&workload, &["--digest", "none"]).with_name("blockhaul-no-digest"));
     let mut prepared = context.prepare(dir, bytes, targets).parameter("servers", "nbdkit pattern, nbdkit null");
@@ -68,7 +68,7 @@ fn tcp_in(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
     let name = file.display().to_string();
     let source = serve(context, &mut dir, Listen::Tcp, &["file", &name], Some(file))?;
     let pairs = [dir.pair(0, source, Volume::File(dir.path("destination")), bytes)];
-    let targets = everybody(&context.workload(&pairs, Caching::Direct));
+    let targets = everybody(&context.workload(&pairs, Caching::OwnChoice));
     Ok(context.prepare(dir, bytes, targets).cached(2 * bytes).parameter("server", "nbdkit file"))
 }
 
@@ -80,7 +80,7 @@ fn tcp_out(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
     let name = backing.display().to_string();
     let destination = serve(context, &mut dir, Listen::Tcp, &["file", &name], Some(backing))?;
     let pairs = [dir.pair(0, Volume::File(source), destination, bytes)];
-    let targets = everybody(&context.workload(&pairs, Caching::Direct));
+    let targets = everybody(&context.workload(&pairs, Caching::OwnChoice));
     Ok(context.prepare(dir, bytes, targets).cached(2 * bytes).parameter("server", "nbdkit file"))
 }
 
@@ -93,7 +93,7 @@ fn sparse(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
     let name = file.display().to_string();
     let source = serve(context, &mut dir, Listen::Unix, &["file", &name], Some(file))?;
     let pairs = [dir.pair(0, source, Volume::File(dir.path("destination")), bytes)];
-    let targets = everybody(&context.workload(&pairs, Caching::Direct));
+    let targets = everybody(&context.workload(&pairs, Caching::OwnChoice));
     Ok(context.prepare(dir, bytes, targets).data(extents * MIB).cached(2 * extents * MIB).parameter("extents", extents))
 }
 
@@ -108,7 +108,7 @@ fn delay(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
     let destination =
         serve(context, &mut dir, Listen::Unix, &[&far[..], &["null", &size, "wdelay=10ms"]].concat(), None)?;
     let pairs = [dir.pair(0, source, destination, bytes)];
-    let workload = context.workload(&pairs, Caching::Direct);
+    let workload = context.workload(&pairs, Caching::OwnChoice);
     let mut targets = everybody(&workload);
     // Depths that suit the delay.
     for (name, flags) in [

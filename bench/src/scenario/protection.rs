@@ -37,7 +37,7 @@ fn prepare(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
     let idle_us = foreground.map_err(|error| Failure::io("run the foreground reader", &error))?.p90();
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a positive number of microseconds")]
     let protect_us = (idle_us * ALLOWED).ceil().max(1.0) as u64;
-    let workload = context.workload(&pairs, Caching::Direct);
+    let workload = context.workload(&pairs, Caching::OwnChoice);
     let flag = format!("{protect_us}us");
     let mut idle = baselines::null(&workload).with_name("nobody-copies");
     let sleep = Invocation::new(["sleep".to_owned(), alone.as_secs_f64().to_string()]);

@@ -24,7 +24,7 @@ fn prepare(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
     let source = context.file(&dir, mounted.join("source"), bytes, std::iter::once(0..bytes))?;
     let destination = Volume::File(mounted.join("destination"));
     let pairs = [dir.pair(0, Volume::File(source), destination, bytes)];
-    let workload = context.workload(&pairs, Caching::Direct);
+    let workload = context.workload(&pairs, Caching::OwnChoice);
     let targets = vec![
         blockhaul::engine(&workload, |request| request.reflink = Some("always".to_owned())),
         blockhaul::command(&workload, &["--reflink", "always"]),

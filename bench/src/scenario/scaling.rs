@@ -27,7 +27,7 @@ fn cores(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
     let memory = dir.tmpfs()?;
     let source = context.file(&dir, memory.join("source"), bytes, std::iter::once(0..bytes))?;
     let pairs = [dir.pair(0, Volume::File(source), Volume::File(memory.join("destination")), bytes)];
-    let workload = context.workload(&pairs, Caching::Direct);
+    let workload = context.workload(&pairs, Caching::OwnChoice);
     let here = std::thread::available_parallelism().map_or(1, usize::from);
     let mut steps: Vec<usize> =
         std::iter::successors(Some(1), |cores| Some(cores * 2)).take_while(|it| *it < here).collect();
@@ -55,7 +55,7 @@ fn jobs(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
             Ok(VolumePair { source, destination, bytes: each, state: path("state") })
         };
         let pairs: Vec<VolumePair> = (0..jobs).map(pair).collect::<Result<_, _>>()?;
-        let workload = context.workload(&pairs, Caching::Direct);
+        let workload = context.workload(&pairs, Caching::OwnChoice);
         let all = [
             blockhaul::engine(&workload, |_| ()),
             blockhaul::command(&workload, &[]),

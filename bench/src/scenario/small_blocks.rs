@@ -24,7 +24,7 @@ fn prepare(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
     let pairs = [context.dense_pair(&dir, bytes)?];
     let mut targets = Vec::new();
     for block in [4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB] {
-        let workload = Workload { block: Some(block), ..context.workload(&pairs, Caching::Direct) };
+        let workload = Workload { block: Some(block), ..context.workload(&pairs, Caching::OwnChoice) };
         let all = [
             blockhaul::engine(&workload, |_| ()),
             blockhaul::command(&workload, &[]),

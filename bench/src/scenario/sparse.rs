@@ -38,7 +38,7 @@ fn holes(context: &SetupContext<'_>, bytes: u64, extents: u64) -> Result<Prepare
     let source = context.file(&dir, dir.path("source"), bytes, data)?;
     let destination = Volume::File(dir.path("destination"));
     let pairs = [dir.pair(0, Volume::File(source), destination, bytes)];
-    let workload = context.workload(&pairs, Caching::Direct);
+    let workload = context.workload(&pairs, Caching::OwnChoice);
     let targets = vec![
         blockhaul::engine(&workload, |_| ()),
         blockhaul::command(&workload, &[]),

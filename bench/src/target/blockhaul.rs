@@ -60,10 +60,11 @@ pub(crate) fn batch(workload: &Workload<'_>, file: &Path, state: &Path) -> Targe
     target.with_output(OutputFormat::BlockhaulJson)
 }
 
-/// Returns the value of `--direct`; `None` for direct I/O, the default.
+/// Returns the value of `--direct`; `None` for the default.
 fn direct(workload: &Workload<'_>) -> Option<&'static str> {
     match workload.caching {
-        Caching::Direct => None,
+        Caching::Direct => Some("yes"),
+        Caching::OwnChoice => None,
         Caching::Buffered => Some("no"),
     }
 }

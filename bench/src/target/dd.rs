@@ -42,7 +42,7 @@ fn line(program: &str, pair: &VolumePair, workload: &Workload<'_>) -> Invocation
     let block = format!("bs={}", workload.block_or(1 << 20));
     let keep = if pair.destination.is_created() { "conv=fsync" } else { "conv=fsync,notrunc" };
     let mut words = vec![program, &from, &to, &block, keep, "status=none"];
-    if workload.caching == Caching::Direct {
+    if workload.caching != Caching::Buffered {
         words.extend(["iflag=direct", "oflag=direct"]);
     }
     Invocation::new(words)

@@ -25,7 +25,7 @@ pub(crate) fn resumable(workload: &Workload<'_>, flags: &[&str]) -> Target {
 fn line(program: &str, pair: &VolumePair, workload: &Workload<'_>, flags: &[&str]) -> Invocation {
     let sectors = format!("--cluster-size={}", (workload.block_or(1 << 20) / 512).max(1));
     let mut words = vec![program, "--quiet", &sectors];
-    if workload.caching == Caching::Direct {
+    if workload.caching != Caching::Buffered {
         words.extend(["--idirect", "--odirect"]);
     }
     words.push(if pair.destination.is_created() { "--preallocate" } else { "--force" });

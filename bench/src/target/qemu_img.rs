@@ -73,7 +73,7 @@ pub(crate) fn line(program: &str, pair: &VolumePair, caching: Caching, flags: &[
 
 fn cache(caching: Caching) -> &'static str {
     match caching {
-        Caching::Direct => "none",
+        Caching::Direct | Caching::OwnChoice => "none",
         Caching::Buffered => "writeback",
     }
 }

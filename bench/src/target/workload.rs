@@ -9,7 +9,11 @@ use crate::warning::WarningKind;
 /// Whether a program uses the page cache, where it leaves the choice to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Caching {
+    /// It bypasses the page cache.
     Direct,
+    /// Ours chooses; a rival bypasses the page cache where it can.
+    OwnChoice,
+    /// It uses the page cache.
     Buffered,
 }
 
@@ -61,7 +65,7 @@ impl Workload<'_> {
     /// Adds a warning to a rival that always uses the page cache where ours does not.
     pub(super) fn cached_rival(&self, target: Target) -> Target {
         match self.caching {
-            Caching::Direct => {
+            Caching::Direct | Caching::OwnChoice => {
                 target.with_warning(WarningKind::OtherFlags("it has no direct I/O".to_owned()).warning())
             }
             Caching::Buffered => target,
