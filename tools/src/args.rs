@@ -86,6 +86,15 @@ pub(crate) enum Command {
     Center(Box<RawStatus>),
 }
 
+/// What a source that is a disk image or compressed stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum SourceFormat {
+    /// Its own bytes.
+    Raw,
+    /// The disk inside of an image.
+    Auto,
+}
+
 #[derive(Debug, Args)]
 #[command(after_help = SIZES)]
 pub(crate) struct RawCopy {
@@ -97,6 +106,10 @@ pub(crate) struct RawCopy {
     #[arg(value_name = "DST")]
     pub(crate) destination: OsString,
 
+    /// What to copy of a disk image or a compressed file: its own bytes (raw), or the disk inside of an image (auto)
+    /// [default: such a source is refused]
+    #[arg(long, value_name = "raw|auto", hide_possible_values = true)]
+    pub(crate) format: Option<SourceFormat>,
     #[command(flatten)]
     pub(crate) engine: RawEngine,
     #[command(flatten)]

@@ -3,8 +3,9 @@
 //! Resolving has no side effects and settles everything that depends on flags only. Refusals follow a fixed order:
 //! malformed input, missing source, state directory, then the rules of the engine.
 
-use crate::args::{CheckpointInterval, RawCopy, RawEngine, RawNetwork, RawOutput};
+use crate::args::{CheckpointInterval, RawCopy, RawEngine, RawNetwork, RawOutput, SourceFormat};
 use crate::exit::Exit;
+use crate::image::{ImageFormat, ServedImage};
 use crate::output::{self, print_stderr};
 use crate::progress::{ProgressDisplay, wait_with_progress};
 use crate::retry_command::{self, RetryMode};
@@ -44,6 +45,11 @@ pub(crate) fn run(mut raw: RawCopy, arguments: &[OsString]) -> Result<Exit> {
     let journals = [&raw.checkpoint, &raw.receipt].into_iter().flatten().map(PathBuf::as_path);
     output::refuse_volume_streams(volumes.into_iter().chain(journals))?;
     start_logging(std::mem::take(&mut raw.log))?;
+    // Serves until the report is shown.
+    let image = serve_image(&raw)?;
+    if let Some(image) = &image {
+        raw.source = image.uri().into();
+    }
     let request = resolve(raw, |name| std::env::var_os(name))?;
     if request.dry_run {
         return Ok(dry_run::show(None, &request.spec, check(&request), request.output.json));
@@ -55,6 +61,22 @@ pub(crate) fn run(mut raw: RawCopy, arguments: &[OsString]) -> Result<Exit> {
     let report = wait_with_progress(&job, ProgressDisplay::choose(request.output));
     show_report(&request, &report, arguments);
     Ok(Exit::from(&report))
+}
+
+/// Serves the source if it is a disk image and the disk inside of it is wanted.
+///
+/// # Errors
+/// `EBadRequest` if the source is an image or compressed, and nothing says what is meant; errors of its server.
+fn serve_image(raw: &RawCopy) -> Result<Option<ServedImage>> {
+    let source = Locator::parse(&raw.source)?;
+    let Some(path) = source.path().filter(|_| raw.format != Some(SourceFormat::Raw)) else { return Ok(None) };
+    let Some(format) = ImageFormat::of(path)? else { return Ok(None) };
+    if raw.format.is_none() {
+        return Err(format.refusal(path));
+    }
+    let state = state_dir::locate(raw.state_dir.as_deref(), |name| std::env::var_os(name))?;
+    state_dir::prepare(&state)?;
+    ServedImage::start(path, format, &Locator::parse(&raw.destination)?, &state).map(Some)
 }
 
 /// Checks the copy as a real start does, and changes nothing.
@@ -99,6 +121,7 @@ fn resolve(raw: RawCopy, variable: impl Fn(&str) -> Option<OsString>) -> Result<
     let RawCopy {
         source,
         destination,
+        format: _,
         engine,
         network,
         changed_since,

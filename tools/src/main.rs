@@ -12,6 +12,7 @@ mod copy;
 mod doctor;
 mod dry_run;
 mod exit;
+mod image;
 mod inspect;
 mod log_args;
 mod map;

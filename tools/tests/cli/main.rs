@@ -7,6 +7,7 @@ mod asking;
 mod batch;
 mod copying;
 mod exports;
+mod images;
 mod limits;
 mod looking;
 mod names;

@@ -7,6 +7,7 @@ const FLAGS: [(&str, &[&str]); 15] = [
     (
         "copy",
         &[
+            "--format",
             "--block-size",
             "--depth",
             "--cores",
