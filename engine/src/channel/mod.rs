@@ -46,6 +46,8 @@ pub(crate) struct Channel {
     /// Alignment of requests for zeros; see [`zero_align`].
     pub zero_align: u64,
     file: FileId,
+    /// Whether the page cache is to drop what was written.
+    dont_cache: bool,
     side: Side,
     /// Keeps the descriptor open.
     volume: Arc<dyn Volume>,
@@ -65,6 +67,7 @@ impl Channel {
             align: volume.align_bytes(),
             zero_align: zero_align(&**volume),
             file: volume.file(),
+            dont_cache: kind == ChannelKind::Ring && side == Side::Destination && volume.accepts_dont_cache(),
             side,
             volume: Arc::clone(volume),
         }
@@ -99,7 +102,7 @@ impl Channel {
     }
 
     pub(crate) fn write(&self, offset: u64, from: Transfer) -> Op {
-        Op::Write { file: self.file, offset, from }
+        Op::Write { file: self.file, offset, from, dont_cache: self.dont_cache }
     }
 
     pub(crate) fn zero(&self, range: ByteRange, mode: ZeroMode) -> Op {

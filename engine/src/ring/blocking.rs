@@ -42,7 +42,7 @@ pub(crate) fn execute(op: &mut Op) -> Result<u32, Errno> {
             let (file, offset) = (file.descriptor()?, signed(*offset)?);
             uninterrupted(|| pread(file, &mut into.block[range.clone()], offset)).map(bytes)
         }
-        Op::Write { file, offset, from } => {
+        Op::Write { file, offset, from, dont_cache: _ } => {
             let (file, offset) = (file.descriptor()?, signed(*offset)?);
             uninterrupted(|| pwrite(file, &from.block[from.range()], offset)).map(bytes)
         }

@@ -80,7 +80,7 @@ fn read(file: FileId, offset: u64, block: Block) -> Op {
 }
 
 fn write(file: FileId, offset: u64, block: Block) -> Op {
-    Op::Write { file, offset, from: whole(block) }
+    Op::Write { file, offset, from: whole(block), dont_cache: false }
 }
 
 fn block_of(byte: u8) -> Block {
@@ -168,7 +168,7 @@ fn a_part_of_a_block_leaves_the_rest_alone(ring: &mut dyn Ring) {
     assert!(block[100..150].iter().all(|&byte| byte == 7));
     assert!(block[..100].iter().chain(&block[150..]).all(|&byte| byte == 1));
     let from = Transfer { block, start: 99, len: 2 };
-    let completion = complete(ring, Op::Write { file: id(&file), offset: 0, from });
+    let completion = complete(ring, Op::Write { file: id(&file), offset: 0, from, dont_cache: false });
     assert_eq!(completion.result, Ok(2));
     assert_eq!(content(&file)[..3], [1, 7, 7]);
 }

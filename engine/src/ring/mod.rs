@@ -68,7 +68,15 @@ pub(crate) enum Op {
     /// Read into the transfer from `offset` on. Completes with the bytes read; 0 at the end of the file.
     Read { file: FileId, offset: u64, into: Transfer },
     /// Write the transfer at `offset`. Completes with the bytes written.
-    Write { file: FileId, offset: u64, from: Transfer },
+    Write {
+        file: FileId,
+        offset: u64,
+        from: Transfer,
+        /// Have the page cache start to write the bytes at once, and drop them when they are written. Only for volumes
+        /// that accept it: see [`crate::volume::Volume::accepts_dont_cache`]. The threads that replace a ring keep the bytes
+        /// in the cache.
+        dont_cache: bool,
+    },
     /// Make `offset..offset + len` read as zeros without changing the size. Completes with 0.
     Zero { file: FileId, offset: u64, len: u64, mode: ZeroMode },
     /// Make every write that completed before this was pushed durable. Completes with 0.

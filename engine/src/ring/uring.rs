@@ -27,7 +27,7 @@ use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode};
 use messages::Messages;
 use nix::errno::Errno;
-use nix::libc::{MSG_DONTWAIT, MSG_NOSIGNAL, MSG_WAITALL, POLLOUT, iovec, msghdr};
+use nix::libc::{MSG_DONTWAIT, MSG_NOSIGNAL, MSG_WAITALL, POLLOUT, RWF_DONTCACHE, iovec, msghdr};
 use std::collections::VecDeque;
 use std::io;
 use std::marker::PhantomData;
@@ -165,12 +165,12 @@ impl UringRing {
         }
     }
 
-    fn write(&self, file: FileId, offset: u64, from: &Transfer) -> Entry {
-        let offset = offset.min(OFFSET_MAX);
+    fn write(&self, file: FileId, offset: u64, from: &Transfer, dont_cache: bool) -> Entry {
+        let (offset, flags) = (offset.min(OFFSET_MAX), if dont_cache { RWF_DONTCACHE } else { 0 });
         let (file, start, len) = (Fd(file.0), from.block[from.range()].as_ptr(), from.len);
         match self.is_registered(from) {
-            true => opcode::WriteFixed::new(file, start, len, ARENA_INDEX).offset(offset).build(),
-            false => opcode::Write::new(file, start, len).offset(offset).build(),
+            true => opcode::WriteFixed::new(file, start, len, ARENA_INDEX).offset(offset).rw_flags(flags).build(),
+            false => opcode::Write::new(file, start, len).offset(offset).rw_flags(flags).build(),
         }
     }
 
@@ -210,7 +210,7 @@ impl UringRing {
     fn entry(&self, index: usize, op: &mut Op) -> Entry {
         match op {
             Op::Read { file, offset, into } => self.read(*file, *offset, into),
-            Op::Write { file, offset, from } => self.write(*file, *offset, from),
+            Op::Write { file, offset, from, dont_cache } => self.write(*file, *offset, from, *dont_cache),
             Op::Zero { file, offset, len, mode } => {
                 opcode::Fallocate::new(Fd(file.0), *len).offset(*offset).mode(mode.flags().bits()).build()
             }

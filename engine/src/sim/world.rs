@@ -339,7 +339,7 @@ impl Display for OperationSummary<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
             Op::Read { file, offset, into } => write!(f, "read of volume {}: {} at {offset}", file.0, into.len),
-            Op::Write { file, offset, from } => write!(f, "write to volume {}: {} at {offset}", file.0, from.len),
+            Op::Write { file, offset, from, .. } => write!(f, "write to volume {}: {} at {offset}", file.0, from.len),
             Op::Zero { file, offset, len, mode } => write!(f, "zero of volume {}: {len} at {offset} {mode:?}", file.0),
             Op::Flush { file } => write!(f, "flush of volume {}", file.0),
             Op::Send { .. } | Op::Receive { .. } | Op::Writable { .. } => unreachable!("{NO_SOCKETS}"),

@@ -5,7 +5,7 @@
 //! [`Descriptor::align_bytes`] is right for whichever mode the descriptor is in.
 
 use super::filesystem::FileSystem;
-use super::kernel_calls::{cached_pages, direct_align_bytes, sector_bytes};
+use super::kernel_calls::{accepts_dont_cache, cached_pages, direct_align_bytes, sector_bytes};
 use super::{ReadBack, VolumeName};
 use crate::error::{Error, Operation, Result, Side};
 use crate::limits::DIRECT_ALIGN_BYTES;
@@ -129,6 +129,11 @@ impl Descriptor {
         };
         set_flag(&self.file, OFlag::O_NONBLOCK, false)?;
         Ok(read? > before)
+    }
+
+    /// See [`super::Volume::accepts_dont_cache`].
+    pub(super) fn accepts_dont_cache(&self) -> bool {
+        !self.is_direct() && accepts_dont_cache(&self.file)
     }
 
     /// See [`super::Volume::evict`].

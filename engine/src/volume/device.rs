@@ -109,6 +109,10 @@ impl Volume for DeviceVolume {
         Err(Error::new(Code::Unsupported, Side::Destination, Operation::Clone, message).at(range.start(), range.len()))
     }
 
+    fn accepts_dont_cache(&self) -> bool {
+        self.descriptor.accepts_dont_cache()
+    }
+
     fn evict(&self) -> Result<ReadBack> {
         self.descriptor.evict()
     }

@@ -379,6 +379,10 @@ impl Volume for FileVolume {
         })
     }
 
+    fn accepts_dont_cache(&self) -> bool {
+        self.descriptor.accepts_dont_cache()
+    }
+
     fn evict(&self) -> Result<ReadBack> {
         self.descriptor.evict()
     }

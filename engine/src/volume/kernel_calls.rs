@@ -128,6 +128,16 @@ pub(crate) fn write_without_waiting(file: &File, bytes: &[u8], offset: u64) -> R
     Errno::result(result).map(isize::unsigned_abs)
 }
 
+/// Returns whether the file system of `file` accepts `RWF_DONTCACHE`. Reads one byte, as the kernel looks at the flag before it
+/// looks whether there is one. A file that cannot be read counts as one that does not accept it.
+pub(super) fn accepts_dont_cache(file: &File) -> bool {
+    let mut byte = 0_u8;
+    let vector = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    // SAFETY: `file` keeps the descriptor open; the kernel writes at most one byte into `byte` before it returns.
+    let result = unsafe { libc::preadv2(file.as_raw_fd(), &raw const vector, 1, 0, libc::RWF_DONTCACHE) };
+    Errno::result(result).is_ok()
+}
+
 /// `struct cachestat_range` of linux/mman.h.
 #[repr(C)]
 struct CacheRange {

@@ -203,6 +203,12 @@ pub trait Volume: Send + Sync + fmt::Debug {
     /// `EUnsupported` where the two volumes cannot share.
     fn clone_range(&self, source: &dyn Volume, range: ByteRange) -> Result<()>;
 
+    /// Returns whether writes may ask the page cache to drop what was written (`RWF_DONTCACHE`: Linux 6.14, and the file
+    /// system must know it). Past the page cache it would say nothing.
+    fn accepts_dont_cache(&self) -> bool {
+        false
+    }
+
     /// Evicts cached pages, as far as the volume can, so that later reads come from the device; returns their source.
     ///
     /// # Errors

@@ -58,3 +58,26 @@ fn probes_leave_a_new_destination_without_data() {
         drop(prepared);
     }
 }
+
+/// Returns the version of the kernel, as two numbers.
+fn kernel() -> (u32, u32) {
+    let release = nix::sys::utsname::uname().unwrap().release().to_str().unwrap().to_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
+#[test]
+fn only_writes_through_the_cache_of_a_disk_ask_it_to_drop_them() {
+    let test = "only_writes_through_the_cache_of_a_disk_ask_it_to_drop_them";
+    let asks = |kind: &str, direct: Direct| -> std::result::Result<bool, String> {
+        let mounted = Mounted::fresh(kind, 16)?;
+        let (source, destination) = (mounted.path().join("source"), mounted.path().join("destination"));
+        make_file(&source, MIB, &[(0, 1 << 20)]);
+        let spec = CopySpec { direct, ..spec(&source, &destination) };
+        let prepared = start(&spec).map_err(|error| error.to_string())?;
+        Ok(prepared.destination.accepts_dont_cache())
+    };
+    assert_eq!(need!(test, asks("ext4", Direct::No)), kernel() >= (6, 14));
+    assert!(!need!(test, asks("ext4", Direct::Auto)), "past the cache");
+    assert!(!need!(test, asks("tmpfs", Direct::No)), "there is no disk");
+}

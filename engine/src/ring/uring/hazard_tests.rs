@@ -69,7 +69,7 @@ fn registered_and_other_blocks_can_be_used() {
         assert!(block[..4096].iter().all(|&byte| byte == 7));
         block[..4096].fill(8);
         let from = Transfer { block, start: 0, len: 4096 };
-        ring.push(Token(2), Op::Write { file: FileId(file.as_raw_fd()), offset: 0, from });
+        ring.push(Token(2), Op::Write { file: FileId(file.as_raw_fd()), offset: 0, from, dont_cache: false });
         assert_eq!(one(&mut ring).result, Ok(4096));
         ring.push(Token(3), read(&file, Block::alone(4096).unwrap()));
         assert!(one(&mut ring).block.unwrap().iter().all(|&byte| byte == 8));
@@ -164,7 +164,7 @@ fn buffers_poisoned_after_teardown_reach_no_disk() {
         block.fill(0xAA);
         let from = Transfer { block, start: 0, len: BLOCK_BYTES as u32 };
         let offset = (index * BLOCK_BYTES) as u64;
-        ring.push(Token(index as u64), Op::Write { file: FileId(file.as_raw_fd()), offset, from });
+        ring.push(Token(index as u64), Op::Write { file: FileId(file.as_raw_fd()), offset, from, dont_cache: false });
     }
     ring.submit_and_wait(0, PATIENCE).unwrap();
     drop(ring);
