@@ -131,6 +131,12 @@ impl Descriptor {
         Ok(read? > before)
     }
 
+    /// Returns the number of its bytes in the page cache; 0 where the kernel cannot tell (before Linux 6.5).
+    pub(super) fn cached_bytes(&self) -> u64 {
+        let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(0).unsigned_abs();
+        cached_pages(&self.file).unwrap_or(0).saturating_mul(page)
+    }
+
     /// See [`super::Volume::accepts_dont_cache`].
     pub(super) fn accepts_dont_cache(&self) -> bool {
         !self.is_direct() && accepts_dont_cache(&self.file)

@@ -119,6 +119,14 @@ impl FileVolume {
         }
     }
 
+    /// Returns whether all but a sixteenth of its allocated bytes are in the page cache. `false` where another host, or a
+    /// server, may have changed what the cache holds: only some local file systems are known not to be shared.
+    pub(super) fn is_cached(&self) -> bool {
+        let Ok(allocated) = self.allocated_bytes() else { return false };
+        self.descriptor.filesystem().has_its_device_alone()
+            && self.descriptor.cached_bytes() >= allocated - allocated / 16
+    }
+
     /// Bytes that are allocated to it now.
     pub(super) fn allocated_bytes(&self) -> Result<u64> {
         Ok(self.stat(Side::Destination)?.blocks().saturating_mul(512))

@@ -49,6 +49,11 @@ impl FileSystem {
         SERVERS.iter().any(|&(magic, _)| magic == self.magic())
     }
 
+    /// Returns whether no other host changes its files while it is mounted here.
+    pub(super) fn has_its_device_alone(self) -> bool {
+        [EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC].contains(&self.kind)
+    }
+
     /// Returns whether both are of one kind. Only the kernel knows whether they are the same one.
     pub(crate) fn same_kind(self, other: Self) -> bool {
         self.kind == other.kind

@@ -58,6 +58,14 @@ impl OpenVolume {
         self.local().is_none_or(|local| local.descriptor().is_direct())
     }
 
+    /// Returns whether it is a file that is in the page cache as good as whole.
+    pub(super) fn is_cached(&self) -> bool {
+        match self {
+            Self::Local(LocalVolume::File(file)) => file.is_cached(),
+            Self::Local(LocalVolume::Device(_)) | Self::Export(_) => false,
+        }
+    }
+
     /// Bypasses the page cache as wanted.
     ///
     /// # Errors

@@ -115,7 +115,10 @@ pub(crate) fn bypass_caches(spec: &CopySpec, source: &mut OpenVolume, destinatio
     if spec.reflink == Reflink::Always && will_share(source, destination) == Some(false) {
         return Err(cannot_share(source, destination, None));
     }
-    source.bypass_cache(direct, Side::Source)?;
+    // What is in memory is not read from the disk again.
+    if direct != Direct::Auto || !source.is_cached() {
+        source.bypass_cache(direct, Side::Source)?;
+    }
     destination.bypass_cache(direct, Side::Destination)
 }
 

@@ -1,6 +1,7 @@
 //! Tests routes that are demanded, and the route that is found without a demand.
 
 use super::*;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 #[test]
 fn impossible_demands_are_refused_before_anything_is_changed() {
@@ -21,15 +22,21 @@ fn impossible_demands_are_refused_before_anything_is_changed() {
 #[test]
 fn routes_follow_the_features_of_the_file_systems() {
     let test = "routes_follow_the_features_of_the_file_systems";
-    let on = |kind: &str, change: &dyn Fn(&mut CopySpec)| -> std::result::Result<(String, u32), String> {
-        let mounted = Mounted::fresh(kind, if kind == "xfs" || kind == "btrfs" { 320 } else { 16 })?;
-        let (source, destination) = (mounted.path().join("source"), mounted.path().join("destination"));
-        make_file(&source, MIB, &[(0, 1 << 20)]).sync_all().unwrap();
-        let mut spec = spec(&source, &destination);
-        change(&mut spec);
-        let prepared = start(&spec).map_err(|error| error.to_string())?;
-        Ok((prepared.route.to_string(), prepared.leaf_bytes))
-    };
+    let with =
+        |kind: &str, is_cached: bool, change: &dyn Fn(&mut CopySpec)| -> std::result::Result<(String, u32), String> {
+            let mounted = Mounted::fresh(kind, if kind == "xfs" || kind == "btrfs" { 320 } else { 16 })?;
+            let (source, destination) = (mounted.path().join("source"), mounted.path().join("destination"));
+            let file = make_file(&source, MIB, &[(0, 1 << 20)]);
+            file.sync_all().unwrap();
+            let mut spec = spec(&source, &destination);
+            change(&mut spec);
+            if !is_cached {
+                posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+            }
+            let prepared = start(&spec).map_err(|error| error.to_string())?;
+            Ok((prepared.route.to_string(), prepared.leaf_bytes))
+        };
+    let on = |kind: &str, change: &dyn Fn(&mut CopySpec)| with(kind, false, change);
     let buffered = |spec: &mut CopySpec| (spec.direct, spec.reflink) = (Direct::No, Reflink::Never);
     let copied = |spec: &mut CopySpec| spec.reflink = Reflink::Never;
     let inline = |spec: &mut CopySpec| (spec.path, spec.reflink) = (PathChoice::Inline, Reflink::Never);
@@ -42,6 +49,13 @@ fn routes_follow_the_features_of_the_file_systems() {
         assert_eq!(need!(test, on(kind, &|_| {})).0, "reflink");
         assert_eq!(need!(test, on(kind, &copied)), expect("ring-direct", BLOCK_BYTES_DIRECT));
         assert_eq!(need!(test, on(kind, &buffered)), expect("ring-buffered", BLOCK_BYTES_SMALL));
+    }
+    // A source that is in memory is not read from its disk again, unless that is demanded.
+    let demanded = |spec: &mut CopySpec| (spec.direct, spec.reflink) = (Direct::Yes, Reflink::Never);
+    for kind in ["ext4", "xfs", "btrfs"] {
+        let cached = expect("ring-buffered>ring-direct", BLOCK_BYTES_SMALL);
+        assert_eq!(need!(test, with(kind, true, &copied)), cached, "{kind}");
+        assert_eq!(need!(test, with(kind, true, &demanded)), expect("ring-direct", BLOCK_BYTES_DIRECT), "{kind}");
     }
 }
 
