@@ -544,6 +544,8 @@ pub(crate) struct RawScheduleAdd {
     /// Cancel the live task of the schedule that is replaced
     #[arg(long)]
     pub(crate) cancel_live: bool,
+    #[command(flatten)]
+    pub(crate) signing: RawSigning,
     #[command(subcommand)]
     pub(crate) work: RawWork,
 }

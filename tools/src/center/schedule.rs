@@ -82,7 +82,10 @@ fn add(raw: RawScheduleAdd) -> Result<Exit> {
 /// # Errors
 /// `EBadRequest`: flags that make no sense for the tasks of a schedule; and as [`submit::resolve`].
 fn resolve(raw: RawScheduleAdd) -> Result<(wire::AddScheduleRequest, RawCenter, Option<Signing>)> {
-    let RawScheduleAdd { name, trigger, from, tz, catch_up, keep, replace, if_version, cancel_live, work } = raw;
+    let RawScheduleAdd { name, trigger, from, tz, catch_up, keep, replace, if_version, cancel_live, signing, work } =
+        raw;
+    // The flag is one of the schedule and of its task.
+    let own_signing = Signing::resolve(&signing)?;
     let work = SingleTask::of(work).map_err(|_| {
         Error::bad_request("a schedule submits single tasks")
             .advise("submit the batch by a hook, or by a timer of the host")
@@ -112,7 +115,7 @@ fn resolve(raw: RawScheduleAdd) -> Result<(wire::AddScheduleRequest, RawCenter, 
         if_version,
         cancel_live,
     };
-    Ok((request, center, signing))
+    Ok((request, center, own_signing.or(signing)))
 }
 
 fn when(trigger: RawTrigger, from: Option<Timestamp>) -> Option<wire::trigger::When> {

@@ -121,9 +121,9 @@ fn schedules_are_signed_with_their_triggers() {
         "1s",
         "--from",
         "2020-01-01T00:00:00Z",
-        "noop",
         "--sign",
         key,
+        "noop",
     ]);
     let fired = loop {
         let seen = signed.succeeds(&["schedule", "get", "ticks"]);

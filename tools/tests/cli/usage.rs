@@ -120,6 +120,8 @@ const FLAGS: [(&str, &[&str]); 17] = [
             "--replace",
             "--if-version",
             "--cancel-live",
+            "--sign",
+            "--not-after",
         ],
     ),
     ("submit batch", &["FILE", "--id", "--priority", "--wait", "--sign", "--not-after", "--center", "--json", "--log"]),
