@@ -32,7 +32,7 @@ impl Signed {
         std::fs::create_dir(&folder).unwrap();
         let keys = [0, 1].map(|number| {
             std::fs::write(folder.join(format!("{number}.pub")), pem("PUBLIC KEY", PUBLIC[number])).unwrap();
-            let key = scratch.path(&format!("{number}.key"));
+            let key = scratch.path(format!("{number}.key"));
             std::fs::write(&key, pem("PRIVATE KEY", KEYS[number])).unwrap();
             key.to_str().unwrap().to_owned()
         });
