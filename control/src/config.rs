@@ -10,6 +10,7 @@ use crate::cluster::storage_probe::{DataAddress, ProbeTiming};
 use crate::coord::{NODE_BYTES_MAX, SESSION_TIMEOUT_MAX, SESSION_TIMEOUT_MIN};
 use crate::host_port::{HostPort, parse_server};
 use crate::model::{Incarnation, NodeId, OpId, Record, Registration, parse_label};
+use crate::order::OrderKeys;
 use crate::rpc::tls::{RawTls, Tls};
 use crate::state_dir;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
@@ -71,7 +72,7 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
         taskd --node-id ID --listen ADDR --zookeeper HOSTS/CHROOT --state-dir DIR --allow-path DIR...",
     after_help = "A value comes from its flag, else from the environment, else from the file of --config. SIGTERM and SIGINT \
         stop in order: tasks are returned and the process exits within 20 s; a second one stops at once. \
-        SIGHUP reloads --slots and --log from the file of --config, the certificates, and the roles. \
+        SIGHUP reloads --slots and --log from the file of --config, the certificates, the roles and the order keys. \
         SIGQUIT logs the state of the node."
 )]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -172,6 +173,10 @@ pub struct RawConfig {
     /// TLS; read again on SIGHUP [default: every certificate has every right]
     #[arg(long, value_name = "FILE", env = "TASKD_ROLES")]
     pub roles: Option<PathBuf>,
+    /// Run only tasks that one of the public keys (Ed25519, PEM) in DIR has signed: its files *.pub and *.pem; read again on
+    /// SIGHUP; give it to every node [default: signatures do not count]
+    #[arg(long, value_name = "DIR", env = "TASKD_ORDER_KEYS")]
+    pub order_keys: Option<PathBuf>,
     /// Listen without TLS at addresses that other hosts reach: every host that reaches them gets every right
     #[arg(long, env = "TASKD_INSECURE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub insecure: Option<bool>,
@@ -225,6 +230,8 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// Rights of callers; `None`: every caller has every right.
     pub access: Option<AccessControl>,
+    /// Keys whose orders are run; `None`: orders need no signature.
+    pub order_keys: Option<OrderKeys>,
 }
 
 /// Coordination service to use.
@@ -292,6 +299,7 @@ impl RawConfig {
             tls_key: self.tls_key.or(file.tls_key),
             tls_ca: self.tls_ca.or(file.tls_ca),
             roles: self.roles.or(file.roles),
+            order_keys: self.order_keys.or(file.order_keys),
             insecure: self.insecure.or(file.insecure),
             log: self.log.or(file.log),
         }
@@ -340,6 +348,7 @@ impl RawConfig {
             tls_key,
             tls_ca,
             roles,
+            order_keys,
             insecure,
             log: _,
         } = self;
@@ -347,6 +356,7 @@ impl RawConfig {
         let is_alone = standalone.unwrap_or(false);
         let tls = Tls::read(&RawTls { tls_cert, tls_key, tls_ca }, &HostClock)?;
         let access = roles.map(|file| access(&file, tls.is_some())).transpose()?;
+        let order_keys = order_keys.map(|path| OrderKeys::read(&absolute("--order-keys", &path)?)).transpose()?;
         let listen = address("--listen", listen.as_deref().unwrap_or(LISTEN_DEFAULT))?;
         let metrics = metrics.map(|text| address("--metrics", &text)).transpose()?;
         let is_protected = tls.is_some() || is_insecure;
@@ -377,6 +387,7 @@ impl RawConfig {
             memory_bytes: memory.map(|text| memory_bytes(&text)).transpose()?,
             tls,
             access,
+            order_keys,
         };
         registrable(&config)?;
         Ok(config)

@@ -177,6 +177,10 @@ pub struct Execution {
     pub admitted: bool,
     /// Grants of earlier attempts that have begun.
     pub earlier: Vec<Epoch>,
+    /// Mark of the order that the work was taken from, where orders are checked. Then nothing that the record says of earlier
+    /// attempts is to be believed: a destination was checked if it has this mark, its durable bytes are in the journal of
+    /// this node, and exports are copied from the start.
+    pub mark: Option<String>,
     /// What earlier attempts have made durable, according to the record.
     pub durable: DurableMap,
     /// Gate that closes when writes may no longer be submitted.

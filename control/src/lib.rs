@@ -25,6 +25,7 @@ mod liveness;
 mod metrics;
 pub mod model;
 pub mod node;
+pub mod order;
 pub mod peers;
 mod policy;
 pub mod rpc;

@@ -166,10 +166,11 @@ fn own(events: &Receiver<Event>, node: &NodeHandle, logging: &Logging) -> Result
     }
 }
 
-/// Reads the file of `--config`, the certificates and the roles again. Invalid settings change nothing.
+/// Reads the file of `--config`, the certificates, the roles and the order keys again. Invalid settings change nothing.
 fn reload(node: &NodeHandle, logging: &Logging) {
     node.read_certificates();
     node.read_roles();
+    node.read_order_keys();
     let read = || -> Result<()> {
         let raw = RawConfig::try_parse().map_err(|error| Error::bad_request(error.to_string()))?.with_file()?;
         let limits = raw.limits()?;

@@ -6,8 +6,8 @@ use super::feed::{FeedReader, Snapshot};
 use super::settings::StoredSettings;
 use super::status::{RunnerSummary, Status};
 use crate::model::{
-    CatchUp, DrainMode, NodeId, Progress, ScheduleName, ScheduleRecord, SettingName, Submission, TaskCommand, TaskId,
-    TaskRecord, TaskState, Template, Trigger,
+    CatchUp, DrainMode, NodeId, Progress, ScheduleName, ScheduleRecord, SettingName, SignedOrder, Submission,
+    TaskCommand, TaskId, TaskRecord, TaskState, Template, Trigger,
 };
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::sync::Arc;
@@ -89,6 +89,13 @@ pub(crate) enum ScheduleCommand {
     Resume,
     /// Make a task now.
     Run,
+    /// Make the task of this instant, which its client has signed.
+    RunSigned {
+        /// Instant, in milliseconds since 1970.
+        at_ms: u64,
+        /// What was signed.
+        order: SignedOrder,
+    },
     /// Decide the instants from this time on again, in milliseconds since 1970.
     RefireFrom(u64),
     /// Delete it.

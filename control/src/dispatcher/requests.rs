@@ -7,8 +7,8 @@ use super::status::{RunnerSummary, RunningTotals, Status};
 use super::tasks::TaskEntry;
 use super::{Dispatcher, explain};
 use crate::model::{
-    Dependency, DesiredState, FenceMethod, GroupName, Membership, NodeId, Record, Submission, TaskId, TaskRecord,
-    TaskState, Transitions,
+    Dependency, DesiredState, FenceMethod, GroupName, Membership, NodeId, Record, SignedOrder, Submission, TaskId,
+    TaskRecord, TaskState, Transitions,
 };
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::flow::graph::Condition;
@@ -20,6 +20,8 @@ use tokio::sync::{oneshot, watch};
 /// Largest record of a new task in bytes, without its dependencies and transitions, which have bounds of their own: leaves room for its
 /// durable map, attempts and errors.
 pub(crate) const NEW_BYTES_MAX: usize = 4 << 10;
+/// Largest record of a new task that is signed, in bytes: its work is in there twice, and what happens to it later has to fit.
+const SIGNED_BYTES_MAX: usize = 6 << 10;
 
 impl Dispatcher {
     /// Serves one request, or starts the write that it needs.
@@ -123,8 +125,12 @@ impl Dispatcher {
         self.check_retry(&submission)?;
         let (after, group) = (self.dependencies(&submission)?, self.membership(&submission)?);
         let record = TaskRecord { after, group, ..TaskRecord::new(submission, self.clock.unix_ms()) };
-        let own = TaskRecord { after: Vec::new(), transitions: Transitions::default(), ..record.clone() };
-        match own.encode().len() {
+        let bare = TaskRecord { after: Vec::new(), transitions: Transitions::default(), order: None, ..record.clone() };
+        if record.order.is_some() && record.encode().len() > SIGNED_BYTES_MAX {
+            let message = format!("with its signed order the task takes more than {SIGNED_BYTES_MAX} bytes");
+            return Err(Error::bad_request(message).advise("shorten its names, its input or what it waits for"));
+        }
+        match bare.encode().len() {
             0..=NEW_BYTES_MAX => Ok(record),
             bytes => Err(Error::bad_request(format!("the task has {bytes} bytes, at most {NEW_BYTES_MAX} fit"))),
         }
@@ -320,6 +326,11 @@ impl Dispatcher {
         tracing::warn!(%node, tasks = answers.len(), "operator confirmed that the node is off");
         Ok(answers)
     }
+}
+
+/// Returns how many bytes a signed order takes in a record.
+pub(crate) fn order_bytes(order: Option<&SignedOrder>) -> usize {
+    order.map_or(0, |order| serde_json::to_vec(order).map_or(0, |text| text.len()))
 }
 
 /// Tells whether a stored task was made from a request for the same work after the same tasks in the same group.

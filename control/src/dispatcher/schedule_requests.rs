@@ -4,11 +4,11 @@ use super::Dispatcher;
 use super::event::ScheduleOrigin;
 use super::handle::{NewSchedule, PAGE_MAX, Reply, ScheduleCommand, ScheduleView};
 use super::now::Now;
-use super::requests::NEW_BYTES_MAX;
+use super::requests::{NEW_BYTES_MAX, order_bytes};
 use super::schedules::{ScheduleEntry, facts};
 use super::write_schedule::ScheduleUpdate;
 use crate::model::schedule::{Facts, Predecessor};
-use crate::model::{OpId, Record, ScheduleName, ScheduleRecord, ScheduleState, TaskId, Trigger};
+use crate::model::{OpId, Record, ScheduleName, ScheduleRecord, ScheduleState, Submission, TaskId, Trigger};
 use blockhaul_engine::error::{Code, Detail, Error, Operation, Result, Side};
 use std::collections::VecDeque;
 
@@ -85,7 +85,8 @@ impl Dispatcher {
     fn addition(&self, new: NewSchedule, now: Now) -> Result<Option<Change>> {
         let known = self.cluster.schedules.get(&new.name);
         if let Some(entry) = known {
-            if entry.record.request == new.request && new.if_version.is_none() {
+            let is_signed_anew = new.replace && entry.record.template.order != new.template.order;
+            if entry.record.request == new.request && new.if_version.is_none() && !is_signed_anew {
                 return Ok(None);
             }
             check_replacement(entry, &new)?;
@@ -156,7 +157,7 @@ impl Dispatcher {
             return Err(overloaded(message));
         }
         self.check_fence(&record.task_now(now.unix_ms)?)?;
-        match record.encode().len() {
+        match record.encode().len() - order_bytes(record.template.order.as_ref()) {
             0..=NEW_BYTES_MAX => Ok(record),
             bytes => Err(Error::bad_request(format!("the schedule has {bytes} bytes, at most {NEW_BYTES_MAX} fit"))),
         }
@@ -179,8 +180,14 @@ impl Dispatcher {
             }
             ScheduleCommand::RefireFrom(from_ms) => Some(record.refired_from(*from_ms)),
             ScheduleCommand::Run => {
-                let submission = idle_task(record, &facts)?;
+                let submission = idle_task(record, &facts, |record| record.task_now(facts.now_ms))?;
                 let after = record.run(&submission, now.unix_ms);
+                task = Some(self.task_of_schedule(name, submission, now));
+                Some(after)
+            }
+            ScheduleCommand::RunSigned { at_ms, order } => {
+                let submission = idle_task(record, &facts, |record| record.task_at(*at_ms, order.clone()))?;
+                let after = record.run(&submission, *at_ms);
                 task = Some(self.task_of_schedule(name, submission, now));
                 Some(after)
             }
@@ -260,9 +267,13 @@ fn check_replacement(entry: &ScheduleEntry, new: &NewSchedule) -> Result<()> {
 }
 
 /// Returns the task that a schedule makes now, unless its last one is live.
-fn idle_task(record: &ScheduleRecord, facts: &Facts) -> Result<crate::model::Submission> {
+fn idle_task(
+    record: &ScheduleRecord,
+    facts: &Facts,
+    task: impl FnOnce(&ScheduleRecord) -> Result<Submission>,
+) -> Result<Submission> {
     match &facts.predecessor {
-        None => record.task_now(facts.now_ms),
+        None => task(record),
         Some(Predecessor { id, state, .. }) => {
             let message = format!("its last task {id} is {}: wait for its end, or cancel it", state.as_str());
             Err(Error::new(Code::Busy, Side::Caller, Operation::Parse, message))

@@ -3,7 +3,7 @@
 //! | failure | origin |
 //! | --- | --- |
 //! | side `engine`; the node's own state directory; a resource limit of its system | the node |
-//! | `EPermission` (its policy, or a server that does not admit it), `EUnreachable` (from there), `EOverloaded` | the node |
+//! | `EPermission` (its policy, or a server that does not admit it; no signature), `EUnreachable` (from there), `EOverloaded` | the node |
 //! | everything else: volumes, their contents, the request itself | the task |
 //!
 //! A failure of the task would happen on every node. A failure of the node says nothing about the other nodes: the task
@@ -44,6 +44,8 @@ impl Failure {
             | Code::BadRequest
             | Code::Fenced
             | Code::Dependency => FaultOrigin::Task,
+            // An order that is not signed as it has to be: it is not carried from node to node until one takes it.
+            Code::Permission if self.side == Side::Caller.as_str() => FaultOrigin::Task,
             Code::Permission | Code::Unreachable | Code::Overloaded => FaultOrigin::Node,
             Code::RunnerInterrupt | Code::LeaseLost | Code::NotLeader => FaultOrigin::Node,
             Code::Timeout

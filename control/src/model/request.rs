@@ -1,6 +1,6 @@
 //! Defines the validated requests of clients and operators that the services hand to the dispatcher.
 
-use super::{NodeId, PlacementRules, TaskChanges, TaskId, TaskSpec, TaskTimes};
+use super::{NodeId, PlacementRules, SignedOrder, TaskChanges, TaskId, TaskSpec, TaskTimes};
 use blockhaul_engine::flow::graph::Condition;
 
 /// Validated request for a task.
@@ -28,6 +28,8 @@ pub struct Submission {
     pub retry_of: Option<TaskId>,
     /// Task whose failure it tells of.
     pub notifies: Option<TaskId>,
+    /// What its client has signed, unchecked.
+    pub order: Option<SignedOrder>,
 }
 
 /// Group of a new member.
@@ -55,6 +57,7 @@ impl Submission {
             windows: Vec::new(),
             retry_of: None,
             notifies: None,
+            order: None,
         }
     }
 

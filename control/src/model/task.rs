@@ -2,7 +2,8 @@
 
 use super::{
     Actor, Dependency, DurableMap, Epoch, Failure, GroupState, Holder, Membership, NodeFault, NodeId, OpId,
-    PlacementRules, Record, ScheduleName, Submission, TaskId, TaskSpec, TaskTimes, Transitions, UnknownFields, is_zero,
+    PlacementRules, Record, ScheduleName, SignedOrder, Submission, TaskId, TaskSpec, TaskTimes, Transitions,
+    UnknownFields, is_zero,
 };
 use blockhaul_engine::error::{Code, Result};
 use blockhaul_engine::flow::graph::Outcome;
@@ -52,6 +53,9 @@ pub struct TaskRecord {
     /// Task whose failure it tells of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notifies: Option<TaskId>,
+    /// What its client has signed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<SignedOrder>,
     /// Whether its failure has been told by another task, as the center's settings want.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_notified: bool,
@@ -250,7 +254,7 @@ pub struct Progress {
 impl TaskRecord {
     /// Creates the record of a new task that waits for no other one and is in no group. `now_ms`: milliseconds since 1970.
     #[must_use]
-    pub fn new(order: Submission, now_ms: u64) -> Self {
+    pub fn new(submission: Submission, now_ms: u64) -> Self {
         let Submission {
             id,
             priority,
@@ -263,7 +267,8 @@ impl TaskRecord {
             windows,
             retry_of,
             notifies,
-        } = order;
+            order,
+        } = submission;
         let members = spec.kind().group().map(|_| GroupState::default());
         let by = if notifies.is_some() { Actor::Dispatcher } else { Actor::Client(None) };
         Self {
@@ -280,6 +285,7 @@ impl TaskRecord {
             submitted_times: None,
             schedule: None,
             notifies,
+            order,
             is_notified: false,
             moving: None,
             is_overdue: false,

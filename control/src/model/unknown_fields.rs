@@ -134,6 +134,7 @@ mod tests {
             epoch: Epoch(1),
             admitted: false,
             earlier: Vec::new(),
+            mark: None,
             durable: DurableMap::default(),
             gate: Arc::new(WriteGate::closed()),
             admission,

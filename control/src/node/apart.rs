@@ -1,6 +1,6 @@
 //! Makes sure that files which decide about the rights of tasks lie apart from the paths that tasks may use.
 //!
-//! A task writes and reads whatever lies in an allowed path. So nothing there may be a hook, a file of roles, the key of
+//! A task writes and reads whatever lies in an allowed path. So nothing there may be a hook, a file of roles, an order key, the key of
 //! this node or its state, to which the audit log belongs.
 
 use crate::config::Config;
@@ -9,15 +9,19 @@ use blockhaul_engine::shown::Shown;
 use blockhaul_hooks::overlap;
 use std::path::{Path, PathBuf};
 
-/// Refuses a file of roles, certificates or a state directory in an allowed path, where roles count.
+/// Refuses a file of roles, order keys, certificates or a state directory in an allowed path, where roles or signatures count.
 ///
 /// # Errors
 /// `EBadRequest` naming both, and those of the system.
 pub(super) fn check(config: &Config) -> Result<()> {
-    let Some(access) = &config.access else { return Ok(()) };
-    let files = [("--roles", access.path()), ("--state-dir", config.state_dir.as_path())];
+    let roles = config.access.as_ref().map(|access| ("--roles", access.path()));
+    let keys = config.order_keys.as_ref().map(|keys| ("--order-keys", keys.path()));
+    if roles.is_none() && keys.is_none() {
+        return Ok(());
+    }
+    let files = [roles, keys, Some(("--state-dir", config.state_dir.as_path()))];
     let certificates = config.tls.as_ref().map(|tls| tls.paths()).into_iter().flatten();
-    for (flag, path) in files.into_iter().chain(certificates) {
+    for (flag, path) in files.into_iter().flatten().chain(certificates) {
         check_apart(
             flag,
             path,

@@ -45,7 +45,8 @@ use crate::dispatcher::{Config as DispatcherConfig, FenceCommand, FenceProgram};
 use crate::execution::Executor;
 use crate::liveness::LivenessCounters;
 use crate::metrics::Metrics;
-use crate::model::Incarnation;
+use crate::model::{Incarnation, NodeId};
+use crate::order::{EndedOrders, OrderVerifier, RunnerOrders};
 use crate::peers::{CenterId, LocalIdentity, RunnerClient};
 use crate::policy::Policy;
 use crate::rpc::calls::{GrpcLeaderClient, GrpcRunnerClient};
@@ -54,7 +55,7 @@ use crate::rpc::listener::{Listener, Protection};
 use crate::rpc::local_roles::{Leadership, NodeRoles};
 use crate::rpc::tls::Tls;
 use crate::runner::{
-    EngineExecutor, NodeState, Runner, RunnerConfig, RunnerDependencies, RunnerHandle, StateDir, Stopped,
+    EngineExecutor, NodeState, Runner, RunnerConfig, RunnerDependencies, RunnerHandle, StateDir, Stopped, boot_id,
 };
 use crate::stop_bounds::INITIALISE_MAX;
 use blockhaul_engine::engine::{Engine, EngineConfig};
@@ -182,7 +183,7 @@ impl Node {
         let incarnation = Incarnation(uuid::Uuid::new_v4().simple().to_string());
         let identity =
             LocalIdentity { center: center.clone(), node: config.node.clone(), incarnation: incarnation.clone() };
-        let listener = listen(&config, &state, identity, &roles, vip.as_ref()).await?;
+        let listener = listen(&config, &state, &identity, &roles, vip.as_ref()).await?;
         let address = advertised(&config, listener.address());
         tracing::info!(node = %config.node, listen = %listener.address(), %address, "listening");
         let vip = service_address(vip, &listener, storage_probe.as_ref()).await?;
@@ -190,7 +191,7 @@ impl Node {
         let to_leader = GrpcLeaderClient::new(channels, center.clone(), leader_seen);
         let dependencies = runner_dependencies(executor, to_leader, &state);
         let data = storage_probe.as_ref().map(StorageProbe::address);
-        let runner_config = RunnerConfig { data, restarts, ..runner_config(&config, &incarnation, &address) };
+        let runner_config = RunnerConfig { data, restarts, ..runner_config(&config, &identity, &address, &state)? };
         let runner_pulse = runner_config.liveness.clone();
         let runner = Runner::new(runner_config, dependencies);
         let metrics = metrics(&config, &roles, &runner).await?;
@@ -206,6 +207,7 @@ impl Node {
             vip: vip.clone(),
             tls: config.tls.clone(),
             access: config.access.clone(),
+            order_keys: config.order_keys.clone(),
         };
         let (failed, failures) = mpsc::channel(1);
         let leading = LeaderRole {
@@ -296,12 +298,19 @@ impl InitialisedNode {
                 None => std::future::pending().await,
             }
         };
+        let following_keys = async {
+            match &overview.order_keys {
+                Some(keys) => keys.keep().await,
+                None => std::future::pending().await,
+            }
+        };
         let (Stopped { left_behind }, result) = tokio::select! {
             biased;
             ended = roles.run(runner, || service_manager::stopping(&overview)) => ended,
             () = probing => unreachable!("it never ends"),
             () = renewing => unreachable!("it never ends"),
             () = governing => unreachable!("it never ends"),
+            () = following_keys => unreachable!("it never ends"),
             () = service_manager::attend(&overview, liveness) => unreachable!("it never ends"),
         };
         local_runner.send_replace(None);
@@ -330,14 +339,38 @@ async fn check_apart(config: &Config) -> Result<()> {
 async fn listen(
     config: &Config,
     state: &StateDir,
-    identity: LocalIdentity,
+    identity: &LocalIdentity,
     roles: &NodeRoles,
     vip: Option<&InterfaceAddress>,
 ) -> Result<Listener> {
+    let orders = order_verifier(config, &identity.center);
     let audit = AuditLog::start(state.path(), config.node.clone())?;
-    let protection = Protection { tls: config.tls.clone(), access: config.access.clone(), audit };
-    let here = (config.store == Store::Embedded).then(|| config.node.clone());
-    Listener::open(config.listen, protection, identity, roles.clone(), here, vip.map(|vip| vip.address)).await
+    let protection = Protection { tls: config.tls.clone(), access: config.access.clone(), orders, audit };
+    Listener::open(
+        config.listen,
+        protection,
+        identity.clone(),
+        roles.clone(),
+        only_node(config),
+        vip.map(|vip| vip.address),
+    )
+    .await
+}
+
+/// Returns the node of plain paths where there is only one.
+fn only_node(config: &Config) -> Option<NodeId> {
+    (config.store == Store::Embedded).then(|| config.node.clone())
+}
+
+fn order_verifier(config: &Config, center: &CenterId) -> Option<OrderVerifier> {
+    let keys = config.order_keys.clone()?;
+    Some(OrderVerifier::new(keys, center.clone(), only_node(config)))
+}
+
+fn runner_orders(config: &Config, center: &CenterId, state: &StateDir) -> Result<Option<RunnerOrders>> {
+    let Some(verifier) = order_verifier(config, center) else { return Ok(None) };
+    let ended = EndedOrders::open(state.path(), HostClock.unix_ms())?;
+    Ok(Some(RunnerOrders::new(verifier, config.node.clone(), boot_id(), ended)))
 }
 
 async fn metrics(config: &Config, roles: &NodeRoles, runner: &Runner) -> Result<Option<Metrics>> {
@@ -421,15 +454,16 @@ async fn executor(config: &Config, state: &StateDir) -> Result<(Arc<Engine>, Arc
     Ok((engine, Arc::new(executor)))
 }
 
-fn runner_config(config: &Config, incarnation: &Incarnation, address: &str) -> RunnerConfig {
-    RunnerConfig {
+fn runner_config(config: &Config, identity: &LocalIdentity, address: &str, state: &StateDir) -> Result<RunnerConfig> {
+    Ok(RunnerConfig {
         slots: config.slots,
         labels: config.labels.clone(),
         allow_paths: config.allow_paths.iter().map(|path| path.shown().to_string()).collect(),
         allow_nbd: config.allow_nbd.clone(),
         quiet_after: config.quiet_after,
-        ..RunnerConfig::new(config.node.clone(), incarnation.clone(), address.to_owned())
-    }
+        orders: runner_orders(config, &identity.center, state)?,
+        ..RunnerConfig::new(identity.node.clone(), identity.incarnation.clone(), address.to_owned())
+    })
 }
 
 fn runner_dependencies(

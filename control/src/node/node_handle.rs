@@ -60,6 +60,13 @@ impl NodeHandle {
         }
     }
 
+    /// Reads the order keys again, if there are some. A node that is not initialised has just read them.
+    pub fn read_order_keys(&self) {
+        if let Some(keys) = self.overview.get().and_then(|overview| overview.order_keys.as_ref()) {
+            keys.read_again();
+        }
+    }
+
     /// Returns the state of the node as one JSON object.
     #[must_use]
     pub fn state(&self) -> String {

@@ -4,6 +4,7 @@ use crate::access::AccessControl;
 use crate::cluster::service_address::ServiceAddress;
 use crate::cluster::storage_probe::{ProbeStatus, Verdict};
 use crate::model::{Incarnation, NodeId};
+use crate::order::OrderKeys;
 use crate::rpc::local_roles::Leadership;
 use crate::rpc::tls::Tls;
 use crate::runner::RunnerHandle;
@@ -26,6 +27,7 @@ pub(super) struct Overview {
     pub(super) vip: Option<ServiceAddress>,
     pub(super) tls: Option<Tls>,
     pub(super) access: Option<AccessControl>,
+    pub(super) order_keys: Option<OrderKeys>,
 }
 
 impl Overview {

@@ -11,12 +11,14 @@ use super::local_roles::NodeRoles;
 use super::logs::{LOG_QUEUE, LogReader, Which};
 use super::schedules;
 use super::wire::{self, center_server::Center};
+use crate::clock::{Clock, HostClock};
 use crate::cluster::clock_skew::is_off;
 use crate::dispatcher::{self, Query, RunnerSummary, ScheduleCommand, Subscriber};
 use crate::model::{
-    DrainMode, KindName, NodeId, ScheduleName, SettingName, Settings, Submission, TaskChanges, TaskCommand, TaskId,
-    TaskRecord,
+    DrainMode, KindName, NodeId, ScheduleName, SettingName, Settings, SignedOrder, Submission, TaskChanges,
+    TaskCommand, TaskId, TaskRecord,
 };
+use crate::order::OrderVerifier;
 use crate::peers::CenterId;
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use blockhaul_engine::spec::Direct;
@@ -41,6 +43,7 @@ pub(crate) struct CenterService {
     roles: NodeRoles,
     center: CenterId,
     here: Option<NodeId>,
+    orders: Option<OrderVerifier>,
     watches: Arc<Semaphore>,
     subscribers: Arc<Semaphore>,
     stopping: watch::Receiver<bool>,
@@ -48,16 +51,17 @@ pub(crate) struct CenterService {
 
 impl CenterService {
     /// Creates the service of a node of `center`. `here` is the node of plain paths where there is only one node;
-    /// streams end when `stopping` is true.
+    /// with `orders`, only what clients have signed is taken; streams end when `stopping` is true.
     #[must_use]
     pub(crate) fn new(
         roles: NodeRoles,
         center: CenterId,
         here: Option<NodeId>,
+        orders: Option<OrderVerifier>,
         stopping: watch::Receiver<bool>,
     ) -> Self {
         let (watches, subscribers) = (Semaphore::new(WATCHES_MAX), Semaphore::new(SUBSCRIBERS_MAX));
-        Self { roles, center, here, watches: Arc::new(watches), subscribers: Arc::new(subscribers), stopping }
+        Self { roles, center, here, orders, watches: Arc::new(watches), subscribers: Arc::new(subscribers), stopping }
     }
 
     /// Checks that this node leads.
@@ -81,6 +85,27 @@ impl CenterService {
     }
 }
 
+impl CenterService {
+    /// Returns the command by which a schedule makes the task that its client has signed.
+    async fn signed_run(
+        &self,
+        orders: &OrderVerifier,
+        name: &ScheduleName,
+        order: Option<SignedOrder>,
+    ) -> Result<ScheduleCommand, RpcError> {
+        let record = self.roles.dispatcher()?.get_schedule(name).await?.record;
+        let template = (&record.template.spec, record.zone.as_str());
+        let at_ms = orders.check_run(name, template, order.as_ref(), HostClock.unix_ms())?;
+        Ok(order.map_or(ScheduleCommand::Run, |order| ScheduleCommand::RunSigned { at_ms, order }))
+    }
+}
+
+/// Returns the error of a setting by which the center itself would make tasks.
+fn unsigned_notifications() -> Error {
+    let message = "notify: nobody could sign the tasks that it makes, and this center runs only what is signed";
+    Error::new(Code::Permission, Side::Caller, Operation::Parse, message)
+}
+
 pub(super) type Answer<T> = Result<Response<T>, Status>;
 
 impl CenterService {
@@ -97,6 +122,9 @@ impl Center for CenterService {
     async fn submit(&self, request: Request<wire::SubmitRequest>) -> Answer<wire::Task> {
         let dispatcher = self.roles.dispatcher()?;
         let order = Submission::check(request.into_inner(), self.here.as_ref()).map_err(RpcError::from)?;
+        if let Some(orders) = &self.orders {
+            orders.check_submission(&order, HostClock.unix_ms()).map_err(RpcError::from)?;
+        }
         // What is known already was looked at when it was new.
         let existed = dispatcher.get(&order.id).await.is_ok();
         if !existed {
@@ -245,7 +273,11 @@ impl Center for CenterService {
     async fn set_settings(&self, request: Request<wire::SetSettingsRequest>) -> Answer<wire::Settings> {
         let wire::SetSettingsRequest { values, if_version } = request.into_inner();
         let change = |(name, value): (String, String)| SettingName::parse(&name).map(|name| (name, value));
-        let changes = values.into_iter().map(change).collect::<Result<_, _>>().map_err(RpcError::from)?;
+        let changes: Vec<_> = values.into_iter().map(change).collect::<Result<_, _>>().map_err(RpcError::from)?;
+        if self.orders.is_some() && changes.iter().any(|(name, value)| *name == SettingName::Notify && value != "none")
+        {
+            return Err(RpcError::from(unsigned_notifications()).into());
+        }
         let settings = self.roles.dispatcher()?.settings(changes, if_version).await.map_err(RpcError::from)?;
         Ok(Response::new(settings.into()))
     }
@@ -253,6 +285,12 @@ impl Center for CenterService {
     #[tracing::instrument(skip_all, fields(schedule = %request.get_ref().name))]
     async fn add_schedule(&self, request: Request<wire::AddScheduleRequest>) -> Answer<wire::Schedule> {
         let (name, command) = schedules::addition(request.into_inner(), self.here.as_ref()).map_err(RpcError::from)?;
+        if let (Some(orders), ScheduleCommand::Add(new)) = (&self.orders, &command) {
+            let template = (&new.template.spec, new.template.order.as_ref());
+            let trigger = (&new.trigger, new.zone.as_str());
+            let checked = orders.check_schedule(&name, trigger, template, HostClock.unix_ms());
+            checked.map_err(RpcError::from)?;
+        }
         self.schedule(&name, command).await
     }
 
@@ -285,9 +323,17 @@ impl Center for CenterService {
 
     #[tracing::instrument(skip_all, fields(schedule = %request.get_ref().name))]
     async fn run_schedule(&self, request: Request<wire::RunScheduleRequest>) -> Answer<wire::Schedule> {
-        let wire::RunScheduleRequest { name, refire_from_ms } = request.into_inner();
-        let command = refire_from_ms.map_or(ScheduleCommand::Run, ScheduleCommand::RefireFrom);
-        self.schedule(&schedules::name(name)?, command).await
+        let wire::RunScheduleRequest { name, refire_from_ms, signed_order, order_signature } = request.into_inner();
+        let name = schedules::name(name)?;
+        let command = match (refire_from_ms, &self.orders) {
+            (Some(from_ms), _) => ScheduleCommand::RefireFrom(from_ms),
+            (None, None) => ScheduleCommand::Run,
+            (None, Some(orders)) => {
+                let order = SignedOrder::from_wire(signed_order, &order_signature).map_err(RpcError::from)?;
+                self.signed_run(orders, &name, order).await?
+            }
+        };
+        self.schedule(&name, command).await
     }
 
     #[tracing::instrument(skip_all, fields(schedule = %request.get_ref().name))]

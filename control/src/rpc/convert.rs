@@ -5,13 +5,16 @@
 
 use super::error::RpcError;
 use super::wire;
-use crate::model::{Attempt, Dependency, Epoch, Incarnation, PlacementRules, Progress, TaskId, TaskRecord, TaskState};
+use crate::model::{
+    Attempt, Dependency, Epoch, Incarnation, PlacementRules, Progress, SignedOrder, TaskId, TaskRecord, TaskState,
+};
 use crate::peers::{AssignResponse, Assignment, AssignmentStatus, CallError, StartStage};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use strum::VariantArray;
 
 impl From<&TaskRecord> for wire::Task {
     fn from(task: &TaskRecord) -> Self {
+        let order = task.order.as_ref().map(SignedOrder::to_wire).unwrap_or_default();
         Self {
             id: task.id.to_string(),
             spec: Some(wire::Spec::from(&task.spec)),
@@ -42,6 +45,8 @@ impl From<&TaskRecord> for wire::Task {
                     .collect(),
                 sealed: members.sealed_ms.is_some(),
             }),
+            signed_order: order.0,
+            order_signature: order.1,
             existed: false,
             starts_ms: task.starts_ms(),
             ends_ms: task.ends_ms(),

@@ -282,7 +282,7 @@ impl Center for GuardedCenter {
     }
 
     async fn run_schedule(&self, request: Request<wire::RunScheduleRequest>) -> Answer<wire::Schedule> {
-        let wire::RunScheduleRequest { name, refire_from_ms } = request.get_ref();
+        let wire::RunScheduleRequest { name, refire_from_ms, .. } = request.get_ref();
         let call =
             Call::schedule(&request, Method::RunSchedule, name).with(flags(&[(refire_from_ms.is_some(), "refire")]));
         self.guard(call, self.center.run_schedule(request)).await

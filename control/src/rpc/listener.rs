@@ -24,6 +24,7 @@ use super::wire::{
 use crate::access::AccessControl;
 use crate::audit::AuditLog;
 use crate::model::NodeId;
+use crate::order::OrderVerifier;
 use crate::peers::LocalIdentity;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::io;
@@ -52,6 +53,8 @@ pub struct Protection {
     pub tls: Option<Tls>,
     /// Rights by the names in certificates; `None`: every caller has every right.
     pub access: Option<AccessControl>,
+    /// Checks what clients have signed; `None`: they need not sign.
+    pub orders: Option<OrderVerifier>,
     /// Audit log of the changes that clients ask for.
     pub audit: AuditLog,
 }
@@ -62,7 +65,7 @@ impl Protection {
     /// # Errors
     /// The error of starting the thread that writes the log.
     pub fn open_to_all(state_dir: &Path, node: NodeId) -> Result<Self> {
-        Ok(Self { tls: None, access: None, audit: AuditLog::start(state_dir, node)? })
+        Ok(Self { tls: None, access: None, orders: None, audit: AuditLog::start(state_dir, node)? })
     }
 }
 
@@ -189,8 +192,8 @@ fn services(
         .build_v1()
         .map_err(|error| Error::internal(Operation::Start, format!("describe the protocol: {error}")))?;
     let (reporter, health) = tonic_health::server::health_reporter();
-    let Protection { tls: _, access, audit } = protection.clone();
-    let center = CenterService::new(roles.clone(), identity.center.clone(), here, stopping);
+    let Protection { tls: _, access, orders, audit } = protection.clone();
+    let center = CenterService::new(roles.clone(), identity.center.clone(), here, orders, stopping);
     let center = CenterServer::new(GuardedCenter::new(center, access.clone(), audit));
     let runner = RunnerServer::new(RunnerService::new(roles.clone()));
     let dispatcher = DispatcherServer::new(DispatcherService::new(roles.clone()));

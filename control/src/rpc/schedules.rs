@@ -33,7 +33,7 @@ pub(super) fn addition(
     let new = NewSchedule {
         name: name.clone(),
         request: digest,
-        trigger: trigger_of(trigger)?,
+        trigger: trigger.try_into()?,
         zone: if zone.is_empty() { String::from("UTC") } else { zone },
         template: Template::new(Submission::parse(task, here)?)?,
         catch_up: if no_catch_up { CatchUp::None } else { CatchUp::Once },
@@ -45,21 +45,32 @@ pub(super) fn addition(
     Ok((name, ScheduleCommand::Add(Box::new(new))))
 }
 
-/// Returns the BLAKE3 of what is asked for, whatever it replaces, in hexadecimal digits.
+/// Returns the BLAKE3 of what is asked for, whatever it replaces and whoever has signed it, in hexadecimal digits.
 fn digest(request: &wire::AddScheduleRequest) -> String {
-    let asked = wire::AddScheduleRequest { replace: false, if_version: None, cancel_live: false, ..request.clone() };
+    let mut asked =
+        wire::AddScheduleRequest { replace: false, if_version: None, cancel_live: false, ..request.clone() };
+    // The same command signs anew each time.
+    if let Some(task) = &mut asked.task {
+        (task.signed_order, task.order_signature) = (Vec::new(), Vec::new());
+    }
     blake3::hash(&asked.encode_to_vec()).to_hex().to_string()
 }
 
-fn trigger_of(trigger: Option<wire::Trigger>) -> Result<Trigger> {
-    use wire::trigger::When;
-    match trigger.and_then(|trigger| trigger.when) {
-        Some(When::Cron(expression)) => Ok(Trigger::Cron(expression)),
-        Some(When::Every(wire::Interval { interval_ms, from_ms })) => Ok(Trigger::Every { interval_ms, from_ms }),
-        Some(When::AtMs(at_ms)) => Ok(Trigger::At(at_ms)),
-        Some(When::OnBoot(node)) => NodeId::new(node).map(Trigger::OnBoot),
-        Some(When::NextBoot(node)) => NodeId::new(node).map(Trigger::NextBoot),
-        None => Err(Error::bad_request("a schedule needs a trigger: --cron, --every, --at, --on-boot or --next-boot")),
+impl TryFrom<Option<wire::Trigger>> for Trigger {
+    type Error = Error;
+
+    fn try_from(trigger: Option<wire::Trigger>) -> Result<Self> {
+        use wire::trigger::When;
+        match trigger.and_then(|trigger| trigger.when) {
+            Some(When::Cron(expression)) => Ok(Trigger::Cron(expression)),
+            Some(When::Every(wire::Interval { interval_ms, from_ms })) => Ok(Trigger::Every { interval_ms, from_ms }),
+            Some(When::AtMs(at_ms)) => Ok(Trigger::At(at_ms)),
+            Some(When::OnBoot(node)) => NodeId::new(node).map(Trigger::OnBoot),
+            Some(When::NextBoot(node)) => NodeId::new(node).map(Trigger::NextBoot),
+            None => {
+                Err(Error::bad_request("a schedule needs a trigger: --cron, --every, --at, --on-boot or --next-boot"))
+            }
+        }
     }
 }
 
@@ -112,7 +123,8 @@ impl From<Trigger> for wire::Trigger {
 
 impl From<Template> for wire::SubmitRequest {
     fn from(template: Template) -> Self {
-        let Template { spec, priority, max_attempts, times, placement, windows } = template;
+        let Template { spec, priority, max_attempts, times, placement, windows, order } = template;
+        let (signed_order, order_signature) = order.map(|order| order.to_wire()).unwrap_or_default();
         let times = wire::Times { start_at_ms: None, delay_ms: times.delay_ms, deadline_ms: times.deadline_ms };
         Self {
             priority: priority.into(),
@@ -121,6 +133,8 @@ impl From<Template> for wire::SubmitRequest {
             times: Some(times),
             placement: (!placement.is_unset()).then(|| wire::Placement::from(&placement)),
             windows,
+            signed_order,
+            order_signature,
             ..Self::default()
         }
     }

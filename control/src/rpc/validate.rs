@@ -3,7 +3,7 @@
 use super::wire;
 use crate::model::dependency::{check_dependencies, parse_dependency};
 use crate::model::{
-    GroupName, NodeId, PlacementRules, Submission, TaskChanges, TaskId, TaskSpec, TaskTimes, Windows,
+    GroupName, NodeId, PlacementRules, SignedOrder, Submission, TaskChanges, TaskId, TaskSpec, TaskTimes, Windows,
     check_max_attempts, check_priority,
 };
 use blockhaul_engine::error::{Error, Result};
@@ -16,7 +16,8 @@ impl Submission {
     /// Checks a request. `here` is the node that plain paths are on where there is only one.
     ///
     /// # Errors
-    /// `EBadRequest` for names and numbers out of their ranges; and as `destination::check`.
+    /// `EBadRequest` for names and numbers out of their ranges; `EPermission` for a malformed signature; and as
+    /// `destination::check`.
     pub fn check(request: wire::SubmitRequest, here: Option<&NodeId>) -> Result<Self> {
         let submission = Self::parse(request, here)?;
         submission.spec.kind().validate()?;
@@ -28,8 +29,20 @@ impl Submission {
     /// # Errors
     /// `EBadRequest` for names and numbers out of their ranges.
     pub(super) fn parse(request: wire::SubmitRequest, here: Option<&NodeId>) -> Result<Self> {
-        let wire::SubmitRequest { id, priority, max_attempts, spec, after, group, times, retry_of, placement, windows } =
-            request;
+        let wire::SubmitRequest {
+            id,
+            priority,
+            max_attempts,
+            spec,
+            after,
+            group,
+            times,
+            retry_of,
+            placement,
+            windows,
+            signed_order,
+            order_signature,
+        } = request;
         let priority = priority_of(priority)?;
         let max_attempts = if max_attempts == 0 { MAX_ATTEMPTS_DEFAULT } else { max_attempts };
         check_max_attempts(max_attempts)?;
@@ -54,6 +67,7 @@ impl Submission {
             placement: placement_rules(placement.unwrap_or_default(), is_group)?,
             retry_of,
             notifies: None,
+            order: SignedOrder::from_wire(signed_order, &order_signature)?,
         })
     }
 }

@@ -1,7 +1,7 @@
 //! Runs one assignment, from its acceptance to the last write about it.
 //!
 //! ```text
-//!  accepted -> record and claims read -> lease held, if it needs one -> copy started
+//!  accepted -> record and claims read -> order checked -> lease held, if it needs one -> copy started
 //!           -> permit requested: RUNNING stored -> copy ends, or is stopped -> outcome stored
 //! ```
 //! What always holds: the destination is not written before `RUNNING` is stored, and the record is not written once the
@@ -18,11 +18,12 @@ use crate::model::state_machine::{self, Checkpoint, TaskEvent};
 use crate::model::{
     DesiredState, DurableMap, Epoch, Failure, FenceMethod, Holder, Summary, TaskId, TaskRecord, TaskState,
 };
+use crate::order::VerifiedTask;
 use crate::peers::{AssignmentStatus, StartStage};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use blockhaul_engine::job::StopReason;
 use blockhaul_engine::write_gate::WriteGate;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
@@ -36,8 +37,21 @@ const LEASE_CHECK_EVERY: Duration = Duration::from_millis(20);
 pub(super) struct Attempt {
     pub records: AssignmentRecords,
     span: Span,
+    /// What was signed, once that has been checked; `None` where orders are not checked.
+    order: OnceLock<Option<SignedFor>>,
     control: Mutex<Control>,
     signal: watch::Sender<Signal>,
+}
+
+/// What an attempt keeps of its order.
+#[derive(Debug)]
+struct SignedFor {
+    /// Mark of its destination.
+    mark: String,
+    /// When the order ceases to hold, in milliseconds since 1970.
+    not_after_ms: u64,
+    /// Whether no second attempt may begin.
+    runs_at_most_once: bool,
 }
 
 /// State of an attempt that other parts of the runner read and change.
@@ -81,7 +95,7 @@ impl Attempt {
         );
         let records = AssignmentRecords::new(task, epoch, holder);
         let control = Mutex::new(Control { start_stage: Some(StartStage::Reading), ..Control::default() });
-        Self { records, span, control, signal: watch::Sender::new(Signal::default()) }
+        Self { records, span, order: OnceLock::new(), control, signal: watch::Sender::new(Signal::default()) }
     }
 
     pub(super) fn task(&self) -> &TaskId {
@@ -174,6 +188,16 @@ impl Attempt {
             self.end(context, stopped_outcome(reason)).await;
             return AssignmentStatus::Ended;
         }
+        let (record, order) = match verified(context, record) {
+            Ok(verified) => verified,
+            Err(error) => {
+                tracing::error!(%error, "order refused");
+                self.end(context, Outcome::refused(&error)).await;
+                return AssignmentStatus::Ended;
+            }
+        };
+        // Set once: an attempt is executed once.
+        let _ = self.order.set(order);
         let ready = async {
             let gate = self.gate(context, &record).await;
             (gate, SourceClaims::watch(context, &record).await)
@@ -239,6 +263,7 @@ impl Attempt {
             epoch: self.epoch(),
             admitted: record.admitted,
             earlier: record.attempts.iter().filter_map(|attempt| attempt.epoch).collect(),
+            mark: self.order().map(|order| order.mark.clone()),
             durable: record.map.clone(),
             gate,
             admission,
@@ -306,6 +331,9 @@ impl Attempt {
         match written {
             Written::Done(record) => {
                 self.control().start_stage = None;
+                if self.order().is_some_and(|order| order.runs_at_most_once) {
+                    self.remember_end(context).await?;
+                }
                 tracing::info!("copy may write");
                 self.apply_desired_state(&record);
                 context.renew.notify_one();
@@ -359,6 +387,19 @@ impl Attempt {
         self.signal.borrow().stop
     }
 
+    fn order(&self) -> Option<&SignedFor> {
+        self.order.get()?.as_ref()
+    }
+
+    /// Remembers that the task has ended on this node, if it was signed: nobody can have it run here again.
+    pub(super) async fn remember_end(&self, context: &RunnerContext) -> Result<(), Error> {
+        let (Some(orders), Some(order)) = (&context.config.orders, self.order()) else { return Ok(()) };
+        let remembered = orders.remember(self.task(), order.not_after_ms, context.unix_ms()).await;
+        remembered.inspect_err(|error| {
+            tracing::error!(%error, "cannot store that a signed task has ended: it could be repeated after a restart");
+        })
+    }
+
     /// Waits for a reason to stop.
     pub(super) async fn wait_for_stop(&self) -> StopReason {
         let mut signals = self.signal.subscribe();
@@ -388,6 +429,17 @@ impl Attempt {
     fn control(&self) -> MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Returns the task as its client has signed it, where that is checked.
+///
+/// # Errors
+/// `EPermission`: nothing was done.
+fn verified(context: &RunnerContext, record: TaskRecord) -> Result<(TaskRecord, Option<SignedFor>), Error> {
+    let Some(orders) = &context.config.orders else { return Ok((record, None)) };
+    let VerifiedTask { record, mark, not_after_ms } = orders.verify(&record, context.unix_ms())?;
+    let runs_at_most_once = record.spec.kind().runs_at_most_once();
+    Ok((record, Some(SignedFor { mark, not_after_ms, runs_at_most_once })))
 }
 
 /// Tells whether a record's attempt runs and may have written.

@@ -89,6 +89,8 @@ struct WriteAdmission {
     request: Mutex<Option<oneshot::Sender<WritePermitRequest>>>,
     durable: DurableMap,
     epoch: Epoch,
+    /// Mark of the order, where orders are checked.
+    mark: Option<String>,
     stored_epochs: Arc<StoredEpochs>,
     /// Span of the attempt, for the engine's thread of the job.
     span: Span,
@@ -352,7 +354,9 @@ impl Admission for WriteAdmission {
         self.is_granted.store(true, Relaxed);
         // Only after the permit, when the record names this grant: a destination with a stored epoch that its record
         // does not name would be copied from the start.
-        file.map_or(Ok(()), |file| self.stored_epochs.raise(&file, self.epoch))
+        let Some(file) = file else { return Ok(()) };
+        self.stored_epochs.raise(&file, self.epoch)?;
+        self.mark.as_ref().map_or(Ok(()), |mark| self.stored_epochs.mark(&file, self.epoch, mark))
     }
 }
 
@@ -387,8 +391,7 @@ impl JobEnvironment {
     }
 
     fn prepare_copy(&self, job: CopyJob, execution: Execution) -> Result<PreparedJob> {
-        let Execution { task, group: _, created_ms, attempt: _, epoch, admitted, earlier, durable, gate, admission } =
-            execution;
+        let Execution { task, created_ms, epoch, admitted, earlier, mark, durable, gate, admission, .. } = execution;
         let mut supervision = Supervision { gate: Some(gate), ..Supervision::default() };
         let source = self.locator(&job.source, Side::Source)?;
         let destination = self.locator(&job.destination, Side::Destination)?;
@@ -400,20 +403,26 @@ impl JobEnvironment {
             mode = if stat.is_file() { stat.mode() & 0o777 } else { mode };
             supervision.source = Some(file.into());
         }
-        let mut durable = if admitted && !job.starts_over { durable } else { DurableMap::default() };
-        if job.starts_over {
+        let is_believed = mark.is_none();
+        let mut durable = if admitted && is_believed && !job.starts_over { durable } else { DurableMap::default() };
+        let is_export = matches!(destination, Locator::Nbd(_));
+        if job.starts_over || (is_export && !is_believed) {
             self.forget(&task, created_ms);
         }
         let mut spec = CopySpec { resume_policy: ResumePolicy::Resume, ..job.spec() };
         // An earlier attempt has checked what the destination held.
-        if admitted {
+        if admitted && is_believed {
             spec.overwrite = Overwrite::Yes;
         }
         spec.checkpoint = CheckpointLocation::File(self.journal(&task, created_ms));
         let mut created = None;
         if let Locator::Path(path) = &destination {
             let opened = self.policy.open_destination(path, mode)?;
-            let is_known = opened.created.is_none() && self.is_written_by(&opened.file, &earlier, &durable);
+            let is_known = opened.created.is_none()
+                && match &mark {
+                    None => self.is_written_by(&opened.file, &earlier, &durable),
+                    Some(mark) => self.stored_epochs.is_marked(&opened.file, mark),
+                };
             let (opened, new) = opened.split()?;
             (supervision.destination, created) = (Some(opened), new);
             if !is_known {
@@ -422,6 +431,8 @@ impl JobEnvironment {
                 durable = DurableMap::default();
                 // No attempt has checked or written the content of this destination, so it may be in use.
                 spec.overwrite = if job.overwrite { Overwrite::Yes } else { Overwrite::No };
+            } else if mark.is_some() {
+                spec.overwrite = Overwrite::Yes;
             }
         }
         supervision.durable = (!durable.is_empty()).then(|| durable.to_ranges());
@@ -430,6 +441,7 @@ impl JobEnvironment {
             request: Mutex::new(Some(admission)),
             durable,
             epoch,
+            mark,
             stored_epochs: Arc::clone(&self.stored_epochs),
             span: Span::current(),
             is_granted: AtomicBool::new(false),

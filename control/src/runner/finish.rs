@@ -77,6 +77,10 @@ impl Attempt {
         match written {
             Written::Done(record) => {
                 tracing::info!(state = record.state.as_str(), reason = record.reason, "outcome stored");
+                if record.state.is_terminal() {
+                    // A failure is logged; the end of the task stands.
+                    let _ = self.remember_end(context).await;
+                }
                 self.clean_up(context, &record);
             }
             Written::NotOurs => {}

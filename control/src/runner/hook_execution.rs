@@ -355,6 +355,7 @@ mod tests {
             epoch: Epoch(7),
             admitted: false,
             earlier: Vec::new(),
+            mark: None,
             durable: DurableMap::default(),
             gate: Arc::clone(gate),
             admission,

@@ -50,6 +50,7 @@ use crate::coord::session_keeper::Sessions;
 use crate::execution::Executor;
 use crate::liveness::LivenessCounter;
 use crate::model::{Incarnation, NodeId, Record, TaskId, TaskRecord};
+use crate::order::RunnerOrders;
 use crate::peers::LeaderClient;
 use crate::stop_bounds::{DRAIN_MAX, LEAVE_MAX, MARK_MAX, NOTIFY_MAX};
 use attempt::Attempt;
@@ -97,6 +98,8 @@ pub struct RunnerConfig {
     pub stop_wait: Duration,
     /// Assumed lifetime of a request in network and server. Default 30 s.
     pub quiet_after: Duration,
+    /// Checks what clients have signed before each attempt; `None` (default): they need not sign.
+    pub orders: Option<RunnerOrders>,
 }
 
 impl RunnerConfig {
@@ -118,6 +121,7 @@ impl RunnerConfig {
             liveness: LivenessCounter::default(),
             stop_wait: DRAIN_MAX,
             quiet_after: Duration::from_secs(30),
+            orders: None,
         }
     }
 }

@@ -6,6 +6,9 @@
 //! The stored epoch also shows whether a destination is the one that earlier attempts have written: the durable bytes
 //! of a task's record count only for that one.
 //!
+//! Where orders are checked, a mark beside the epoch names the order under which it was written: `user.blockhaul.order`, or a record
+//! `order-...` in the state directory. It counts only together with the epoch that it names.
+//!
 //! What always holds: the stored epoch never falls, and is durable before the first write under its grant.
 
 use super::node_state::replace;
@@ -22,6 +25,8 @@ use xattr::FileExt;
 
 /// Extended attribute of destination files.
 const ATTRIBUTE: &str = "user.blockhaul.epoch";
+/// Extended attribute of destination files that a signed order has written: the epoch, a space, and the mark of the order.
+const MARK: &str = "user.blockhaul.order";
 
 /// Stored epochs of destinations.
 #[derive(Debug)]
@@ -42,7 +47,7 @@ impl StoredEpochs {
     /// # Errors
     /// The error of reading it; `EFenced` if the stored text is not an epoch.
     pub(super) fn read(&self, file: &File) -> Result<Option<Epoch>> {
-        let text = match self.attribute(file)? {
+        let text = match self.attribute(file, ATTRIBUTE)? {
             Some(attribute) => attribute,
             None => self.record(file)?,
         };
@@ -75,28 +80,54 @@ impl StoredEpochs {
         if self.check(file, epoch)? == Some(epoch) { Ok(()) } else { self.store(file, epoch) }
     }
 
+    /// Marks a destination, durably, as written under `epoch` by the order of this mark.
+    ///
+    /// # Errors
+    /// The error of writing the mark.
+    pub(super) fn mark(&self, file: &File, epoch: Epoch, mark: &str) -> Result<()> {
+        let text = format!("{epoch} {mark}");
+        if self.attribute(file, MARK)?.is_none() {
+            return replace(&self.folder, &format!("order-{}", name(file)?), &format!("{text} {}\n", instance(file)?));
+        }
+        set_attribute(file, MARK, &text)
+    }
+
+    /// Tells whether the destination was written last by the order of this mark: nothing that a record says shows that.
+    pub(super) fn is_marked(&self, file: &File, mark: &str) -> bool {
+        let Ok(Some(epoch)) = self.read(file) else { return false };
+        let found = match self.attribute(file, MARK) {
+            Ok(Some(attribute)) => attribute,
+            Ok(None) => self.marked_record(file),
+            Err(_) => None,
+        };
+        found.is_some_and(|found| found == format!("{epoch} {mark}"))
+    }
+
+    /// Returns the mark in the state directory, unless it is that of an earlier device of the same number.
+    fn marked_record(&self, file: &File) -> Option<String> {
+        let text = std::fs::read_to_string(self.folder.join(format!("order-{}", name(file).ok()?))).ok()?;
+        let (mark, of) = text.trim_end().rsplit_once(' ')?;
+        (of == instance(file).ok()?).then(|| mark.to_owned())
+    }
+
     fn store(&self, file: &File, epoch: Epoch) -> Result<()> {
-        if self.attribute(file)?.is_none() {
+        if self.attribute(file, ATTRIBUTE)?.is_none() {
             let text = format!("{epoch} {}\n", instance(file)?);
             return replace(&self.folder, &name(file)?, &text);
         }
-        let stored = file.set_xattr(ATTRIBUTE, epoch.to_string().as_bytes()).and_then(|()| file.sync_all());
-        stored.map_err(|error| {
-            let what = format!("store the attribute {ATTRIBUTE} of the destination");
-            Error::io(Side::Destination, Operation::Open, &error, what)
-        })
+        set_attribute(file, ATTRIBUTE, &epoch.to_string())
     }
 
-    /// Returns the attribute of a file: `None` where attributes are not supported, `Some(None)` where there is none.
-    fn attribute(&self, file: &File) -> Result<Option<Option<String>>> {
+    /// Returns an attribute of a file: `None` where attributes are not supported, `Some(None)` where there is none.
+    fn attribute(&self, file: &File, name: &str) -> Result<Option<Option<String>>> {
         if stat(file)?.file_type().is_block_device() {
             return Ok(None);
         }
-        match file.get_xattr(ATTRIBUTE) {
+        match file.get_xattr(name) {
             Ok(value) => Ok(Some(value.map(|value| String::from_utf8_lossy(&value).into_owned()))),
             Err(error) if error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => Ok(None),
             Err(error) => {
-                let what = format!("read the attribute {ATTRIBUTE} of the destination");
+                let what = format!("read the attribute {name} of the destination");
                 Err(Error::io(Side::Destination, Operation::Open, &error, what))
             }
         }
@@ -114,6 +145,14 @@ impl StoredEpochs {
         let (epoch, of) = text.trim_end().split_once(' ').unwrap_or((text.trim_end(), ""));
         Ok((of == instance(file)?).then(|| epoch.to_owned()))
     }
+}
+
+fn set_attribute(file: &File, name: &str, text: &str) -> Result<()> {
+    let stored = file.set_xattr(name, text.as_bytes()).and_then(|()| file.sync_all());
+    stored.map_err(|error| {
+        let what = format!("store the attribute {name} of the destination");
+        Error::io(Side::Destination, Operation::Open, &error, what)
+    })
 }
 
 fn parse(text: &str) -> Result<Epoch> {

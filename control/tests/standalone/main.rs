@@ -6,5 +6,6 @@ mod certificates;
 mod copying;
 mod daemon;
 mod ending;
+mod orders;
 mod refusing;
 mod roles;

@@ -83,9 +83,22 @@ pub(crate) struct RawTask {
     /// Follow the task until it ends; exits 0 succeeded, 1 failed or skipped, 75 cancelled
     #[arg(long)]
     pub(crate) wait: bool,
+    #[command(flatten)]
+    pub(crate) signing: RawSigning,
     /// Submit nothing: have up to eight nodes that could run the task now check it, and show what each would do
     #[arg(long, conflicts_with = "wait")]
     pub(crate) check: bool,
+}
+
+/// By which key a task is signed, for a center with --order-keys.
+#[derive(Debug, Default, Args)]
+pub(crate) struct RawSigning {
+    /// Sign the task with this private key (Ed25519, PKCS #8 in PEM), for a center that runs only what is signed
+    #[arg(long, value_name = "KEY")]
+    pub(crate) sign: Option<PathBuf>,
+    /// Let no attempt start later than so long after now, at most 7d [default: 1d]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, requires = "sign")]
+    pub(crate) not_after: Option<Duration>,
 }
 
 /// Where a task may run.
@@ -247,6 +260,8 @@ pub(crate) struct RawBatchTask {
     #[arg(long)]
     pub(crate) wait: bool,
     #[command(flatten)]
+    pub(crate) signing: RawSigning,
+    #[command(flatten)]
     pub(crate) center: RawCenter,
 }
 
@@ -297,6 +312,8 @@ pub(crate) struct RawRetry {
     /// Follow the new task until it ends; exits 0 succeeded, 1 failed or skipped, 75 cancelled
     #[arg(long)]
     pub(crate) wait: bool,
+    #[command(flatten)]
+    pub(crate) signing: RawSigning,
     #[command(flatten)]
     pub(crate) center: RawCenter,
 }
@@ -527,6 +544,8 @@ pub(crate) struct RawScheduleAdd {
     /// Cancel the live task of the schedule that is replaced
     #[arg(long)]
     pub(crate) cancel_live: bool,
+    #[command(flatten)]
+    pub(crate) signing: RawSigning,
     #[command(subcommand)]
     pub(crate) work: RawWork,
 }
@@ -581,6 +600,8 @@ pub(crate) struct RawScheduleRun {
     /// Instead, decide again on the instants from this time on; repairs a schedule whose last instant is in the future
     #[arg(long, value_name = "TIME", value_parser = Timestamp::parse)]
     pub(crate) refire_from: Option<Timestamp>,
+    #[command(flatten)]
+    pub(crate) signing: RawSigning,
     #[command(flatten)]
     pub(crate) center: RawCenter,
 }

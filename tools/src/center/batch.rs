@@ -5,6 +5,7 @@
 //! started before.
 
 use super::args::RawBatchTask;
+use super::signing::Signer;
 use super::submit::{CopyHooks, wire_times};
 use crate::batch::read_batch_file;
 use blockhaul_control::batch::{self, Batch, HookRun, Member, OnFailure, Place, Work};
@@ -122,6 +123,15 @@ impl GroupSubmission {
     /// Creates the submission of a group and of its members.
     pub(super) fn new(group: wire::SubmitRequest, members: Vec<wire::SubmitRequest>) -> Self {
         Self { group, levels: levels(members) }
+    }
+
+    /// Signs the group and each of its members.
+    ///
+    /// # Errors
+    /// `EBadRequest` if one is too long to be signed; nothing is sent.
+    pub(super) fn sign(&mut self, signer: &Signer) -> Result<()> {
+        signer.sign(&mut self.group)?;
+        self.levels.iter_mut().flatten().try_for_each(|member| signer.sign(member))
     }
 
     /// Submits the group, or the rest of it. Returns the group, as it is when it is sealed.

@@ -12,6 +12,7 @@ mod retry;
 mod schedule;
 mod settings;
 mod show;
+mod signing;
 mod submit;
 
 use crate::exit::Exit;
@@ -36,6 +37,7 @@ use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::resource_check::{RUNTIME_DESCRIPTORS, require_descriptors};
 pub(crate) use logs::logs;
 pub(crate) use schedule::schedule;
+use signing::{Signer, Signing};
 use std::ops::ControlFlow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use submit::SingleTask;
@@ -116,8 +118,9 @@ impl CenterSession {
         Ok(Exit::Done)
     }
 
-    /// Submits a group, or the rest of it.
-    fn send(&mut self, submission: GroupSubmission) -> Result<wire::Task> {
+    /// Submits a group, or the rest of it; signed, if there is who signs.
+    fn send(&mut self, mut submission: GroupSubmission, signer: Option<&Signer>) -> Result<wire::Task> {
+        signer.map_or(Ok(()), |signer| submission.sign(signer))?;
         let Self { runtime, client, .. } = self;
         runtime.block_on(submission.send(client)).map_err(error_of)
     }
@@ -180,36 +183,50 @@ pub(crate) fn submit(RawSubmit { work }: RawSubmit) -> Result<Exit> {
         Ok(work) => work,
         Err(raw) => return submit_group(*raw),
     };
-    let submit::Submission { request, hooks, center, wait, check } = submit::resolve(work)?;
+    let submit::Submission { mut request, hooks, center, wait, check, signing } = submit::resolve(work)?;
     if check {
         return check::run(request, &hooks, center);
     }
     let group = if hooks.is_empty() { None } else { Some(GroupSubmission::of_copy(request.clone(), hooks)?) };
     let mut session = CenterSession::open(center)?;
+    let signer = session.signer(signing)?;
     let task = match group {
-        Some(group) => session.send(group)?,
-        None => call!(session, submit, request)?,
+        Some(group) => session.send(group, signer.as_ref())?,
+        None => {
+            signer.map_or(Ok(()), |signer| signer.sign(&mut request))?;
+            call!(session, submit, request)?
+        }
     };
     session.submitted(task, wait)
 }
 
 fn submit_group(raw: RawBatchTask) -> Result<Exit> {
     let submission = GroupSubmission::resolve(&raw)?;
+    let signing = Signing::resolve(&raw.signing)?;
     let mut session = CenterSession::open(raw.center)?;
-    let group = session.send(submission)?;
+    let signer = session.signer(signing)?;
+    let group = session.send(submission, signer.as_ref())?;
     session.submitted(group, raw.wait)
 }
 
-pub(crate) fn retry(RawRetry { id, wait, center }: RawRetry) -> Result<Exit> {
+pub(crate) fn retry(RawRetry { id, wait, signing, center }: RawRetry) -> Result<Exit> {
+    let signing = Signing::resolve(&signing)?;
     let mut session = CenterSession::open(center)?;
-    let task = call!(session, get, wire::TaskName { id: id.clone() })?;
+    let signer = session.signer(signing)?;
+    let as_signed = |task: wire::Task| match &signer {
+        Some(signer) => signer.as_signed(task),
+        None => Ok(task),
+    };
+    let task = as_signed(call!(session, get, wire::TaskName { id: id.clone() })?)?;
     let again = if task.members.is_some() {
         let mut members = Vec::new();
-        session.list(None, Some(id), |_, member| members.push(member))?;
-        let submission = retry::group(task, members)?;
-        session.send(submission)?
+        session.list(None, Some(id), |_, member| members.push(as_signed(member)))?;
+        let submission = retry::group(task, members.into_iter().collect::<Result<_>>()?)?;
+        session.send(submission, signer.as_ref())?
     } else {
-        call!(session, submit, retry::single(task)?)?
+        let mut request = retry::single(task)?;
+        signer.as_ref().map_or(Ok(()), |signer| signer.sign(&mut request))?;
+        call!(session, submit, request)?
     };
     session.submitted(again, wait)
 }

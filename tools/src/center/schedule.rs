@@ -4,6 +4,7 @@ use super::args::{
     RawCenter, RawQuery, RawSchedule, RawScheduleAdd, RawScheduleCommand, RawScheduleGet, RawScheduleName,
     RawScheduleRemove, RawScheduleRun, RawTrigger,
 };
+use super::signing::{Signer, Signing};
 use super::submit::{self, SingleTask, milliseconds};
 use super::{CenterSession, LOOK_EVERY, call, show};
 use crate::exit::Exit;
@@ -28,12 +29,7 @@ pub(crate) fn schedule(RawSchedule { command }: RawSchedule) -> Result<Exit> {
             let schedule = call!(session, resume_schedule, wire::ScheduleRequest { name })?;
             Ok(shown(&session, schedule))
         }
-        RawScheduleCommand::Run(RawScheduleRun { name, refire_from, center }) => {
-            let mut session = CenterSession::open(center)?;
-            let refire_from_ms = refire_from.map(|Timestamp(unix_ms)| unix_ms);
-            let schedule = call!(session, run_schedule, wire::RunScheduleRequest { name, refire_from_ms })?;
-            Ok(shown(&session, schedule))
-        }
+        RawScheduleCommand::Run(raw) => run(raw),
         RawScheduleCommand::Remove(RawScheduleRemove { name, cancel_live, center }) => {
             let mut session = CenterSession::open(center)?;
             let schedule = call!(session, remove_schedule, wire::RemoveScheduleRequest { name, cancel_live })?;
@@ -43,14 +39,33 @@ pub(crate) fn schedule(RawSchedule { command }: RawSchedule) -> Result<Exit> {
     }
 }
 
+/// Has a schedule make a task now. With a key, that task is signed as the schedule was.
+fn run(RawScheduleRun { name, refire_from, signing, center }: RawScheduleRun) -> Result<Exit> {
+    let signing = Signing::resolve(&signing)?;
+    let mut session = CenterSession::open(center)?;
+    let refire_from_ms = refire_from.map(|Timestamp(unix_ms)| unix_ms);
+    let request = match session.signer(signing)?.filter(|_| refire_from_ms.is_none()) {
+        Some(Signer { key, terms }) => {
+            let schedule = call!(session, get_schedule, wire::ScheduleRequest { name })?;
+            key.sign_run(&schedule, &terms)?
+        }
+        None => wire::RunScheduleRequest { name, refire_from_ms, ..wire::RunScheduleRequest::default() },
+    };
+    let schedule = call!(session, run_schedule, request)?;
+    Ok(shown(&session, schedule))
+}
+
 fn shown(session: &CenterSession, schedule: wire::Schedule) -> Exit {
     show::schedule(&schedule.into(), session.json);
     Exit::Done
 }
 
 fn add(raw: RawScheduleAdd) -> Result<Exit> {
-    let (request, center) = resolve(raw)?;
+    let (mut request, center, signing) = resolve(raw)?;
     let mut session = CenterSession::open(center)?;
+    if let Some(Signer { key, terms }) = session.signer(signing)? {
+        key.sign_schedule(&mut request, &terms)?;
+    }
     let schedule = call!(session, add_schedule, request)?;
     let existed = schedule.existed;
     let schedule = ScheduleInfo::from(schedule);
@@ -66,8 +81,11 @@ fn add(raw: RawScheduleAdd) -> Result<Exit> {
 ///
 /// # Errors
 /// `EBadRequest`: flags that make no sense for the tasks of a schedule; and as [`submit::resolve`].
-fn resolve(raw: RawScheduleAdd) -> Result<(wire::AddScheduleRequest, RawCenter)> {
-    let RawScheduleAdd { name, trigger, from, tz, catch_up, keep, replace, if_version, cancel_live, work } = raw;
+fn resolve(raw: RawScheduleAdd) -> Result<(wire::AddScheduleRequest, RawCenter, Option<Signing>)> {
+    let RawScheduleAdd { name, trigger, from, tz, catch_up, keep, replace, if_version, cancel_live, signing, work } =
+        raw;
+    // The flag is one of the schedule and of its task.
+    let own_signing = Signing::resolve(&signing)?;
     let work = SingleTask::of(work).map_err(|_| {
         Error::bad_request("a schedule submits single tasks")
             .advise("submit the batch by a hook, or by a timer of the host")
@@ -81,7 +99,7 @@ fn resolve(raw: RawScheduleAdd) -> Result<(wire::AddScheduleRequest, RawCenter)>
             "a schedule names its tasks itself, and does not wait: leave out --id, --wait and --check",
         ));
     }
-    let submit::Submission { mut request, hooks, center, wait: _, check: _ } = submit::resolve(work)?;
+    let submit::Submission { mut request, hooks, center, wait: _, check: _, signing } = submit::resolve(work)?;
     if !hooks.is_empty() {
         return Err(Error::bad_request("a schedule submits single tasks: leave out --before and --finally"));
     }
@@ -97,7 +115,7 @@ fn resolve(raw: RawScheduleAdd) -> Result<(wire::AddScheduleRequest, RawCenter)>
         if_version,
         cancel_live,
     };
-    Ok((request, center))
+    Ok((request, center, own_signing.or(signing)))
 }
 
 fn when(trigger: RawTrigger, from: Option<Timestamp>) -> Option<wire::trigger::When> {
@@ -146,7 +164,7 @@ mod tests {
         let words = [&["blockhaul", "schedule", "add", "nightly"], arguments].concat();
         match Cli::try_parse_from(words).map_err(|error| Error::bad_request(error.to_string()))?.command {
             Command::Schedule(raw) => match raw.command {
-                RawScheduleCommand::Add(raw) => resolve(*raw).map(|(request, _)| request),
+                RawScheduleCommand::Add(raw) => resolve(*raw).map(|(request, ..)| request),
                 other => panic!("{other:?}"),
             },
             other => panic!("{other:?}"),

@@ -3,6 +3,7 @@
 use super::args::{
     RawBatchTask, RawCenter, RawCopyTask, RawNoopTask, RawRunTask, RawTask, RawTimes, RawVerifyTask, RawWork,
 };
+use super::signing::Signing;
 use blockhaul_control::model::{TaskId, parse_dependency};
 use blockhaul_control::rpc::wire;
 use blockhaul_control::timestamp::Timestamp;
@@ -25,6 +26,7 @@ pub(super) struct Submission {
     pub(super) center: RawCenter,
     pub(super) wait: bool,
     pub(super) check: bool,
+    pub(super) signing: Option<Signing>,
 }
 
 /// Hooks that run before and after a copy.
@@ -91,7 +93,8 @@ pub(super) fn resolve(work: SingleTask) -> Result<Submission> {
             (wire::spec::Work::Noop(wire::NoopWork { milliseconds, node: task.node.clone() }), task, center)
         }
     };
-    let RawTask { id, node: _, priority, max_attempts, after, times, placement, window, wait, check } = task;
+    let RawTask { id, node: _, priority, max_attempts, after, times, placement, window, wait, signing, check } = task;
+    let signing = Signing::resolve(&signing)?;
     let dependency = |text: &String| {
         let (task, condition) = parse_dependency(text)?;
         Ok(wire::Dependency { task: task.to_owned(), condition: condition.as_str().to_owned() })
@@ -107,8 +110,9 @@ pub(super) fn resolve(work: SingleTask) -> Result<Submission> {
         retry_of: String::new(),
         placement: placement.wire(),
         windows: window,
+        ..wire::SubmitRequest::default()
     };
-    Ok(Submission { request, hooks, center, wait, check })
+    Ok(Submission { request, hooks, center, wait, check, signing })
 }
 
 /// Returns a duration in milliseconds.

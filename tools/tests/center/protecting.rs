@@ -1,9 +1,11 @@
 //! Tests access control: certificates between all parts of a center, and credentials in the coordination service.
 
 use crate::support::{
-    Authority, Identity, MIB, NEEDS, Need, Records, SHORT_SESSION, TestCluster, TestDirs, need, noise, port, text,
+    Authority, ClusterRecords, Identity, MIB, NEEDS, Need, Records, SHORT_SESSION, TestCluster, TestDirs, need, noise,
+    port, text,
 };
-use blockhaul_control::coord::{CoordError, Refusal};
+use blockhaul_control::coord::{CoordError, Refusal, paths};
+use blockhaul_control::model::{Record, TaskSpec};
 use nix::sys::signal::Signal;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -179,6 +181,52 @@ fn with_credentials_only_nodes_can_write_the_records() {
         assert_eq!(stranger.create(path, b"{}"), Err(refused.clone()), "{path}");
     }
     assert_eq!(stranger.set("/cell/leader_epoch", b"{}").map_err(|_| ()), Err(()));
+}
+
+/// The records are open to everybody here: whoever changes one cannot change what is done.
+#[test]
+fn a_record_that_was_altered_by_hand_is_refused_by_the_runner() {
+    let needs = [&NEEDS[..], &[Need::Program("openssl")]].concat();
+    need!("a_record_that_was_altered_by_hand_is_refused_by_the_runner", &needs);
+    let mut cluster = TestCluster::idle(2, 1, &[]);
+    let key = cluster.dirs.file("anna.key", b"");
+    let keys = key.with_file_name("keys");
+    std::fs::create_dir(&keys).expect("the folder is writable");
+    let openssl = |args: &[&str]| {
+        let status = std::process::Command::new("openssl").args(args).status().expect("it is there");
+        assert!(status.success(), "{args:?}");
+    };
+    openssl(&["genpkey", "-algorithm", "ed25519", "-out", text(&key)]);
+    openssl(&["pkey", "-in", text(&key), "-pubout", "-out", text(&keys.join("anna.pub"))]);
+    for node in &mut cluster.nodes {
+        node.set_flags(&["--order-keys", text(&keys)]);
+    }
+    cluster.start();
+    let unsigned = cluster.blockhaul(&["submit", "noop", "10ms", "--id", "unsigned"]);
+    assert!(unsigned.code == Some(1) && unsigned.stderr.contains("EPermission"), "{unsigned:?}");
+    cluster.fill("source", &noise(MIB, 7));
+    let source = cluster.uri(0, "source");
+    let sign = ["--sign", text(&key)];
+    let done = cluster.blockhaul(&[&["submit", "noop", "10ms", "--id", "signed", "--wait"], &sign[..]].concat());
+    assert_eq!(done.code, Some(0), "{done:?}");
+    for id in ["good", "altered"] {
+        let destination = cluster.uri(0, id);
+        let copy = ["submit", "copy", &source, &destination, "--id", id, "--delay", "10s"];
+        let submitted = cluster.blockhaul(&[&copy[..], &sign].concat());
+        assert_eq!(submitted.code, Some(0), "{submitted:?}");
+    }
+    let records = cluster.records();
+    let mut record = records.task("altered").expect("it is stored");
+    assert!(record.order.is_some());
+    let TaskSpec::Copy(copy) = &mut record.spec else { panic!("it is a copy") };
+    copy.destination = cluster.uri(0, "elsewhere");
+    records.set(&paths::task(&record.id), &record.encode()).expect("everybody may write");
+    let refused = cluster.blockhaul(&["watch", "altered"]);
+    assert!(refused.code == Some(1) && refused.stderr.contains("EPermission"), "{refused:?}");
+    let done = cluster.blockhaul(&["watch", "good"]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert_eq!(cluster.read("good"), cluster.read("source"));
+    assert!(!["altered", "elsewhere"].iter().any(|name| cluster.volume(name).exists()), "nothing was touched");
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod looking;
 mod names;
 mod planning;
 mod refusing;
+mod signing;
 mod stopping;
 mod streams;
 mod unread;

@@ -3,7 +3,7 @@
 use blockhaul_testkit::scratch::{MIB, Scratch, noise};
 
 /// All flags, by command.
-const FLAGS: [(&str, &[&str]); 15] = [
+const FLAGS: [(&str, &[&str]); 17] = [
     (
         "copy",
         &[
@@ -98,6 +98,8 @@ const FLAGS: [(&str, &[&str]); 15] = [
             "--input",
             "--timeout",
             "--at-most-once",
+            "--sign",
+            "--not-after",
             "--center",
             "--json",
             "--log",
@@ -119,14 +121,18 @@ const FLAGS: [(&str, &[&str]); 15] = [
             "--replace",
             "--if-version",
             "--cancel-live",
+            "--sign",
+            "--not-after",
         ],
     ),
+    ("submit batch", &["FILE", "--id", "--priority", "--wait", "--sign", "--not-after", "--center", "--json", "--log"]),
+    ("retry", &["ID", "--wait", "--sign", "--not-after", "--center", "--json", "--log"]),
     ("drain", &["NODE", "--now", "--undo", "--idle", "--for", "--wait", "--center", "--json", "--log"]),
     ("events", &["ID", "--center", "--json", "--log"]),
     ("watch", &["ID", "--all", "--since", "--center", "--json", "--log"]),
     ("logs", &["ID", "--attempt", "--follow", "--center", "--json", "--log"]),
     ("center set", &["--if-version", "--center", "--json", "--log"]),
-    ("schedule run", &["NAME", "--refire-from", "--center", "--json", "--log"]),
+    ("schedule run", &["NAME", "--refire-from", "--sign", "--not-after", "--center", "--json", "--log"]),
     ("schedule remove", &["NAME", "--cancel-live", "--center", "--json", "--log"]),
     ("map", &["--json", "--log", "VOLUME"]),
     ("inspect", &["--json", "--log", "FILE"]),

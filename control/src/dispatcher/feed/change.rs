@@ -72,6 +72,7 @@ pub(crate) fn is_progress_only(before: &TaskRecord, after: &TaskRecord) -> bool 
         submitted_times,
         schedule,
         notifies,
+        order,
         is_notified,
         moving,
         is_overdue,
@@ -101,7 +102,8 @@ pub(crate) fn is_progress_only(before: &TaskRecord, after: &TaskRecord) -> bool 
     (id, spec, dependencies, group, members) == (&after.id, &after.spec, &after.after, &after.group, &after.members)
         && (times, retry_of, submitted_times) == (&after.times, &after.retry_of, &after.submitted_times)
         && (placement, windows, is_outside_windows) == (&after.placement, &after.windows, &after.is_outside_windows)
-        && (schedule, notifies, is_notified) == (&after.schedule, &after.notifies, &after.is_notified)
+        && (schedule, notifies, order, is_notified)
+            == (&after.schedule, &after.notifies, &after.order, &after.is_notified)
         && (moving, is_overdue, state, desired_state)
             == (&after.moving, &after.is_overdue, &after.state, &after.desired_state)
         && (priority, max_attempts, failures) == (&after.priority, &after.max_attempts, &after.failures)

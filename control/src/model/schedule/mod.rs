@@ -22,8 +22,9 @@ mod trigger;
 
 pub(crate) use step::{Facts, Predecessor, SkipCause, Step};
 pub use template::Template;
+pub(crate) use template::{boot_id, instant_id, spec_at};
 pub use trigger::Trigger;
-pub(crate) use trigger::{Timer, parse_zone};
+pub(crate) use trigger::{Timer, local_time, parse_zone};
 
 use super::{OpId, Record, ScheduleName, TaskId, UnknownFields, is_zero};
 use serde::{Deserialize, Serialize};

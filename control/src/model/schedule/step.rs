@@ -4,7 +4,7 @@
 
 use super::template::{boot_id, instant_id};
 use super::{CatchUp, ScheduleRecord, ScheduleState, Timer, Trigger};
-use crate::model::{Submission, TaskId, TaskState};
+use crate::model::{SignedOrder, Submission, TaskId, TaskState};
 use crate::timestamp::Timestamp;
 use blockhaul_engine::error::Result;
 use jiff::Zoned;
@@ -153,6 +153,14 @@ impl ScheduleRecord {
     /// `EBadRequest`: the template makes no valid task now.
     pub(crate) fn task_now(&self, now_ms: u64) -> Result<Submission> {
         self.task(&Due::Instant(now_ms - now_ms % 1000), now_ms)
+    }
+
+    /// Returns the task of an instant that its client has signed for it alone.
+    ///
+    /// # Errors
+    /// `EBadRequest`: the template makes no valid task then.
+    pub(crate) fn task_at(&self, at_ms: u64, order: SignedOrder) -> Result<Submission> {
+        Ok(Submission { order: Some(order), ..self.task(&Due::Instant(at_ms), at_ms)? })
     }
 
     fn local_time(&self, unix_ms: u64) -> Result<Zoned> {
@@ -382,6 +390,7 @@ mod tests {
                 times: TaskTimes::default(),
                 placement: PlacementRules::default(),
                 windows: Vec::new(),
+                order: None,
             };
             Self {
                 name: ScheduleName::new(name).unwrap(),

@@ -1,7 +1,7 @@
 //! Describes the tasks that a schedule makes, with patterns in the names of their volumes.
 
 use super::time_pattern::resolve_volume;
-use crate::model::{PlacementRules, ScheduleName, Submission, TaskId, TaskSpec, TaskTimes};
+use crate::model::{PlacementRules, ScheduleName, SignedOrder, Submission, TaskId, TaskSpec, TaskTimes};
 use blockhaul_engine::error::{Error, Result};
 use jiff::Zoned;
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,9 @@ pub struct Template {
     /// Windows inside of which a task may run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub windows: Vec<String>,
+    /// What its client has signed, for all of its tasks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<SignedOrder>,
 }
 
 impl Template {
@@ -44,6 +47,7 @@ impl Template {
             windows,
             retry_of,
             notifies: _,
+            order,
         } = submission;
         if !after.is_empty() || group.is_some() || retry_of.is_some() {
             return Err(Error::bad_request("the tasks of a schedule wait for no other tasks"));
@@ -53,7 +57,7 @@ impl Template {
                 "the trigger of a schedule says when its tasks start: leave out --start-at",
             ));
         }
-        Ok(Self { spec, priority, max_attempts, times, placement, windows })
+        Ok(Self { spec, priority, max_attempts, times, placement, windows, order })
     }
 
     /// Returns the task of an instant, under this id.
@@ -61,12 +65,28 @@ impl Template {
     /// # Errors
     /// `EBadRequest`: its names make no valid task at this instant.
     pub(crate) fn task(&self, id: TaskId, at: &Zoned) -> Result<Submission> {
-        let mut spec = self.spec.clone();
-        spec.kind_mut().rename_volumes(&|name| resolve_volume(name, at))?;
-        spec.kind().validate()?;
+        let spec = spec_at(&self.spec, at)?;
         let (times, placement, windows) = (self.times, self.placement.clone(), self.windows.clone());
-        Ok(Submission { times, placement, windows, ..Submission::new(id, self.priority, self.max_attempts, spec) })
+        let order = self.order.clone();
+        Ok(Submission {
+            times,
+            placement,
+            windows,
+            order,
+            ..Submission::new(id, self.priority, self.max_attempts, spec)
+        })
     }
+}
+
+/// Returns the work of a template at an instant.
+///
+/// # Errors
+/// `EBadRequest`: its names make no valid task at this instant.
+pub(crate) fn spec_at(template: &TaskSpec, at: &Zoned) -> Result<TaskSpec> {
+    let mut spec = template.clone();
+    spec.kind_mut().rename_volumes(&|name| resolve_volume(name, at))?;
+    spec.kind().validate()?;
+    Ok(spec)
 }
 
 /// Returns the id of the task of an instant, which names the instant in UTC.

@@ -125,7 +125,7 @@ fn timestamp(unix_ms: u64) -> Option<Timestamp> {
 ///
 /// # Errors
 /// `EBadRequest`: the zone is unknown, or the time is after the year 9999.
-pub(super) fn local_time(unix_ms: u64, zone: &str) -> Result<Zoned> {
+pub(crate) fn local_time(unix_ms: u64, zone: &str) -> Result<Zoned> {
     let no_instant = || Error::bad_request(format!("{unix_ms} ms since 1970 is after the year 9999"));
     Ok(timestamp(unix_ms).ok_or_else(no_instant)?.to_zoned(parse_zone(zone)?))
 }

@@ -136,7 +136,7 @@ async fn every_call(mut client: Stub<Channel>) -> Vec<(Method, Result<(), Code>)
         list_schedules: ListSchedules(wire::ListSchedulesRequest::default()),
         pause_schedule: PauseSchedule(schedule()),
         resume_schedule: ResumeSchedule(schedule()),
-        run_schedule: RunSchedule(wire::RunScheduleRequest { name: String::from("s"), refire_from_ms: None }),
+        run_schedule: RunSchedule(wire::RunScheduleRequest { name: String::from("s"), ..Default::default() }),
         remove_schedule: RemoveSchedule(wire::RemoveScheduleRequest { name: String::from("s"), cancel_live: false }),
         runners: Runners(wire::RunnersRequest::default()),
         include: Include(wire::IncludeRequest { node: node() }),

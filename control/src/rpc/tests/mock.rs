@@ -16,6 +16,7 @@ use crate::model::{
     CopyTask, Drain, Epoch, Incarnation, Leader, NodeId, NoopTask, OpId, Progress, Registration, Submission,
     TaskCommand, TaskId, TaskRecord, TaskSpec, TaskState, TaskVolume,
 };
+use crate::order::OrderVerifier;
 use crate::peers::{CallError, CenterId, LeaderClient, LocalIdentity, Peer};
 use crate::rpc::calls::GrpcRunnerClient;
 use crate::rpc::channels::Channels;
@@ -313,18 +314,28 @@ impl Node {
     }
 
     pub(super) async fn at(address: &str, tls: Option<&Tls>) -> Self {
-        Self::open(address, tls, None).await
+        Self::open(address, tls, None, None).await
     }
 
     /// With certificates, and rights by their names.
     pub(super) async fn with_access(tls: &Tls, access: &AccessControl) -> Self {
-        Self::open("127.0.0.1:0", Some(tls), Some(access)).await
+        Self::open("127.0.0.1:0", Some(tls), Some(access), None).await
     }
 
-    async fn open(address: &str, tls: Option<&Tls>, access: Option<&AccessControl>) -> Self {
+    /// Takes only what is signed.
+    pub(super) async fn with_orders(orders: &OrderVerifier) -> Self {
+        Self::open("127.0.0.1:0", None, None, Some(orders)).await
+    }
+
+    async fn open(
+        address: &str,
+        tls: Option<&Tls>,
+        access: Option<&AccessControl>,
+        orders: Option<&OrderVerifier>,
+    ) -> Self {
         let state = tempfile::tempdir().unwrap();
         let audit = AuditLog::start(state.path(), identity().node).unwrap();
-        let protection = Protection { tls: tls.cloned(), access: access.cloned(), audit };
+        let protection = Protection { tls: tls.cloned(), access: access.cloned(), orders: orders.cloned(), audit };
         let logs = AttemptLogs::default();
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
         let (runner, runner_seen) = watch::channel(None);

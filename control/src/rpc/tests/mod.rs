@@ -11,4 +11,5 @@ mod limits;
 mod logs;
 mod mock;
 mod nodes;
+mod orders;
 mod tls;

@@ -55,6 +55,7 @@ impl Fixture {
             epoch: Epoch(10),
             admitted: false,
             earlier: vec![],
+            mark: None,
             durable: DurableMap::default(),
             gate,
             admission,
@@ -417,4 +418,68 @@ async fn a_refused_or_cancelled_comparison_reads_nothing() {
         assert!(matches!(outcome.end, End::Stopped(_)), "{outcome:?}");
         assert_eq!(outcome.progress.verified, 0);
     }
+}
+
+/// A second attempt under an order, with what a record written by hand would say of the first one.
+fn forged(work: TestAttempt, mark: &str) -> TestAttempt {
+    let execution = Execution {
+        epoch: Epoch(12),
+        admitted: true,
+        earlier: vec![Epoch(10)],
+        durable: executor::bytes(4 * MIB),
+        mark: Some(mark.to_owned()),
+        ..work.execution
+    };
+    TestAttempt { execution, ..work }
+}
+
+#[tokio::test]
+async fn under_an_order_nothing_counts_but_the_nodes_own_mark_and_journal() {
+    let fixture = Fixture::new();
+    let (mut work, permit_request) = fixture.work("in/b");
+    (work.copy.limit, work.copy.digest) = (Some(MIB), String::from("xxh3"));
+    work.execution.mark = Some("m".repeat(32));
+    let running = fixture.start(work);
+    permit_request.await.unwrap().answer.send(Ok(())).unwrap();
+    while running.progress().written == 0 {
+        sleep(Duration::from_millis(5)).await;
+    }
+    running.cancel(StopReason::RunnerInterrupt);
+    let outcome = running.ended().await;
+    assert!(outcome.durable.bytes() > 0 && outcome.durable.bytes() < 4 * MIB, "{outcome:?}");
+
+    // Another order has not written it, whatever the record says.
+    let (work, _permit) = fixture.work("in/b");
+    let other = TestAttempt { execution: Execution { task: id("u"), ..work.execution }, ..work };
+    let outcome = fixture.start(forged(other, &"n".repeat(32))).ended().await;
+    let End::Failed(failure) = outcome.end else { panic!("it was not admitted: {outcome:?}") };
+    assert_eq!(failure.code, Code::Exists, "{failure:?}");
+
+    // The same order goes on from the journal, and not from the ranges of the record.
+    let (work, permit_request) = fixture.work("in/b");
+    let (durable, outcome) = fixture.carry_out(forged(work, &"m".repeat(32)), permit_request).await;
+    assert!(durable.is_empty() && outcome.end == End::Succeeded, "{outcome:?}");
+    let resumed = outcome.report.unwrap()["bytes"]["resumed"].as_u64().unwrap();
+    assert!(resumed > 0 && resumed < 4 * MIB, "{resumed} bytes");
+    assert!(std::fs::read(fixture.path("in/b")).unwrap() == content());
+}
+
+#[tokio::test]
+async fn a_mark_counts_only_with_the_epoch_that_it_names() {
+    let fixture = Fixture::new();
+    std::fs::write(fixture.path("in/b"), vec![7; content().len()]).unwrap();
+    let file = std::fs::File::open(fixture.path("in/b")).unwrap();
+    let mark = "m".repeat(32);
+    // An order has written it under epoch 10, and something else under 11.
+    file.set_xattr("user.blockhaul.order", format!("10 {mark}").as_bytes()).unwrap();
+    file.set_xattr("user.blockhaul.epoch", b"11").unwrap();
+    let (work, _permit) = fixture.work("in/b");
+    let outcome = fixture.start(forged(work, &mark)).ended().await;
+    let End::Failed(failure) = outcome.end else { panic!("another writer's data: {outcome:?}") };
+    assert_eq!(failure.code, Code::Exists, "{failure:?}");
+    file.set_xattr("user.blockhaul.epoch", b"10").unwrap();
+    let (work, permit_request) = fixture.work("in/b");
+    let (_, outcome) = fixture.carry_out(forged(work, &mark), permit_request).await;
+    assert_eq!(outcome.end, End::Succeeded, "{outcome:?}");
+    assert!(std::fs::read(fixture.path("in/b")).unwrap() == content(), "copied from the start: there is no journal");
 }

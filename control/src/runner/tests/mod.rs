@@ -7,6 +7,7 @@ mod engine;
 mod executor;
 mod leasing;
 mod logging;
+mod orders;
 mod registering;
 mod stopping;
 mod store;
@@ -76,10 +77,15 @@ impl Harness {
     }
 
     fn start(store: Store, memory: Arc<Memory>, incarnation: &str) -> Self {
+        Self::start_with(store, memory, incarnation, None)
+    }
+
+    fn start_with(store: Store, memory: Arc<Memory>, incarnation: &str, orders: Option<RunnerOrders>) -> Self {
         fastrand::seed(7);
         let (executor, leader) = (Arc::new(TestExecutor::default()), Arc::new(RecordingLeader::default()));
         let clock = Arc::new(TestClock::start());
-        let config = RunnerConfig::new(node(), Incarnation(incarnation.into()), "n1:1".into());
+        let config =
+            RunnerConfig { orders, ..RunnerConfig::new(node(), Incarnation(incarnation.into()), "n1:1".into()) };
         let dependencies = RunnerDependencies {
             executor: Arc::clone(&executor) as Arc<dyn Executor>,
             leader: Arc::clone(&leader) as Arc<dyn LeaderClient>,
@@ -103,7 +109,12 @@ impl Harness {
 
     /// Stores a new task as `PENDING`.
     fn submit(&self, task: &str, spec: TaskSpec) {
-        let record = TaskRecord::new(Submission::new(id(task), 5, 3, spec), 5);
+        self.store_record(TaskRecord::new(Submission::new(id(task), 5, 3, spec), 5));
+    }
+
+    /// Stores a record as it is, as whoever writes the store can.
+    fn store_record(&self, record: TaskRecord) {
+        let task = record.id.as_str();
         let create = Op::Create { path: paths::task(&id(task)), data: record.encode(), mode: CreateMode::Persistent };
         self.store.write(&[create]);
     }
