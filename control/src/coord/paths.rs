@@ -9,6 +9,7 @@
 //! | `/lease/NODE` | persistent | [`Renewal`] | that runner |
 //! | `/drain/NODE` | persistent | [`Drain`] | the leader |
 //! | `/schedules/NAME` | until it is removed | [`ScheduleRecord`] | the leader |
+//! | `/schedules/NAME/N` | as long as its schedule | [`MemberTemplate`]s of its batch | the leader |
 //! | `/settings` | from the first change on | [`Settings`] | the leader |
 //! | `/claims/SHARD/HASH` | until its task ends | [`Claim`]; its `modified` is the epoch of the grant | leader; its holder, to clear it |
 //! | `/tasks/SHARD/ID` | persistent, until retention has passed | [`TaskRecord`] | leader and holder |
@@ -19,6 +20,7 @@
 //! [`Renewal`]: crate::model::Renewal
 //! [`Drain`]: crate::model::Drain
 //! [`ScheduleRecord`]: crate::model::ScheduleRecord
+//! [`MemberTemplate`]: crate::model::MemberTemplate
 //! [`Settings`]: crate::model::Settings
 //! [`Claim`]: crate::model::Claim
 //! [`TaskRecord`]: crate::model::TaskRecord
@@ -85,6 +87,12 @@ pub fn drain(node: &str) -> String {
 #[must_use]
 pub fn schedule(name: &ScheduleName) -> String {
     format!("{SCHEDULES}/{name}")
+}
+
+/// Returns the path of a part of a schedule's batch, by its number.
+#[must_use]
+pub fn schedule_part(name: &ScheduleName, part: usize) -> String {
+    format!("{SCHEDULES}/{name}/{part:04}")
 }
 
 /// Returns the path of a task.

@@ -282,6 +282,8 @@ impl ClusterState {
         }
         if let Some(surplus) = surplus {
             self.make_due(&surplus, now);
+            // Of a group the members go first.
+            self.wake_members(&surplus, now);
         }
     }
 

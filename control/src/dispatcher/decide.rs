@@ -355,10 +355,10 @@ fn ended(cluster: &ClusterState, record: &TaskRecord, limits: &DecisionLimits, n
             Decision::Idle(record.id.clone())
         };
     }
-    if cluster.schedules.is_surplus(record) {
+    let group = cluster.group(record).unwrap_or(record);
+    if cluster.schedules.is_surplus(group) {
         return Decision::Purge(record.id.clone());
     }
-    let group = cluster.group(record).unwrap_or(record);
     if group.members.as_ref().is_some_and(|members| members.is_removed) {
         return Decision::Purge(record.id.clone());
     }

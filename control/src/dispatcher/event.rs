@@ -8,7 +8,9 @@ use super::write::Written;
 use super::write_schedule::{ScheduleUpdate, ScheduleWritten};
 use crate::coord::{CoordError, Watch, Znode};
 use crate::model::schedule::Step;
-use crate::model::{Drain, Epoch, Holder, NodeId, Registration, TaskId, TaskRecord};
+use crate::model::{
+    Actor, Drain, Epoch, Holder, MemberTemplate, NodeId, Registration, ScheduleName, TaskId, TaskRecord,
+};
 use crate::peers::{AssignResponse, AssignmentStatus, CallError};
 use blockhaul_engine::error::Error;
 use std::collections::BTreeMap;
@@ -51,6 +53,12 @@ pub(crate) enum Event {
         origin: ScheduleOrigin,
         written: ScheduleWritten,
     },
+    MembersRead {
+        schedule: ScheduleName,
+        /// Version of the schedule whose members were read.
+        version: u32,
+        read: Result<Vec<MemberTemplate>, String>,
+    },
     SettingsStored {
         result: Result<StoredSettings, Error>,
         reply: Reply<StoredSettings>,
@@ -87,6 +95,7 @@ pub(crate) enum ScheduleOrigin {
         removed: Option<Box<ScheduleView>>,
         /// Task that is cancelled after the write.
         cancelled: Option<TaskId>,
+        by: Actor,
     },
 }
 
@@ -113,6 +122,7 @@ pub(crate) enum CallResult {
 #[derive(Debug)]
 pub(crate) struct PendingMutation {
     pub(crate) mutation: Mutation,
+    pub(crate) by: Actor,
     pub(crate) deadline: Duration,
     pub(crate) reply: Reply<Arc<TaskRecord>>,
     /// Last content of a task whose removal has been sent.

@@ -41,6 +41,7 @@ mod queue;
 mod quotas;
 mod reads;
 mod requests;
+mod schedule_groups;
 mod schedule_requests;
 mod schedules;
 mod settings;

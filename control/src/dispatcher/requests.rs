@@ -7,8 +7,8 @@ use super::status::{RunnerSummary, RunningTotals, Status};
 use super::tasks::TaskEntry;
 use super::{Dispatcher, explain};
 use crate::model::{
-    Dependency, DesiredState, FenceMethod, GroupName, Membership, NodeId, Record, Submission, TaskId, TaskRecord,
-    TaskState, Transitions,
+    Actor, Dependency, DesiredState, FenceMethod, GroupName, Membership, NodeId, Record, Submission, TaskId,
+    TaskRecord, TaskState, Transitions,
 };
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::flow::graph::Condition;
@@ -25,7 +25,7 @@ impl Dispatcher {
     /// Serves one request, or starts the write that it needs.
     pub(crate) fn serve(&mut self, request: Request) {
         match request {
-            Request::Submit(submission, reply) => self.submit(*submission, reply),
+            Request::Submit(submission, by, reply) => self.submit(*submission, by, reply),
             Request::Get(id, reply) => {
                 let _ = reply.send(self.describe(&id).ok_or_else(|| not_found(&id)));
             }
@@ -41,7 +41,7 @@ impl Dispatcher {
             Request::Snapshot(reply) => {
                 let _ = reply.send(Ok(self.snapshot()));
             }
-            Request::Mutate(id, mutation, reply) => self.queue_mutation(id, mutation, reply),
+            Request::Mutate(id, mutation, by, reply) => self.queue_mutation(id, mutation, by, reply),
             Request::Runners(reply) => {
                 let _ = reply.send(Ok(self.runners()));
             }
@@ -54,14 +54,14 @@ impl Dispatcher {
             Request::DrainIdle { count, lasts, reply } => {
                 let _ = reply.send(Ok(self.drain_idle(count, lasts)));
             }
-            Request::Fence(node, reply) => {
-                let _ = reply.send(self.fence(&node));
+            Request::Fence(node, by, reply) => {
+                let _ = reply.send(self.fence(&node, &by));
             }
             Request::Status(reply) => {
                 let _ = reply.send(Ok(self.status()));
             }
             Request::Settings { changes, if_version, reply } => self.change_settings(changes, if_version, reply),
-            Request::Schedule(name, command, reply) => self.queue_schedule_request(name, command, reply),
+            Request::Schedule(name, command, by, reply) => self.queue_schedule_request(name, command, by, reply),
             Request::GetSchedule(name, reply) => self.answer_about_schedule(&name, reply),
             Request::ListSchedules(after, reply) => {
                 let _ = reply.send(Ok(self.list_schedules(after.as_ref())));
@@ -82,8 +82,8 @@ impl Dispatcher {
         self.cluster.tasks.get(id).map(|entry| explain::describe(&self.cluster, entry, self.now()))
     }
 
-    pub(crate) fn submit(&mut self, submission: Submission, reply: Reply<Arc<TaskRecord>>) {
-        let record = match self.new_record(submission.clone()) {
+    pub(crate) fn submit(&mut self, submission: Submission, by: Actor, reply: Reply<Arc<TaskRecord>>) {
+        let record = match self.new_record(submission.clone(), by) {
             Ok(record) => record,
             Err(error) => {
                 let _ = reply.send(Err(error));
@@ -112,7 +112,7 @@ impl Dispatcher {
         Ok(())
     }
 
-    fn new_record(&self, submission: Submission) -> Result<TaskRecord> {
+    fn new_record(&self, submission: Submission, by: Actor) -> Result<TaskRecord> {
         self.check_fence(&submission)?;
         let live = self.cluster.tasks.len() - self.cluster.tasks.ended().len();
         let members = submission.spec.kind().group().map_or(0, |group| group.members as usize);
@@ -121,13 +121,12 @@ impl Dispatcher {
             return Err(Error::new(Code::Overloaded, Side::Coordination, Operation::Write, message));
         }
         self.check_retry(&submission)?;
-        let (after, group) = (self.dependencies(&submission)?, self.membership(&submission)?);
-        let record = TaskRecord { after, group, ..TaskRecord::new(submission, self.clock.unix_ms()) };
-        let own = TaskRecord { after: Vec::new(), transitions: Transitions::default(), ..record.clone() };
-        match own.encode().len() {
-            0..=NEW_BYTES_MAX => Ok(record),
-            bytes => Err(Error::bad_request(format!("the task has {bytes} bytes, at most {NEW_BYTES_MAX} fit"))),
-        }
+        let (after, group) = (self.dependencies(&submission)?, self.membership(&submission, &by)?);
+        let now_ms = self.clock.unix_ms();
+        let transitions = Transitions::created(now_ms, by);
+        let record = TaskRecord { after, group, transitions, ..TaskRecord::new(submission, now_ms) };
+        check_size(&record)?;
+        Ok(record)
     }
 
     /// Returns the dependencies of a new task. The tasks that it depends on must exist.
@@ -178,7 +177,7 @@ impl Dispatcher {
     }
 
     /// Returns the membership of a new task: its group must be there, must not be complete, and must not be ending.
-    fn membership(&self, submission: &Submission) -> Result<Option<Membership>> {
+    fn membership(&self, submission: &Submission, by: &Actor) -> Result<Option<Membership>> {
         let Some(GroupName { id, clean_up }) = &submission.group else { return Ok(None) };
         // A member that is submitted again may be in a group that is sealed by now.
         if self.cluster.tasks.get(&submission.id).is_some() {
@@ -194,6 +193,12 @@ impl Dispatcher {
         };
         if submission.spec.kind().group().is_some() {
             return refused(Code::BadRequest, format!("{} is a group: a group cannot be a member", submission.id));
+        }
+        if let Some(schedule) = record.schedule.as_ref().filter(|_| *by != Actor::Dispatcher) {
+            return refused(
+                Code::BadRequest,
+                format!("{id} is of schedule {schedule}, which stores its members itself"),
+            );
         }
         let stored = self.cluster.groups.get(id).map_or(0, |members| members.ids().len());
         if record.state != TaskState::Pending || stored >= spec.members as usize {
@@ -296,7 +301,7 @@ impl Dispatcher {
         }
     }
 
-    fn fence(&mut self, node: &NodeId) -> Result<Vec<oneshot::Receiver<Result<Arc<TaskRecord>>>>> {
+    fn fence(&mut self, node: &NodeId, by: &Actor) -> Result<Vec<oneshot::Receiver<Result<Arc<TaskRecord>>>>> {
         if self.cluster.fleet.get(node).is_some() {
             let message =
                 format!("{node} is registered, so it is not off: stop it, or wait until its registration ends");
@@ -314,11 +319,20 @@ impl Dispatcher {
         let mut answers = Vec::new();
         for id in ids {
             let (reply, answer) = oneshot::channel();
-            self.queue_mutation(id, Mutation::Confirm(node.clone()), reply);
+            self.queue_mutation(id, Mutation::Confirm(node.clone()), by.clone(), reply);
             answers.push(answer);
         }
         tracing::warn!(%node, tasks = answers.len(), "operator confirmed that the node is off");
         Ok(answers)
+    }
+}
+
+/// Refuses a new task whose record would leave no room for what is added later.
+pub(crate) fn check_size(record: &TaskRecord) -> Result<()> {
+    let own = TaskRecord { after: Vec::new(), transitions: Transitions::default(), ..record.clone() };
+    match own.encode().len() {
+        0..=NEW_BYTES_MAX => Ok(()),
+        bytes => Err(Error::bad_request(format!("the task has {bytes} bytes, at most {NEW_BYTES_MAX} fit"))),
     }
 }
 

@@ -46,7 +46,7 @@ pub use placement::{LABEL_BYTES_MAX, Labels, PlacementRules, parse_label};
 pub use position::Position;
 pub use request::{DrainMode, GroupName, Submission, TaskCommand};
 pub(crate) use schedule::KEEP_DEFAULT;
-pub use schedule::{CatchUp, ScheduleRecord, ScheduleState, Template, Trigger};
+pub use schedule::{CatchUp, MemberTemplate, ScheduleRecord, ScheduleState, Template, Trigger};
 pub(crate) use settings::duration_text;
 pub use settings::{Notify, Placement, SettingName, Settings};
 pub use task::{Attempt, DesiredState, Faults, Move, Progress, TaskRecord, TaskState};

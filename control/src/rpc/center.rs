@@ -6,11 +6,13 @@ use super::all_tasks::{self, Subscription};
 use super::checks;
 use super::convert::state_of;
 use super::error::RpcError;
+use super::handshake::caller_of;
 use super::limits::{HEARTBEAT_EVERY, PAGE_BYTES_MAX, PAGE_ITEMS_MAX, SUBSCRIBERS_MAX, WATCH_EVERY, WATCHES_MAX};
 use super::local_roles::NodeRoles;
 use super::logs::{LOG_QUEUE, LogReader, Which};
 use super::schedules;
 use super::wire::{self, center_server::Center};
+use crate::access::Caller;
 use crate::cluster::clock_skew::is_off;
 use crate::dispatcher::{self, Query, RunnerSummary, ScheduleCommand, Subscriber};
 use crate::model::{
@@ -68,15 +70,21 @@ impl CenterService {
         self.roles.dispatcher().map(drop)
     }
 
-    async fn command(&self, id: String, command: TaskCommand) -> Result<Response<wire::Task>, Status> {
-        let dispatcher = self.roles.dispatcher()?;
+    async fn command(&self, by: Caller, id: String, command: TaskCommand) -> Result<Response<wire::Task>, Status> {
+        let dispatcher = self.roles.dispatcher()?.of_client(by.name.as_deref());
         let id = TaskId::new(id).map_err(RpcError::from)?;
         let task = dispatcher.command(&id, command).await.map_err(RpcError::from)?;
         reply(&task)
     }
 
-    async fn schedule(&self, name: &ScheduleName, command: ScheduleCommand) -> Answer<wire::Schedule> {
-        let view = self.roles.dispatcher()?.schedule(name, command).await.map_err(RpcError::from)?;
+    async fn schedule(&self, by: Caller, name: &ScheduleName, command: ScheduleCommand) -> Answer<wire::Schedule> {
+        let view = self
+            .roles
+            .dispatcher()?
+            .of_client(by.name.as_deref())
+            .schedule(name, command)
+            .await
+            .map_err(RpcError::from)?;
         Ok(Response::new(view.into()))
     }
 }
@@ -95,7 +103,7 @@ impl CenterService {
 impl Center for CenterService {
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn submit(&self, request: Request<wire::SubmitRequest>) -> Answer<wire::Task> {
-        let dispatcher = self.roles.dispatcher()?;
+        let dispatcher = self.roles.dispatcher()?.of_client(caller_of(&request).name.as_deref());
         let order = Submission::check(request.into_inner(), self.here.as_ref()).map_err(RpcError::from)?;
         // What is known already was looked at when it was new.
         let existed = dispatcher.get(&order.id).await.is_ok();
@@ -188,28 +196,29 @@ impl Center for CenterService {
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn seal(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
-        self.command(request.into_inner().id, TaskCommand::Seal).await
+        self.command(caller_of(&request), request.into_inner().id, TaskCommand::Seal).await
     }
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn cancel(&self, request: Request<wire::CancelRequest>) -> Answer<wire::Task> {
+        let by = caller_of(&request);
         let wire::CancelRequest { id, all } = request.into_inner();
-        self.command(id, if all { TaskCommand::CancelAll } else { TaskCommand::Cancel }).await
+        self.command(by, id, if all { TaskCommand::CancelAll } else { TaskCommand::Cancel }).await
     }
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn pause(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
-        self.command(request.into_inner().id, TaskCommand::Pause).await
+        self.command(caller_of(&request), request.into_inner().id, TaskCommand::Pause).await
     }
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn resume(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
-        self.command(request.into_inner().id, TaskCommand::Resume).await
+        self.command(caller_of(&request), request.into_inner().id, TaskCommand::Resume).await
     }
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn remove(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
-        let dispatcher = self.roles.dispatcher()?;
+        let dispatcher = self.roles.dispatcher()?.of_client(caller_of(&request).name.as_deref());
         let id = TaskId::new(request.into_inner().id).map_err(RpcError::from)?;
         let task = dispatcher.remove(&id).await.map_err(RpcError::from)?;
         reply(&task)
@@ -217,23 +226,27 @@ impl Center for CenterService {
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn set(&self, request: Request<wire::SetRequest>) -> Answer<wire::Task> {
+        let by = caller_of(&request);
         let request = request.into_inner();
         let changes = TaskChanges::try_from(&request).map_err(RpcError::from)?;
-        self.command(request.id, TaskCommand::Set(changes)).await
+        self.command(by, request.id, TaskCommand::Set(changes)).await
     }
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn set_limit(&self, request: Request<wire::SetLimitRequest>) -> Answer<wire::Task> {
-        let wire::SetLimitRequest { id, limit } = request.into_inner();
-        let limit = Some(wire::Setting { value: limit });
-        self.set(Request::new(wire::SetRequest { id, limit, ..wire::SetRequest::default() })).await
+        let set = |wire::SetLimitRequest { id, limit }| {
+            let limit = Some(wire::Setting { value: limit });
+            wire::SetRequest { id, limit, ..wire::SetRequest::default() }
+        };
+        self.set(request.map(set)).await
     }
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn move_task(&self, request: Request<wire::MoveRequest>) -> Answer<wire::Task> {
+        let by = caller_of(&request);
         let wire::MoveRequest { id, node } = request.into_inner();
         let node = node.map(NodeId::new).transpose().map_err(RpcError::from)?;
-        self.command(id, TaskCommand::Move(node)).await
+        self.command(by, id, TaskCommand::Move(node)).await
     }
 
     async fn get_settings(&self, _: Request<wire::SettingsRequest>) -> Answer<wire::Settings> {
@@ -252,8 +265,9 @@ impl Center for CenterService {
 
     #[tracing::instrument(skip_all, fields(schedule = %request.get_ref().name))]
     async fn add_schedule(&self, request: Request<wire::AddScheduleRequest>) -> Answer<wire::Schedule> {
+        let by = caller_of(&request);
         let (name, command) = schedules::addition(request.into_inner(), self.here.as_ref()).map_err(RpcError::from)?;
-        self.schedule(&name, command).await
+        self.schedule(by, &name, command).await
     }
 
     async fn get_schedule(&self, request: Request<wire::ScheduleRequest>) -> Answer<wire::Schedule> {
@@ -275,25 +289,27 @@ impl Center for CenterService {
 
     #[tracing::instrument(skip_all, fields(schedule = %request.get_ref().name))]
     async fn pause_schedule(&self, request: Request<wire::ScheduleRequest>) -> Answer<wire::Schedule> {
-        self.schedule(&schedules::name(request.into_inner().name)?, ScheduleCommand::Pause).await
+        self.schedule(caller_of(&request), &schedules::name(request.into_inner().name)?, ScheduleCommand::Pause).await
     }
 
     #[tracing::instrument(skip_all, fields(schedule = %request.get_ref().name))]
     async fn resume_schedule(&self, request: Request<wire::ScheduleRequest>) -> Answer<wire::Schedule> {
-        self.schedule(&schedules::name(request.into_inner().name)?, ScheduleCommand::Resume).await
+        self.schedule(caller_of(&request), &schedules::name(request.into_inner().name)?, ScheduleCommand::Resume).await
     }
 
     #[tracing::instrument(skip_all, fields(schedule = %request.get_ref().name))]
     async fn run_schedule(&self, request: Request<wire::RunScheduleRequest>) -> Answer<wire::Schedule> {
+        let by = caller_of(&request);
         let wire::RunScheduleRequest { name, refire_from_ms } = request.into_inner();
         let command = refire_from_ms.map_or(ScheduleCommand::Run, ScheduleCommand::RefireFrom);
-        self.schedule(&schedules::name(name)?, command).await
+        self.schedule(by, &schedules::name(name)?, command).await
     }
 
     #[tracing::instrument(skip_all, fields(schedule = %request.get_ref().name))]
     async fn remove_schedule(&self, request: Request<wire::RemoveScheduleRequest>) -> Answer<wire::Schedule> {
+        let by = caller_of(&request);
         let wire::RemoveScheduleRequest { name, cancel_live } = request.into_inner();
-        self.schedule(&schedules::name(name)?, ScheduleCommand::Remove { cancel_live }).await
+        self.schedule(by, &schedules::name(name)?, ScheduleCommand::Remove { cancel_live }).await
     }
 
     async fn runners(&self, request: Request<wire::RunnersRequest>) -> Answer<wire::RunnersReply> {
@@ -345,7 +361,7 @@ impl Center for CenterService {
 
     #[tracing::instrument(skip_all, fields(node = %request.get_ref().node))]
     async fn fence(&self, request: Request<wire::FenceRequest>) -> Answer<wire::FenceReply> {
-        let dispatcher = self.roles.dispatcher()?;
+        let dispatcher = self.roles.dispatcher()?.of_client(caller_of(&request).name.as_deref());
         let wire::FenceRequest { node, confirm } = request.into_inner();
         if !confirm {
             let advice = "cut it off or power it off first, then confirm that with --confirm";

@@ -165,6 +165,7 @@ fn schedule_lines(schedule: &ScheduleInfo) -> Vec<String> {
         fired,
         skipped,
         kind,
+        members,
         hook,
         source,
         destination,
@@ -175,6 +176,7 @@ fn schedule_lines(schedule: &ScheduleInfo) -> Vec<String> {
     let mut lines = vec![field("schedule", name), field("state", state)];
     lines.extend((!reason.is_empty()).then(|| field("reason", reason)));
     lines.extend([field("trigger", trigger), field("time zone", zone), field("kind", kind)]);
+    lines.extend(members.iter().map(|members| field("members", members)));
     lines.extend(option("hook", hook));
     lines.extend(option("source", source));
     lines.extend(option("destination", destination));

@@ -11,6 +11,7 @@ mod grouping;
 mod holding;
 mod losses;
 mod placing;
+mod scheduled_batches;
 mod scheduling;
 mod settings;
 mod support;

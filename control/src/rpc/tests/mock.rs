@@ -98,7 +98,7 @@ impl MockDispatcher {
     fn answer(&self, request: Request) {
         // A caller that does not wait any more needs no answer.
         match request {
-            Request::Submit(order, reply) => drop(reply.send(self.submit(*order))),
+            Request::Submit(order, _, reply) => drop(reply.send(self.submit(*order))),
             Request::Get(id, reply) => drop(reply.send(self.get(&id))),
             Request::List(query, reply) => drop(reply.send(Ok(self.list(&query)))),
             Request::Watch(id, reply) => drop(reply.send(self.watch(&id))),
@@ -108,14 +108,14 @@ impl MockDispatcher {
                 let all = || tasks.values().map(|task| TaskChange::of(&task.borrow(), 0)).collect();
                 drop(reply.send(Ok(self.feed(|feed| feed.snapshot(all)))));
             }
-            Request::Mutate(id, mutation, reply) => drop(reply.send(self.mutate(&id, &mutation))),
+            Request::Mutate(id, mutation, _, reply) => drop(reply.send(self.mutate(&id, &mutation))),
             Request::Runners(reply) => drop(reply.send(Ok(vec![self.node()]))),
             Request::Include(_, reply) => drop(reply.send(Ok(false))),
             Request::Drain { reply, .. } => drop(reply.send(Ok(3))),
             Request::DrainIdle { reply, .. } => drop(reply.send(Ok(Vec::new()))),
-            Request::Fence(_, reply) => drop(reply.send(Ok(Vec::new()))),
+            Request::Fence(_, _, reply) => drop(reply.send(Ok(Vec::new()))),
             Request::Status(reply) => drop(reply.send(Ok(status()))),
-            Request::Schedule(name, _, reply) | Request::GetSchedule(name, reply) => {
+            Request::Schedule(name, _, _, reply) | Request::GetSchedule(name, reply) => {
                 drop(reply.send(Err(error(Code::NotFound, &format!("no schedule {name}")))));
             }
             Request::Settings { reply, .. } => drop(reply.send(Ok(Default::default()))),
