@@ -27,6 +27,8 @@ pub(crate) enum Decision {
     Notify(TaskId, Holder),
     /// Run the fence program for a lost runner.
     Fence(Holder),
+    /// Raise the level of the center.
+    RaiseLevel,
     /// Ask a runner to return all its tasks.
     Interrupt(NodeId),
     /// Queue the task, for this node or, without one, for any.
@@ -70,6 +72,7 @@ impl Budget {
             | Decision::Purge(_)
             | Decision::NotifyFailure(_)
             | Decision::Schedule(..)
+            | Decision::RaiseLevel
             | Decision::StoreMembers(..) => spend_one(&mut self.writes),
             Decision::Resolve(..) | Decision::Assign(..) | Decision::Query(..) | Decision::Notify(..) => {
                 self.spend_call()

@@ -37,6 +37,7 @@ impl Dispatcher {
             Decision::Query(task, holder) => self.call(Call::Query, task, holder),
             Decision::Notify(task, holder) => self.call(Call::Notify, task, holder),
             Decision::Fence(holder) => self.fence_runner(holder),
+            Decision::RaiseLevel => self.raise_level(now),
             Decision::Interrupt(node) => self.interrupt(node, now.boot),
             Decision::Queue(task, node) => {
                 self.cluster.clear_due(&task);

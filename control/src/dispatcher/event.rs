@@ -2,18 +2,20 @@
 
 use super::cluster_state::FenceProgress;
 use super::handle::{Mutation, Reply, ScheduleView};
+use super::level::CenterLevel;
 use super::rollback_detection::RecordVersion;
 use super::settings::StoredSettings;
 use super::write::Written;
 use super::write_schedule::{ScheduleUpdate, ScheduleWritten};
+use crate::cluster::election::CommitError;
 use crate::coord::{CoordError, Watch, Znode};
 use crate::model::schedule::Step;
 use crate::model::{
-    Actor, Drain, Epoch, Holder, MemberTemplate, NodeId, Registration, ScheduleName, TaskId, TaskRecord,
+    Abilities, Actor, Drain, Epoch, Holder, MemberTemplate, NodeId, Registration, ScheduleName, TaskId, TaskRecord,
 };
 use crate::peers::{AssignResponse, AssignmentStatus, CallError};
 use blockhaul_engine::error::Error;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,6 +61,7 @@ pub(crate) enum Event {
         version: u32,
         read: Result<Vec<MemberTemplate>, String>,
     },
+    LevelRaised(Result<(), CommitError>),
     SettingsStored {
         result: Result<StoredSettings, Error>,
         reply: Reply<StoredSettings>,
@@ -133,6 +136,14 @@ pub(crate) struct PendingMutation {
 #[derive(Debug, Default)]
 pub(crate) struct FleetRead {
     pub(crate) runners: BTreeMap<NodeId, Registration>,
+    /// Nodes whose registrations cannot be decoded.
+    pub(crate) unreadable: BTreeSet<NodeId>,
+    /// What the runners announce that they can do.
+    pub(crate) abilities: BTreeMap<NodeId, Abilities>,
+    /// Addresses of processes that are kept from registering, by their node's name.
+    pub(crate) refused: BTreeMap<NodeId, BTreeSet<String>>,
+    /// Level of the center, if it has one.
+    pub(crate) level: Option<CenterLevel>,
     pub(crate) drains: BTreeMap<NodeId, (Drain, i32)>,
     /// Schedules and the versions of their nodes, if they were to be read.
     pub(crate) schedules: Vec<(String, Znode)>,

@@ -143,8 +143,9 @@ impl Dispatcher {
     fn on_schedule_failed(&mut self, name: &ScheduleName, origin: ScheduleOrigin, error: Error, retry_at: Duration) {
         match origin {
             ScheduleOrigin::Decided(_) => {
+                let failure = Some(format!("its record cannot be written: {}", error.message));
                 if let Some(entry) = self.cluster.schedules.get_mut(name)
-                    && entry.failure.replace(error.message.clone()) != Some(error.message.clone())
+                    && std::mem::replace(&mut entry.failure, failure.clone()) != failure
                 {
                     tracing::warn!(schedule = %name, %error, "write of a schedule failed");
                 }

@@ -33,6 +33,7 @@ mod fleet;
 mod groups;
 mod handle;
 mod held_places;
+mod level;
 mod rollback_detection;
 mod now;
 mod pending_mutations;

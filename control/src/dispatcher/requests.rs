@@ -2,6 +2,7 @@
 
 use super::event::WriteOrigin;
 use super::handle::{Mutation, PAGE_MAX, Page, Query, Reply, Request};
+use super::level::check_level;
 use super::pending_mutations::not_found;
 use super::status::{RunnerSummary, RunningTotals, Status};
 use super::tasks::TaskEntry;
@@ -43,6 +44,8 @@ impl Dispatcher {
             }
             Request::Mutate(id, mutation, by, reply) => self.queue_mutation(id, mutation, by, reply),
             Request::Runners(reply) => {
+                // No watch tells of refused processes: whoever asks again sees them.
+                self.reads.queue_fleet_read();
                 let _ = reply.send(Ok(self.runners()));
             }
             Request::Include(node, reply) => {
@@ -119,6 +122,9 @@ impl Dispatcher {
         if self.cluster.tasks.get(&submission.id).is_none() && live + members >= self.config.tasks_max {
             let message = format!("too many tasks: {live} have not ended; wait for some, or cancel them");
             return Err(Error::new(Code::Overloaded, Side::Coordination, Operation::Write, message));
+        }
+        if self.cluster.tasks.get(&submission.id).is_none() {
+            check_level(&self.cluster, &submission)?;
         }
         self.check_retry(&submission)?;
         let (after, group) = (self.dependencies(&submission)?, self.membership(&submission, &by)?);
@@ -263,7 +269,7 @@ impl Dispatcher {
         let fleet = &self.cluster.fleet;
         let skew = self.config.clock_skew.as_ref().map(|skew| skew.borrow().clone()).unwrap_or_default();
         let nodes: BTreeSet<&NodeId> =
-            fleet.all().map(|registration| &registration.node).chain(fleet.drains.keys()).collect();
+            fleet.all().map(|there| &there.node).chain(fleet.drains.keys()).chain(fleet.unreadable()).collect();
         let summary = |node: &NodeId| {
             let drain = fleet.drains.get(node).map(|(drain, _)| drain.clone());
             let tasks = fleet.tasks(node).count();
@@ -273,7 +279,22 @@ impl Dispatcher {
                 (now.unix_ms.saturating_add(u64::try_from(left).unwrap_or(u64::MAX)), exclusion.why.clone())
             });
             let registration = fleet.get(node).cloned();
-            RunnerSummary { registration, node: node.clone(), tasks, drain, clock_offset_ms, excluded }
+            let last_ended = fleet.last_ended(node).map(|(at_ms, task)| (task.clone(), *at_ms));
+            let is_idle = tasks == 0 && registration.is_some();
+            RunnerSummary {
+                level: registration.as_ref().map_or(0, |there| fleet.level_of(there)),
+                registration,
+                node: node.clone(),
+                tasks,
+                drain,
+                clock_offset_ms,
+                excluded,
+                is_unreadable: fleet.is_unreadable(node),
+                idle_since_ms: last_ended.as_ref().map(|(_, at_ms)| *at_ms).filter(|_| is_idle),
+                last_ended,
+                failures: fleet.exclusions.failures(node),
+                refused: fleet.refused.get(node).into_iter().flatten().cloned().collect(),
+            }
         };
         nodes.into_iter().map(summary).collect()
     }
@@ -293,6 +314,7 @@ impl Dispatcher {
                 .collect(),
             undecodable: undecodable.map(|(path, why)| (path.clone(), why.clone())).collect(),
             runners: fleet.all().count(),
+            level: self.cluster.level.as_ref().map(|level| level.meta.schema),
             restarts: fleet.all().map(|there| there.restarts).fold(0, u64::saturating_add),
             running: running.fold(RunningTotals::default(), |totals, entry| {
                 totals.plus(&entry.telemetry().unwrap_or(entry.record.progress))
@@ -302,7 +324,7 @@ impl Dispatcher {
     }
 
     fn fence(&mut self, node: &NodeId, by: &Actor) -> Result<Vec<oneshot::Receiver<Result<Arc<TaskRecord>>>>> {
-        if self.cluster.fleet.get(node).is_some() {
+        if self.cluster.fleet.get(node).is_some() || self.cluster.fleet.is_unreadable(node) {
             let message =
                 format!("{node} is registered, so it is not off: stop it, or wait until its registration ends");
             return Err(Error { retryable: true, ..Error::new(Code::Busy, Side::Caller, Operation::Parse, message) });

@@ -3,6 +3,7 @@
 use super::Dispatcher;
 use super::event::ScheduleOrigin;
 use super::handle::{NewSchedule, PAGE_MAX, Reply, ScheduleCommand, ScheduleView};
+use super::level::check_level;
 use super::now::Now;
 use super::requests::{NEW_BYTES_MAX, check_size};
 use super::schedule_groups::needs_template;
@@ -192,6 +193,7 @@ impl Dispatcher {
     fn check_tasks(&self, record: &ScheduleRecord, members: &[MemberTemplate], now: Now) -> Result<()> {
         let first = record.task_now(now.unix_ms)?;
         self.check_fence(&first)?;
+        check_level(&self.cluster, &first)?;
         let wanted = first.spec.kind().group().map_or(0, |group| group.members as usize);
         if wanted != members.len() {
             return Err(Error::bad_request(format!("the batch has {} members, not {wanted}", members.len())));
@@ -270,7 +272,7 @@ impl Dispatcher {
     /// Explains why a schedule makes no task although it may be time; `None`: it will.
     fn standstill_reason(&self, entry: &ScheduleEntry, now: Now) -> Option<String> {
         if let Some(failure) = &entry.failure {
-            return Some(format!("its record cannot be written: {failure}"));
+            return Some(failure.clone());
         }
         if let Some(reason) = entry.record.stuck_reason(now.unix_ms) {
             return Some(reason);

@@ -16,8 +16,8 @@ use crate::access::Caller;
 use crate::cluster::clock_skew::is_off;
 use crate::dispatcher::{self, Query, RunnerSummary, ScheduleCommand, Subscriber};
 use crate::model::{
-    DrainMode, KindName, NodeId, ScheduleName, SettingName, Settings, Submission, TaskChanges, TaskCommand, TaskId,
-    TaskRecord,
+    DrainMode, KindName, LastEnd, NodeId, ScheduleName, SettingName, Settings, Submission, TaskChanges, TaskCommand,
+    TaskId, TaskRecord,
 };
 use crate::peers::CenterId;
 use blockhaul_engine::error::{Code, Error, Operation, Side};
@@ -509,13 +509,33 @@ fn narrow(count: usize) -> u32 {
 
 impl From<RunnerSummary> for wire::Node {
     fn from(summary: RunnerSummary) -> Self {
-        let RunnerSummary { node, registration, tasks, drain, clock_offset_ms, excluded } = summary;
+        let RunnerSummary {
+            node,
+            registration,
+            tasks,
+            drain,
+            clock_offset_ms,
+            excluded,
+            is_unreadable,
+            level,
+            idle_since_ms,
+            last_ended,
+            failures,
+            refused,
+        } = summary;
         let base = Self {
             node: node.into(),
             running: narrow(tasks),
             draining: drain.is_some(),
             drained_until_ms: drain.as_ref().and_then(|drain| drain.until_ms),
-            registered: registration.is_some(),
+            registered: registration.is_some() || is_unreadable,
+            unreadable: is_unreadable,
+            level,
+            idle_since_ms,
+            last_task_ended_ms: last_ended.as_ref().map(|(_, at_ms)| *at_ms),
+            last_task: last_ended.map(|(task, _)| task.into()).unwrap_or_default(),
+            failures: narrow(failures),
+            refused_namesakes: refused,
             clock_offset_ms,
             clock_is_off: clock_offset_ms.is_some_and(is_off),
             excluded_until_ms: excluded.as_ref().map(|(until_ms, _)| *until_ms),
@@ -523,6 +543,7 @@ impl From<RunnerSummary> for wire::Node {
             ..Self::default()
         };
         let Some(there) = registration else { return base };
+        let LastEnd { how, detail, at_ms } = there.last_end.unwrap_or_default();
         Self {
             address: there.address,
             slots: there.slots,
@@ -533,6 +554,9 @@ impl From<RunnerSummary> for wire::Node {
             allow_paths: there.allow_paths,
             allow_nbd: there.allow_nbd,
             restarts: there.restarts,
+            last_end: how,
+            last_end_detail: detail,
+            last_end_ms: at_ms,
             data_address: there.data.map(|address| address.to_string()),
             ..base
         }
@@ -541,7 +565,7 @@ impl From<RunnerSummary> for wire::Node {
 
 impl From<dispatcher::Status> for wire::CenterStatus {
     fn from(status: dispatcher::Status) -> Self {
-        let dispatcher::Status { leader, epoch, tasks, undecodable, runners, restarts, .. } = status;
+        let dispatcher::Status { leader, epoch, tasks, undecodable, runners, restarts, level, .. } = status;
         let unreadable = undecodable.into_iter().take(PAGE_ITEMS_MAX);
         Self {
             center: String::new(),
@@ -550,6 +574,7 @@ impl From<dispatcher::Status> for wire::CenterStatus {
             epoch: epoch.0,
             runners: narrow(runners),
             restarts,
+            level: level.unwrap_or_default(),
             tasks: tasks.into_iter().map(|(state, count)| (state.as_str().to_owned(), count as u64)).collect(),
             unreadable: unreadable.map(|(path, why)| format!("{path}: {why}")).collect(),
             build: env!("CARGO_PKG_VERSION").to_owned(),

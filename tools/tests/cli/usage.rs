@@ -3,7 +3,7 @@
 use blockhaul_testkit::scratch::{MIB, Scratch, noise};
 
 /// All flags, by command.
-const FLAGS: [(&str, &[&str]); 15] = [
+const FLAGS: [(&str, &[&str]); 16] = [
     (
         "copy",
         &[
@@ -121,6 +121,7 @@ const FLAGS: [(&str, &[&str]); 15] = [
         ],
     ),
     ("drain", &["NODE", "--now", "--undo", "--idle", "--for", "--wait", "--center", "--json", "--log"]),
+    ("runners", &["--wide", "--center", "--json", "--log"]),
     ("events", &["ID", "--center", "--json", "--log"]),
     ("watch", &["ID", "--all", "--since", "--center", "--json", "--log"]),
     ("logs", &["ID", "--attempt", "--follow", "--center", "--json", "--log"]),

@@ -118,6 +118,7 @@ fn line(decision: &Decision) -> String {
         Decision::Query(task, to) => format!("{task}: query {}", to.node),
         Decision::Notify(task, to) => format!("{task}: notify {}", to.node),
         Decision::Fence(holder) => format!("fence {}", holder.node),
+        Decision::RaiseLevel => String::from("raise the level"),
         Decision::Interrupt(node) => format!("interrupt {node}"),
         Decision::Queue(task, _) => format!("{task}: queue"),
         Decision::Block(task, claim) => format!("{task}: blocked by {claim}"),

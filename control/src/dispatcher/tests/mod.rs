@@ -9,6 +9,7 @@ mod following;
 mod golden;
 mod grouping;
 mod holding;
+mod levels;
 mod losses;
 mod placing;
 mod scheduled_batches;

@@ -179,7 +179,20 @@ impl MockDispatcher {
 fn draining_node() -> RunnerSummary {
     let drain = Some(Drain { since_ms: 0, now: false, until_ms: None, op: OpId::fresh() });
     let node = NodeId::new("n1").unwrap();
-    RunnerSummary { node, registration: None, tasks: 3, drain, clock_offset_ms: None, excluded: None }
+    RunnerSummary {
+        node,
+        registration: None,
+        tasks: 3,
+        drain,
+        clock_offset_ms: None,
+        excluded: None,
+        is_unreadable: false,
+        level: 0,
+        idle_since_ms: None,
+        last_ended: None,
+        failures: 0,
+        refused: Vec::new(),
+    }
 }
 
 fn status() -> Status {
@@ -189,6 +202,7 @@ fn status() -> Status {
         tasks: vec![(TaskState::Pending, 7)],
         undecodable: vec![(String::from("/tasks/00/x"), String::from("no JSON"))],
         runners: 1,
+        level: Some(2),
         restarts: 2,
         running: Default::default(),
         metrics: Default::default(),
