@@ -420,6 +420,8 @@ fn registrable(config: &Config) -> Result<()> {
         stopping: false,
         data: config.data.as_ref().map(|_| SocketAddr::from(([u16::MAX; 8], u16::MAX))),
         restarts: u64::MAX,
+        // It is left out where there is no room for it.
+        last_end: None,
         op: OpId::fresh(),
     };
     let bytes = longest.encode().len();

@@ -134,20 +134,30 @@ fn start(events: Sender<Event>, seen: &Receiver<Event>) -> std::result::Result<(
 /// Waits for the node's end: bounded after the first request to stop, briefly after the second.
 fn own(events: &Receiver<Event>, node: &NodeHandle, logging: &Logging) -> Result<()> {
     let mut deadline: Option<Instant> = None;
+    let mut signals: Vec<&str> = Vec::new();
     loop {
         let left =
             deadline.map_or(Duration::from_secs(3600), |deadline| deadline.saturating_duration_since(Instant::now()));
         match events.recv_timeout(left) {
-            Ok(Event::Ended(result)) => return result,
+            Ok(Event::Ended(result)) => {
+                match &result {
+                    Err(error) => node.end_run("failed", error.to_string()),
+                    Ok(()) if signals.len() > 1 => node.end_run("stopped-at-once", signals.join(", ")),
+                    Ok(()) => node.end_run("stopped", signals.join(", ")),
+                }
+                return result;
+            }
             Ok(Event::Signal(SIGHUP)) => reload(node, logging),
             Ok(Event::Signal(SIGQUIT | SIGUSR1)) => {
                 tracing::warn!(state = %node.state(), "state, as asked by a signal")
             }
-            Ok(Event::Signal(_)) if deadline.is_none() => {
+            Ok(Event::Signal(signal)) if deadline.is_none() => {
+                signals.push(name_of(signal));
                 deadline = Some(Instant::now() + STOP_MAX);
                 node.stopper().stop(Stop::Drained);
             }
-            Ok(Event::Signal(_)) => {
+            Ok(Event::Signal(signal)) => {
+                signals.push(name_of(signal));
                 tracing::warn!(
                     "stopping at once after a second signal: tasks that were not returned are reassigned when the session expires"
                 );
@@ -156,6 +166,7 @@ fn own(events: &Receiver<Event>, node: &NodeHandle, logging: &Logging) -> Result
             }
             Err(RecvTimeoutError::Timeout) if deadline.is_some() => {
                 tracing::error!("not stopped in time: exiting");
+                node.end_run("stop-timed-out", signals.join(", "));
                 return Ok(());
             }
             Err(RecvTimeoutError::Timeout) => (),
@@ -164,6 +175,11 @@ fn own(events: &Receiver<Event>, node: &NodeHandle, logging: &Logging) -> Result
             }
         }
     }
+}
+
+/// Returns the name of a signal that asks for a stop.
+fn name_of(signal: i32) -> &'static str {
+    if signal == SIGINT { "SIGINT" } else { "SIGTERM" }
 }
 
 /// Reads the file of `--config`, the certificates, the roles and the order keys again. Invalid settings change nothing.

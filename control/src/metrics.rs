@@ -236,6 +236,7 @@ mod tests {
             undecodable: vec![(String::from("/tasks/00/x"), String::from("no JSON"))],
             runners: 1,
             restarts: 0,
+            level: None,
             running: RunningTotals { planned_bytes: 10, durable_bytes: 4, rate_bytes_per_second: 2 },
             metrics,
         };

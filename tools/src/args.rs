@@ -5,7 +5,7 @@
 //! it is handled.
 
 use crate::center::args::{
-    RawCancel, RawDrain, RawFence, RawList, RawLogs, RawMove, RawNode, RawQuery, RawRemove, RawRetry, RawSchedule,
+    RawCancel, RawDrain, RawFence, RawList, RawLogs, RawMove, RawNode, RawRemove, RawRetry, RawRunners, RawSchedule,
     RawSet, RawStatus, RawSubmit, RawTaskId, RawWatch,
 };
 use crate::log_args::RawLog;
@@ -75,7 +75,7 @@ pub(crate) enum Command {
     /// Submit tasks again and again: at given times, or when a node boots
     Schedule(Box<RawSchedule>),
     /// List the nodes of a task center
-    Runners(RawQuery),
+    Runners(RawRunners),
     /// Let a node have tasks again that failed several in a row
     Include(RawNode),
     /// Stop assigning tasks to a node; also works for a node that is down

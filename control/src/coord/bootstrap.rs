@@ -1,11 +1,12 @@
 //! Creates the records that a new center needs, its identity and its folders, before any role gets a session.
 //!
-//! Several nodes may do so at once; each keeps what another one has created. A center with another schema, or one that
-//! is not the center of the node's state directory, is left unchanged: then [`BootstrappingClient::open`] returns the
-//! reason instead of a session.
+//! Several nodes may do so at once; each keeps what another one has created. A center of a level that this program does
+//! not know, or one that is not the center of the node's state directory, is left unchanged: then
+//! [`BootstrappingClient::open`] returns the reason instead of a session.
 
 use crate::coord::paths::{CLAIMS, FOLDERS, META, TASKS, shards};
 use crate::coord::{CoordClient, CoordError, CreateMode, Op, Refusal, Session};
+use crate::model::level::{LEVEL, LEVEL_MIN};
 use crate::model::{Meta, Record};
 use crate::peers::CenterId;
 use crate::runner::StateDir;
@@ -13,8 +14,10 @@ use async_trait::async_trait;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Schema of the records that this program reads and writes.
-const SCHEMA: u32 = 1;
+/// Tells whether this program can work in a center of this level.
+fn is_known(level: u32) -> bool {
+    (LEVEL_MIN..=LEVEL).contains(&level)
+}
 
 /// Opens sessions with a center whose records exist.
 #[derive(Debug)]
@@ -32,8 +35,10 @@ impl BootstrappingClient {
 
     /// Binds the node to this center, before any of its records is acted on.
     fn join(&self, meta: Meta) -> Result<(), CoordError> {
-        if meta.schema != SCHEMA {
-            let why = format!("the center has schema {}, and this taskd knows {SCHEMA}: upgrade taskd", meta.schema);
+        if !is_known(meta.schema) {
+            let level = meta.schema;
+            let why =
+                format!("the center has level {level}, and this taskd knows {LEVEL_MIN} to {LEVEL}: upgrade taskd");
             return Err(CoordError::Unusable(why));
         }
         self.state.bind(&meta.center).map_err(|error| CoordError::Unusable(error.message))?;
@@ -70,7 +75,7 @@ impl CoordClient for BootstrappingClient {
 /// Creates the records and folders of the center that are missing.
 async fn create_center(session: &dyn Session) -> Result<Meta, CoordError> {
     let meta = read_or_create_meta(session).await?;
-    if meta.schema != SCHEMA {
+    if !is_known(meta.schema) {
         return Ok(meta);
     }
     for folder in FOLDERS {
@@ -96,7 +101,7 @@ async fn read_or_create_meta(session: &dyn Session) -> Result<Meta, CoordError> 
                 Meta { schema: 0, center: String::new() }
             }));
         }
-        let meta = Meta { schema: SCHEMA, center: uuid::Uuid::new_v4().simple().to_string() };
+        let meta = Meta { schema: LEVEL, center: uuid::Uuid::new_v4().simple().to_string() };
         let op = Op::Create { path: META.to_owned(), data: meta.encode(), mode: CreateMode::Persistent };
         match session.multi(vec![op]).await {
             Ok(_) => tracing::info!(center = meta.center, "created a new center"),
@@ -173,10 +178,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_center_of_another_schema_is_left_alone() {
+    async fn a_center_of_an_earlier_level_is_joined_as_it_is() {
         let (_scratch, service, state) = scratch_center();
         let session = service.open().await.unwrap();
-        for (version, data) in [(0, Meta { schema: 2, center: String::from("c") }.encode()), (1, b"?".to_vec())] {
+        let meta = Meta { schema: LEVEL_MIN, center: String::from("c") };
+        let op = Op::Create { path: META.to_owned(), data: meta.encode(), mode: CreateMode::Persistent };
+        session.multi(vec![op]).await.unwrap();
+        let client = BootstrappingClient::new(Arc::clone(&service), CenterId::default(), Arc::clone(&state));
+        let joined = client.open().await.unwrap();
+        assert_eq!(Meta::decode(&joined.get(META).await.unwrap().unwrap().data).unwrap(), meta);
+    }
+
+    #[tokio::test]
+    async fn a_center_of_a_later_level_is_left_alone() {
+        let (_scratch, service, state) = scratch_center();
+        let session = service.open().await.unwrap();
+        for (version, data) in [(0, Meta { schema: LEVEL + 1, center: String::from("c") }.encode()), (1, b"?".to_vec())]
+        {
             let path = META.to_owned();
             let op = match version {
                 0 => Op::Create { path, data, mode: CreateMode::Persistent },

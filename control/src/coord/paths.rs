@@ -2,13 +2,16 @@
 //!
 //! | path | life | record | written by |
 //! | --- | --- | --- | --- |
-//! | `/meta` | persistent | [`Meta`] | the first `taskd` |
+//! | `/meta` | persistent | [`Meta`] | the first `taskd`; the leader, to raise the level |
 //! | `/leader_epoch` | persistent, never deleted | [`Leader`]; its `modified` is the leader's epoch | the winner of an election |
 //! | `/leader` | ephemeral | [`Leader`] | the same, in the same write |
 //! | `/runners/NODE` | ephemeral | [`Registration`] | that runner |
+//! | `/able/NODE` | ephemeral | [`Abilities`] | that runner, together with its registration |
+//! | `/refused/NODE@INCARNATION` | ephemeral | [`Registration`] | a process that another one of its name keeps from registering |
 //! | `/lease/NODE` | persistent | [`Renewal`] | that runner |
 //! | `/drain/NODE` | persistent | [`Drain`] | the leader |
 //! | `/schedules/NAME` | until it is removed | [`ScheduleRecord`] | the leader |
+//! | `/schedules/NAME/N` | as long as its schedule | [`MemberTemplate`]s of its batch | the leader |
 //! | `/settings` | from the first change on | [`Settings`] | the leader |
 //! | `/claims/SHARD/HASH` | until its task ends | [`Claim`]; its `modified` is the epoch of the grant | leader; its holder, to clear it |
 //! | `/tasks/SHARD/ID` | persistent, until retention has passed | [`TaskRecord`] | leader and holder |
@@ -16,9 +19,11 @@
 //! [`Meta`]: crate::model::Meta
 //! [`Leader`]: crate::model::Leader
 //! [`Registration`]: crate::model::Registration
+//! [`Abilities`]: crate::model::Abilities
 //! [`Renewal`]: crate::model::Renewal
 //! [`Drain`]: crate::model::Drain
 //! [`ScheduleRecord`]: crate::model::ScheduleRecord
+//! [`MemberTemplate`]: crate::model::MemberTemplate
 //! [`Settings`]: crate::model::Settings
 //! [`Claim`]: crate::model::Claim
 //! [`TaskRecord`]: crate::model::TaskRecord
@@ -35,6 +40,10 @@ pub const LEADER_EPOCH: &str = "/leader_epoch";
 pub const LEADER: &str = "/leader";
 /// Folder of the registered runners.
 pub const RUNNERS: &str = "/runners";
+/// Folder of what the registered runners can do.
+pub const ABILITIES: &str = "/able";
+/// Folder of the processes that are kept from registering by another one of their name.
+pub const REFUSED: &str = "/refused";
 /// Folder of the renewals of leases.
 pub const LEASES: &str = "/lease";
 /// Folder of the nodes that get no new tasks.
@@ -49,7 +58,7 @@ pub const CLAIMS: &str = "/claims";
 pub const TASKS: &str = "/tasks";
 
 /// Folders of every center, parents first, without the shards of claims and tasks.
-pub const FOLDERS: [&str; 6] = [RUNNERS, LEASES, DRAINS, SCHEDULES, CLAIMS, TASKS];
+pub const FOLDERS: [&str; 8] = [RUNNERS, ABILITIES, REFUSED, LEASES, DRAINS, SCHEDULES, CLAIMS, TASKS];
 
 /// Returns every shard's name.
 pub fn shards() -> impl Iterator<Item = String> {
@@ -69,6 +78,18 @@ pub fn runner(node: &str) -> String {
     format!("{RUNNERS}/{node}")
 }
 
+/// Returns the path of what a runner can do.
+#[must_use]
+pub fn abilities(node: &str) -> String {
+    format!("{ABILITIES}/{node}")
+}
+
+/// Returns the path of a process that another one of its name keeps from registering.
+#[must_use]
+pub fn refused(node: &str, incarnation: &str) -> String {
+    format!("{REFUSED}/{node}@{incarnation}")
+}
+
 /// Returns the path of a runner's renewals.
 #[must_use]
 pub fn lease(node: &str) -> String {
@@ -85,6 +106,12 @@ pub fn drain(node: &str) -> String {
 #[must_use]
 pub fn schedule(name: &ScheduleName) -> String {
     format!("{SCHEDULES}/{name}")
+}
+
+/// Returns the path of a part of a schedule's batch, by its number.
+#[must_use]
+pub fn schedule_part(name: &ScheduleName, part: usize) -> String {
+    format!("{SCHEDULES}/{name}/{part:04}")
 }
 
 /// Returns the path of a task.

@@ -62,6 +62,8 @@ impl Dispatcher {
                 self.writes_inflight -= 1;
                 self.apply_schedule_written(*update, origin, written);
             }
+            Event::MembersRead { schedule, version, read } => self.apply_members_read(&schedule, version, read),
+            Event::LevelRaised(result) => self.apply_level_raised(result),
             Event::SettingsStored { result, reply } => self.apply_stored_settings(result, reply),
             Event::Drained { node, is_drain, result, reply } => self.apply_drain((&node, is_drain), result, reply),
         }

@@ -7,6 +7,7 @@
 use super::dependencies::is_settled;
 use super::fleet::Fleet;
 use super::groups::{GroupMembers, Groups};
+use super::level::CenterLevel;
 use super::now::Now;
 use super::queue::{Queue, QueueClass};
 use super::schedules::Schedules;
@@ -56,6 +57,10 @@ pub(crate) struct ClusterState {
     pub(crate) groups: Groups,
     pub(crate) schedules: Schedules,
     pub(crate) settings: StoredSettings,
+    /// Level of the center; `None`: it has none, as in tests.
+    pub(crate) level: Option<CenterLevel>,
+    /// Boot time at which it may be tried again to raise the level.
+    pub(crate) raise_level_at: Duration,
     /// Tasks that write each volume and are not settled, by the volume's name.
     writers: BTreeMap<String, BTreeSet<TaskId>>,
     /// Claims of tasks that are being assigned.
@@ -263,6 +268,7 @@ impl ClusterState {
 
     fn index(&mut self, entry: &TaskEntry, now: Duration) {
         let record = &entry.record;
+        self.fleet.note_ended(record);
         self.groups.index(record, now);
         let surplus = self.schedules.index(record, now);
         if let Some(volume) = written_volume(record) {
@@ -282,6 +288,8 @@ impl ClusterState {
         }
         if let Some(surplus) = surplus {
             self.make_due(&surplus, now);
+            // Of a group the members go first.
+            self.wake_members(&surplus, now);
         }
     }
 
@@ -410,6 +418,21 @@ impl ClusterState {
             entry.runtime.next_write = until;
         }
         self.make_due(id, until);
+    }
+
+    /// Applies the level of the center as it was read.
+    pub(crate) fn set_level(&mut self, level: Option<CenterLevel>) {
+        self.fleet.set_level(level.as_ref().map(|level| level.meta.schema));
+        self.level = level;
+    }
+
+    /// Notes the nodes whose registrations cannot be decoded: they are there.
+    pub(crate) fn set_unreadable(&mut self, nodes: BTreeSet<NodeId>, now: Duration) {
+        let before = self.fleet.set_unreadable(nodes.clone());
+        for node in before.symmetric_difference(&nodes) {
+            let tasks: Vec<TaskId> = self.fleet.tasks(node).cloned().collect();
+            tasks.iter().for_each(|id| self.make_due(id, now));
+        }
     }
 
     /// Applies the registrations as they were read.

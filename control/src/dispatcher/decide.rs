@@ -8,6 +8,7 @@ use super::cluster_state::{ClusterState, FenceProgress, reading_claim};
 use super::decision::{Budget, Decision};
 use super::dependencies::{self, DependencyStatus};
 use super::groups;
+use super::level::decide_level;
 use super::now::Now;
 use super::place;
 use super::schedules::decide_schedules;
@@ -56,6 +57,9 @@ pub(crate) fn decide(cluster: &ClusterState, limits: &DecisionLimits, now: Now, 
         if *at <= now.boot && budget.spend_call() {
             decisions.push(Decision::Interrupt(node.clone()));
         }
+    }
+    if let Some(decision) = decide_level(cluster, now).filter(|decision| budget.spend(decision)) {
+        decisions.push(decision);
     }
     for id in cluster.due(now.boot) {
         let Some(entry) = cluster.tasks.get(id) else { continue };
@@ -259,6 +263,9 @@ fn assigned(
     let (record, runtime) = (&entry.record, &entry.runtime);
     let Some(holder) = &record.holder else { return idle(record, None) };
     let transition = |event| (Decision::Transition { task: record.id.clone(), events: vec![event] }, None);
+    if cluster.fleet.is_unreadable(&holder.node) {
+        return idle(record, None);
+    }
     if cluster.fleet.peer(holder).is_none() {
         return transition(TaskEvent::RunnerLost);
     }
@@ -293,6 +300,9 @@ fn assigned(
 fn running(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> (Decision, Option<Duration>) {
     let (record, runtime) = (&entry.record, &entry.runtime);
     let Some(holder) = &record.holder else { return idle(record, None) };
+    if cluster.fleet.is_unreadable(&holder.node) {
+        return idle(record, None);
+    }
     if cluster.fleet.peer(holder).is_none() {
         return (Decision::Transition { task: record.id.clone(), events: vec![TaskEvent::RunnerLost] }, None);
     }
@@ -355,10 +365,10 @@ fn ended(cluster: &ClusterState, record: &TaskRecord, limits: &DecisionLimits, n
             Decision::Idle(record.id.clone())
         };
     }
-    if cluster.schedules.is_surplus(record) {
+    let group = cluster.group(record).unwrap_or(record);
+    if cluster.schedules.is_surplus(group) {
         return Decision::Purge(record.id.clone());
     }
-    let group = cluster.group(record).unwrap_or(record);
     if group.members.as_ref().is_some_and(|members| members.is_removed) {
         return Decision::Purge(record.id.clone());
     }

@@ -2,7 +2,7 @@
 
 use crate::model::schedule::Step;
 use crate::model::state_machine::TaskEvent;
-use crate::model::{Holder, NodeId, ScheduleName, TaskId};
+use crate::model::{Holder, NodeId, ScheduleName, Submission, TaskId};
 use std::time::Duration;
 
 /// Decision of the leader.
@@ -27,6 +27,8 @@ pub(crate) enum Decision {
     Notify(TaskId, Holder),
     /// Run the fence program for a lost runner.
     Fence(Holder),
+    /// Raise the level of the center.
+    RaiseLevel,
     /// Ask a runner to return all its tasks.
     Interrupt(NodeId),
     /// Queue the task, for this node or, without one, for any.
@@ -43,6 +45,10 @@ pub(crate) enum Decision {
     NotifyFailure(TaskId),
     /// Take the next step of a schedule.
     Schedule(ScheduleName, Step),
+    /// Read the members of a schedule's batch.
+    ReadMembers(ScheduleName),
+    /// Store these members of a group that a schedule has made.
+    StoreMembers(TaskId, Vec<Submission>),
     /// Ask the schedule again at this boot time.
     ScheduleWakeAt(ScheduleName, Duration),
     /// Do nothing about the schedule until its next instant, or until something changes.
@@ -62,9 +68,12 @@ impl Budget {
     /// Spends the budget of a decision; tells whether there was enough.
     pub(crate) fn spend(&mut self, decision: &Decision) -> bool {
         match decision {
-            Decision::Transition { .. } | Decision::Purge(_) | Decision::NotifyFailure(_) | Decision::Schedule(..) => {
-                spend_one(&mut self.writes)
-            }
+            Decision::Transition { .. }
+            | Decision::Purge(_)
+            | Decision::NotifyFailure(_)
+            | Decision::Schedule(..)
+            | Decision::RaiseLevel
+            | Decision::StoreMembers(..) => spend_one(&mut self.writes),
             Decision::Resolve(..) | Decision::Assign(..) | Decision::Query(..) | Decision::Notify(..) => {
                 self.spend_call()
             }
@@ -74,6 +83,7 @@ impl Budget {
             | Decision::Await(..)
             | Decision::WakeAt(..)
             | Decision::Idle(_)
+            | Decision::ReadMembers(_)
             | Decision::ScheduleWakeAt(..)
             | Decision::ScheduleIdle(_) => true,
         }

@@ -10,7 +10,7 @@ use super::now::Now;
 use super::rollback_detection::RecordVersion;
 use super::write::{RecordUpdate, Writer, Written};
 use crate::model::state_machine::{self, TaskEvent};
-use crate::model::{Epoch, Holder, NodeId, TaskId, TaskRecord};
+use crate::model::{Actor, Epoch, Holder, NodeId, TaskId, TaskRecord};
 use crate::peers::{Assignment, Peer, RunnerClient};
 use blockhaul_engine::error::Code;
 use std::future::Future;
@@ -37,6 +37,7 @@ impl Dispatcher {
             Decision::Query(task, holder) => self.call(Call::Query, task, holder),
             Decision::Notify(task, holder) => self.call(Call::Notify, task, holder),
             Decision::Fence(holder) => self.fence_runner(holder),
+            Decision::RaiseLevel => self.raise_level(now),
             Decision::Interrupt(node) => self.interrupt(node, now.boot),
             Decision::Queue(task, node) => {
                 self.cluster.clear_due(&task);
@@ -71,6 +72,8 @@ impl Dispatcher {
                 self.notify_failure(&task, now);
             }
             Decision::Schedule(name, step) => self.take_step(&name, step, now),
+            Decision::ReadMembers(name) => self.read_members(&name),
+            Decision::StoreMembers(group, members) => self.store_members(&group, members, now),
             Decision::ScheduleWakeAt(name, at) => self.cluster.schedules.make_ready(&name, at),
             Decision::ScheduleIdle(name) => self.cluster.schedules.set_idle(&name),
         }
@@ -90,7 +93,7 @@ impl Dispatcher {
         let moved = events.iter().try_fold((*entry.record).clone(), |record, event| {
             state_machine::next(&record, event.clone(), now.unix_ms)
         });
-        let after = match moved {
+        let mut after = match moved {
             Ok(after) => after,
             Err(why) => {
                 tracing::error!(task = %id, %why, ?events, "illegal transition decided");
@@ -102,6 +105,10 @@ impl Dispatcher {
         let holder = entry.record.holder.clone();
         for event in &events {
             match (event, &holder) {
+                (TaskEvent::Sealed, _) => {
+                    after.transitions.attribute(Actor::Dispatcher);
+                    self.drop_members(id);
+                }
                 (TaskEvent::MemberFailed(error), _) => tracing::warn!(group = %id, %error, "member of a group failed"),
                 (TaskEvent::Assigned { to, claims }, _) => {
                     self.cluster.unqueue(id);

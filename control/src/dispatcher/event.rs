@@ -2,16 +2,20 @@
 
 use super::cluster_state::FenceProgress;
 use super::handle::{Mutation, Reply, ScheduleView};
+use super::level::CenterLevel;
 use super::rollback_detection::RecordVersion;
 use super::settings::StoredSettings;
 use super::write::Written;
 use super::write_schedule::{ScheduleUpdate, ScheduleWritten};
+use crate::cluster::election::CommitError;
 use crate::coord::{CoordError, Watch, Znode};
 use crate::model::schedule::Step;
-use crate::model::{Drain, Epoch, Holder, NodeId, Registration, TaskId, TaskRecord};
+use crate::model::{
+    Abilities, Actor, Drain, Epoch, Holder, MemberTemplate, NodeId, Registration, ScheduleName, TaskId, TaskRecord,
+};
 use crate::peers::{AssignResponse, AssignmentStatus, CallError};
 use blockhaul_engine::error::Error;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,6 +55,13 @@ pub(crate) enum Event {
         origin: ScheduleOrigin,
         written: ScheduleWritten,
     },
+    MembersRead {
+        schedule: ScheduleName,
+        /// Version of the schedule whose members were read.
+        version: u32,
+        read: Result<Vec<MemberTemplate>, String>,
+    },
+    LevelRaised(Result<(), CommitError>),
     SettingsStored {
         result: Result<StoredSettings, Error>,
         reply: Reply<StoredSettings>,
@@ -87,6 +98,7 @@ pub(crate) enum ScheduleOrigin {
         removed: Option<Box<ScheduleView>>,
         /// Task that is cancelled after the write.
         cancelled: Option<TaskId>,
+        by: Actor,
     },
 }
 
@@ -113,6 +125,7 @@ pub(crate) enum CallResult {
 #[derive(Debug)]
 pub(crate) struct PendingMutation {
     pub(crate) mutation: Mutation,
+    pub(crate) by: Actor,
     pub(crate) deadline: Duration,
     pub(crate) reply: Reply<Arc<TaskRecord>>,
     /// Last content of a task whose removal has been sent.
@@ -123,6 +136,14 @@ pub(crate) struct PendingMutation {
 #[derive(Debug, Default)]
 pub(crate) struct FleetRead {
     pub(crate) runners: BTreeMap<NodeId, Registration>,
+    /// Nodes whose registrations cannot be decoded.
+    pub(crate) unreadable: BTreeSet<NodeId>,
+    /// What the runners announce that they can do.
+    pub(crate) abilities: BTreeMap<NodeId, Abilities>,
+    /// Addresses of processes that are kept from registering, by their node's name.
+    pub(crate) refused: BTreeMap<NodeId, BTreeSet<String>>,
+    /// Level of the center, if it has one.
+    pub(crate) level: Option<CenterLevel>,
     pub(crate) drains: BTreeMap<NodeId, (Drain, i32)>,
     /// Schedules and the versions of their nodes, if they were to be read.
     pub(crate) schedules: Vec<(String, Znode)>,

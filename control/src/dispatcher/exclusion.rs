@@ -72,6 +72,11 @@ impl Exclusions {
         self.excluded.get(node)
     }
 
+    /// Returns the number of failures of a node in a row that count.
+    pub(crate) fn failures(&self, node: &NodeId) -> usize {
+        self.nodes.get(node).map_or(0, |history| history.failed.len())
+    }
+
     /// Tells whether a node gets nothing now that another node can run.
     pub(crate) fn leaves_out(&self, node: &NodeId) -> bool {
         self.excluded.contains_key(node) || self.paused.get(node).is_some_and(|(until, _)| !until.is_zero())

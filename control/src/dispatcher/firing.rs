@@ -25,7 +25,7 @@ impl Dispatcher {
         let Some(entry) = self.cluster.schedules.get(name) else { return };
         let record = entry.record.after(&step, now.unix_ms);
         let task = match &step {
-            Step::Fire(_, task) => Some(self.task_of_schedule(name, (**task).clone(), now)),
+            Step::Fire(_, task) => Some(self.task_of_schedule(name, (**task).clone(), Actor::Dispatcher, now)),
             Step::Skip(..) | Step::End => None,
         };
         let (after, known) = (Some(ScheduleRecord { op: OpId::fresh(), ..record }), Some(entry.version));
@@ -35,13 +35,13 @@ impl Dispatcher {
             Step::Fire(..) | Step::Skip(..) | Step::End => None,
         };
         let unchanged = unchanged.map(|entry| (entry.record.id.clone(), entry.version));
-        let update = ScheduleUpdate { name: name.clone(), known, after, task, unchanged };
+        let update = ScheduleUpdate { name: name.clone(), known, after, members: None, task, unchanged };
         self.write_schedule(update, ScheduleOrigin::Decided(step));
     }
 
     /// Returns the record of a task that a schedule makes.
-    pub(crate) fn task_of_schedule(&self, name: &ScheduleName, task: Submission, now: Now) -> TaskRecord {
-        let transitions = Transitions::created(now.unix_ms, Actor::Dispatcher);
+    pub(crate) fn task_of_schedule(&self, name: &ScheduleName, task: Submission, by: Actor, now: Now) -> TaskRecord {
+        let transitions = Transitions::created(now.unix_ms, by);
         TaskRecord { schedule: Some(name.clone()), transitions, ..TaskRecord::new(task, now.unix_ms) }
     }
 
@@ -101,7 +101,12 @@ impl Dispatcher {
     fn apply_schedule(&mut self, update: ScheduleUpdate, version: i32, origin: ScheduleOrigin, now: Now) {
         let ScheduleUpdate { name, after, task, .. } = update;
         match after {
-            Some(record) => self.observe_schedule(record, version, now),
+            Some(record) => {
+                let last = record.last_task.clone();
+                self.observe_schedule(record, version, now);
+                // It may be a group that this schedule has to complete, and that was there before.
+                last.iter().for_each(|task| self.cluster.make_due(task, now.boot));
+            }
             None => self.cluster.schedules.forget(&name),
         }
         if let Some(task) = task {
@@ -109,9 +114,9 @@ impl Dispatcher {
         }
         match origin {
             ScheduleOrigin::Decided(step) => self.log_step(&name, &step),
-            ScheduleOrigin::Client { reply, removed, cancelled } => {
+            ScheduleOrigin::Client { reply, removed, cancelled, by } => {
                 if let Some(task) = cancelled {
-                    self.cancel_task_of_schedule(task);
+                    self.cancel_task_of_schedule(task, by);
                 }
                 match removed {
                     Some(view) => drop(reply.send(Ok(*view))),
@@ -138,8 +143,9 @@ impl Dispatcher {
     fn on_schedule_failed(&mut self, name: &ScheduleName, origin: ScheduleOrigin, error: Error, retry_at: Duration) {
         match origin {
             ScheduleOrigin::Decided(_) => {
+                let failure = Some(format!("its record cannot be written: {}", error.message));
                 if let Some(entry) = self.cluster.schedules.get_mut(name)
-                    && entry.failure.replace(error.message.clone()) != Some(error.message.clone())
+                    && std::mem::replace(&mut entry.failure, failure.clone()) != failure
                 {
                     tracing::warn!(schedule = %name, %error, "write of a schedule failed");
                 }
@@ -167,9 +173,9 @@ impl Dispatcher {
         }
     }
 
-    fn cancel_task_of_schedule(&mut self, task: TaskId) {
+    fn cancel_task_of_schedule(&mut self, task: TaskId, by: Actor) {
         let (reply, _) = tokio::sync::oneshot::channel();
         let cancel = super::handle::Mutation::Command(crate::model::TaskCommand::Cancel);
-        self.queue_mutation(task, cancel, reply);
+        self.queue_mutation(task, cancel, by, reply);
     }
 }

@@ -3,7 +3,8 @@
 use super::backoff::Backoff;
 use super::exclusion::Exclusions;
 use super::quotas::Quotas;
-use crate::model::{Drain, Holder, KindName, NodeId, Placement, Registration, Settings, TaskId, TaskRecord};
+use crate::model::level::LEVEL_MIN;
+use crate::model::{Abilities, Drain, Holder, KindName, NodeId, Placement, Registration, Settings, TaskId, TaskRecord};
 use crate::peers::Peer;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -64,6 +65,16 @@ pub(crate) enum Unavailability {
 #[derive(Debug, Default)]
 pub(crate) struct Fleet {
     runners: BTreeMap<NodeId, Registration>,
+    /// What the runners announce that they can do.
+    abilities: BTreeMap<NodeId, Abilities>,
+    /// Level of the center, if it has one.
+    level: Option<u32>,
+    /// Nodes whose registrations cannot be decoded: they are there, and get no tasks.
+    unreadable: BTreeSet<NodeId>,
+    /// Addresses of processes that are kept from registering, by their node's name.
+    pub(crate) refused: BTreeMap<NodeId, BTreeSet<String>>,
+    /// When an attempt has ended last on each node, in milliseconds since 1970, and of which task.
+    last_ended: BTreeMap<NodeId, (u64, TaskId)>,
     /// Drain records of operators, and their versions.
     pub(crate) drains: BTreeMap<NodeId, (Drain, i32)>,
     /// Numbers of drains that are being stored.
@@ -130,6 +141,71 @@ impl Fleet {
     /// Returns how a holder can be reached; `None` if that process is not registered.
     pub(crate) fn peer(&self, holder: &Holder) -> Option<Peer> {
         self.get(&holder.node).filter(|registration| registration.incarnation == holder.incarnation).map(Peer::from)
+    }
+
+    /// Applies what the runners announce that they can do.
+    pub(crate) fn set_abilities(&mut self, abilities: BTreeMap<NodeId, Abilities>) {
+        self.abilities = abilities;
+    }
+
+    /// Applies the level of the center.
+    pub(crate) fn set_level(&mut self, level: Option<u32>) {
+        self.level = level;
+    }
+
+    /// Notes the nodes whose registrations cannot be decoded. Returns those of before.
+    pub(crate) fn set_unreadable(&mut self, nodes: BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+        std::mem::replace(&mut self.unreadable, nodes)
+    }
+
+    /// Returns the nodes whose registrations cannot be decoded.
+    pub(crate) fn unreadable(&self) -> &BTreeSet<NodeId> {
+        &self.unreadable
+    }
+
+    /// Tells whether a node has a registration that cannot be decoded.
+    pub(crate) fn is_unreadable(&self, node: &NodeId) -> bool {
+        self.unreadable.contains(node)
+    }
+
+    /// Notes the attempts of a task that have ended.
+    pub(crate) fn note_ended(&mut self, record: &TaskRecord) {
+        for attempt in &record.attempts {
+            let Some(ended_ms) = attempt.ended_ms else { continue };
+            let node = &attempt.runner.node;
+            if self.last_ended.get(node).is_none_or(|(known_ms, _)| *known_ms < ended_ms) {
+                self.last_ended.insert(node.clone(), (ended_ms, record.id.clone()));
+            }
+        }
+    }
+
+    /// Returns when an attempt has ended last on a node, in milliseconds since 1970, and of which task.
+    pub(crate) fn last_ended(&self, node: &NodeId) -> Option<&(u64, TaskId)> {
+        self.last_ended.get(node)
+    }
+
+    /// Returns the level that a registered process announces.
+    pub(crate) fn level_of(&self, runner: &Registration) -> u32 {
+        self.announced(runner).map_or(LEVEL_MIN, |able| able.level)
+    }
+
+    /// Tells whether a registered process knows a kind of task, and the level of the center.
+    pub(crate) fn can_run(&self, runner: &Registration, kind: KindName) -> bool {
+        match self.announced(runner) {
+            Some(able) => able.knows(kind) && self.level.is_none_or(|level| level <= able.level),
+            // It has come in between the look at the others and the raise.
+            None if self.level.is_some_and(|level| level > LEVEL_MIN) => false,
+            None => Abilities::unannounced(runner.incarnation.clone()).knows(kind),
+        }
+    }
+
+    /// Tells whether there may be nodes that do not know a kind of task.
+    pub(crate) fn may_lack(&self, kind: KindName) -> bool {
+        self.runners.values().any(|runner| !self.can_run(runner, kind))
+    }
+
+    fn announced(&self, runner: &Registration) -> Option<&Abilities> {
+        self.abilities.get(&runner.node).filter(|able| able.incarnation == runner.incarnation)
     }
 
     /// Returns the tasks that a node holds.

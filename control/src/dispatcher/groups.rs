@@ -9,6 +9,7 @@ use super::decision::Decision;
 use super::dependencies::is_settled;
 use super::held_places::lack_reason;
 use super::now::Now;
+use super::schedule_groups::{decide_unsealed, schedule_failure};
 use super::tasks::TaskEntry;
 use crate::batch::OnFailure;
 use crate::coord::paths;
@@ -151,6 +152,11 @@ impl GroupMembers {
         counted.filter(|(_, count)| *count > 0).collect()
     }
 
+    /// Tells whether a member is about to be stored.
+    pub(crate) fn is_announced(&self, member: &TaskId) -> bool {
+        self.announced.contains(member)
+    }
+
     /// Returns the number of members that run.
     pub(crate) fn running(&self) -> usize {
         self.running.len()
@@ -250,7 +256,14 @@ pub(crate) fn decide_group(cluster: &ClusterState, entry: &TaskEntry, spec: &Gro
     let is_sealed = record.members.as_ref().is_some_and(|state| state.sealed_ms.is_some());
     if !is_sealed && record.desired_state != DesiredState::Cancel {
         let until = members.added_at.max(entry.runtime.since) + SEAL_WITHIN;
-        return if until <= now.boot { transition(TaskEvent::SealMissed) } else { Decision::WakeAt(id(), until) };
+        if until <= now.boot {
+            return transition(TaskEvent::SealMissed);
+        }
+        return match decide_unsealed(cluster, record, now) {
+            Some(Decision::WakeAt(id, at)) => Decision::WakeAt(id, at.min(until)),
+            Some(decision) => decision,
+            None => Decision::WakeAt(id(), until),
+        };
     }
     let missing = (spec.members as usize).saturating_sub(members.ids.len());
     if is_sealed && missing > 0 && has_undecodable(cluster, &record.id) {
@@ -306,11 +319,12 @@ pub(crate) fn group_reason(cluster: &ClusterState, record: &TaskRecord, spec: &G
     let members = cluster.groups.get(&record.id).unwrap_or(&none);
     let is_sealed = record.members.as_ref().is_some_and(|state| state.sealed_ms.is_some());
     if !is_sealed && record.desired_state != DesiredState::Cancel {
-        let stored = members.ids.len();
-        return format!(
-            "{stored} of {} members are stored: submit the batch again to store the rest; none starts before",
-            spec.members
-        );
+        let stored = format!("{} of {} members are stored", members.ids.len(), spec.members);
+        return match schedule_failure(cluster, record) {
+            Some(failure) => format!("{stored}; none starts before: {failure}"),
+            None if record.schedule.is_some() => format!("{stored}; none starts before"),
+            None => format!("{stored}: submit the batch again to store the rest; none starts before"),
+        };
     }
     let states =
         members.counts().iter().map(|(state, count)| format!("{count} {}", state.as_str())).collect::<Vec<_>>();

@@ -6,8 +6,8 @@ use super::feed::{FeedReader, Snapshot};
 use super::settings::StoredSettings;
 use super::status::{RunnerSummary, Status};
 use crate::model::{
-    CatchUp, DrainMode, NodeId, Progress, ScheduleName, ScheduleRecord, SettingName, SignedOrder, Submission,
-    TaskCommand, TaskId, TaskRecord, TaskState, Template, Trigger,
+    Actor, CatchUp, DrainMode, MemberTemplate, NodeId, Progress, ScheduleName, ScheduleRecord, SettingName,
+    SignedOrder, Submission, TaskCommand, TaskId, TaskRecord, TaskState, Template, Trigger,
 };
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::sync::Arc;
@@ -66,6 +66,8 @@ pub(crate) struct NewSchedule {
     pub zone: String,
     /// Tasks that it makes.
     pub template: Template,
+    /// Members of the batch, if they are groups; each comes after those that it waits for.
+    pub members: Vec<MemberTemplate>,
     /// What happens with instants that nobody was there for.
     pub catch_up: CatchUp,
     /// Number of its ended tasks that are kept.
@@ -123,7 +125,7 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
 /// One request to the loop.
 #[derive(Debug)]
 pub(crate) enum Request {
-    Submit(Box<Submission>, Reply<Arc<TaskRecord>>),
+    Submit(Box<Submission>, Actor, Reply<Arc<TaskRecord>>),
     Get(TaskId, Reply<Arc<TaskRecord>>),
     List(Query, Reply<Page>),
     Watch(TaskId, Reply<watch::Receiver<Arc<TaskRecord>>>),
@@ -131,7 +133,7 @@ pub(crate) enum Request {
     Feed(Reply<FeedReader>),
     /// All tasks, for one who follows them.
     Snapshot(Reply<Arc<Snapshot>>),
-    Mutate(TaskId, Mutation, Reply<Arc<TaskRecord>>),
+    Mutate(TaskId, Mutation, Actor, Reply<Arc<TaskRecord>>),
     Runners(Reply<Vec<RunnerSummary>>),
     /// Ends the exclusion of a node.
     Include(NodeId, Reply<bool>),
@@ -146,14 +148,14 @@ pub(crate) enum Request {
         lasts: Option<Duration>,
         reply: Reply<Vec<DrainAnswer>>,
     },
-    Fence(NodeId, Reply<Vec<oneshot::Receiver<Result<Arc<TaskRecord>>>>>),
+    Fence(NodeId, Actor, Reply<Vec<oneshot::Receiver<Result<Arc<TaskRecord>>>>>),
     Status(Reply<Status>),
     Settings {
         changes: Vec<(SettingName, String)>,
         if_version: Option<u32>,
         reply: Reply<StoredSettings>,
     },
-    Schedule(ScheduleName, ScheduleCommand, Reply<ScheduleView>),
+    Schedule(ScheduleName, ScheduleCommand, Actor, Reply<ScheduleView>),
     GetSchedule(ScheduleName, Reply<ScheduleView>),
     ListSchedules(Option<ScheduleName>, Reply<Vec<ScheduleView>>),
     Changed(Vec<TaskId>),
@@ -164,12 +166,20 @@ pub(crate) enum Request {
 #[derive(Clone, Debug)]
 pub(crate) struct DispatcherHandle {
     requests: mpsc::Sender<Request>,
+    /// Who asks.
+    by: Actor,
 }
 
 impl DispatcherHandle {
     pub(crate) fn new() -> (Self, mpsc::Receiver<Request>) {
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
-        (Self { requests }, receiver)
+        (Self { requests, by: Actor::Client(None) }, receiver)
+    }
+
+    /// Returns the same for the requests of a client, by the name in its certificate.
+    #[must_use]
+    pub(crate) fn of_client(&self, name: Option<&str>) -> Self {
+        Self { requests: self.requests.clone(), by: Actor::Client(name.map(str::to_owned)) }
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T> {
@@ -185,7 +195,7 @@ impl DispatcherHandle {
     /// task has that id. `EOverloaded`: there are too many tasks that have not ended. `EUnreachable`: the store does not answer; it may be
     /// submitted again. `ENotLeader`, as from every call: ask the node that leads now.
     pub(crate) async fn submit(&self, order: Submission) -> Result<Arc<TaskRecord>> {
-        self.ask(|reply| Request::Submit(Box::new(order), reply)).await
+        self.ask(|reply| Request::Submit(Box::new(order), self.by.clone(), reply)).await
     }
 
     /// Returns a task.
@@ -235,7 +245,7 @@ impl DispatcherHandle {
     /// `EUnsupported`: it is no copy, and can only be given up. `EBusy`: it has ended or is being cancelled.
     /// `EBadRequest`: a limit of 0. `ENotFound`, `EUnreachable`.
     pub(crate) async fn command(&self, task: &TaskId, command: TaskCommand) -> Result<Arc<TaskRecord>> {
-        self.ask(|reply| Request::Mutate(task.clone(), Mutation::Command(command), reply)).await
+        self.ask(|reply| Request::Mutate(task.clone(), Mutation::Command(command), self.by.clone(), reply)).await
     }
 
     /// Deletes the record of an ended task; returns its last content.
@@ -243,7 +253,7 @@ impl DispatcherHandle {
     /// # Errors
     /// `EBusy`: it has not ended, or an earlier attempt may still write its destination. `ENotFound`, `EUnreachable`.
     pub(crate) async fn remove(&self, task: &TaskId) -> Result<Arc<TaskRecord>> {
-        self.ask(|reply| Request::Mutate(task.clone(), Mutation::Remove, reply)).await
+        self.ask(|reply| Request::Mutate(task.clone(), Mutation::Remove, self.by.clone(), reply)).await
     }
 
     /// Returns the registered runners, and nodes that drain.
@@ -296,7 +306,7 @@ impl DispatcherHandle {
     /// # Errors
     /// `EBusy`: the node is registered, so it is not off. `EUnreachable`.
     pub(crate) async fn fence(&self, node: &NodeId) -> Result<usize> {
-        let answers = self.ask(|reply| Request::Fence(node.clone(), reply)).await?;
+        let answers = self.ask(|reply| Request::Fence(node.clone(), self.by.clone(), reply)).await?;
         let count = answers.len();
         for answer in answers {
             answer.await.map_err(|_| not_leader())??;
@@ -323,7 +333,7 @@ impl DispatcherHandle {
     /// template is invalid, or it has no instant. `EBusy`: its last task is live. `EOverloaded`: all schedules together
     /// would fire too often. `EUnreachable`.
     pub(crate) async fn schedule(&self, name: &ScheduleName, command: ScheduleCommand) -> Result<ScheduleView> {
-        self.ask(|reply| Request::Schedule(name.clone(), command, reply)).await
+        self.ask(|reply| Request::Schedule(name.clone(), command, self.by.clone(), reply)).await
     }
 
     /// Returns a schedule.

@@ -7,7 +7,7 @@ use super::now::Now;
 use super::write::Denial;
 use crate::coord::{CoordError, Refusal};
 use crate::model::state_machine::{self, FenceProof, IllegalTransition, TaskEvent};
-use crate::model::{NodeId, TaskCommand, TaskId, TaskRecord, TaskState};
+use crate::model::{Actor, NodeId, TaskCommand, TaskId, TaskRecord, TaskState};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -32,10 +32,11 @@ impl PendingMutations {
 
 impl Dispatcher {
     /// Queues a client's mutation of a task.
-    pub(crate) fn queue_mutation(&mut self, id: TaskId, mutation: Mutation, reply: Reply<Arc<TaskRecord>>) {
+    pub(crate) fn queue_mutation(&mut self, id: TaskId, mutation: Mutation, by: Actor, reply: Reply<Arc<TaskRecord>>) {
         let deadline = self.clock.boot_time() + ANSWER_WITHIN;
         self.mutations.queues.entry(id).or_default().push_back(PendingMutation {
             mutation,
+            by,
             deadline,
             reply,
             removed: None,
@@ -87,7 +88,10 @@ impl Dispatcher {
                 let _ = pending.reply.send(Err(error));
             }
             Ok(after) if after == *entry.record => self.answer(id, pending.reply),
-            Ok(after) => {
+            Ok(mut after) => {
+                if after.transitions != entry.record.transitions {
+                    after.transitions.attribute(pending.by.clone());
+                }
                 self.cluster.unqueue(id);
                 self.write(id, after.sealed(), WriteOrigin::Mutation(pending));
             }

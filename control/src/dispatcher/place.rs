@@ -10,7 +10,7 @@ use super::queue::{QueueClass, Rank};
 use super::quotas::Quota;
 use super::tasks::TaskEntry;
 use crate::model::state_machine::TaskEvent;
-use crate::model::{Failure, Holder, NodeId, Registration, TaskId, TaskRecord};
+use crate::model::{Failure, Holder, KindName, NodeId, Registration, TaskId, TaskRecord};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -219,9 +219,11 @@ impl<'a> FreeSlots<'a> {
         let backoff = |node: &NodeId| entry.runtime.backoffs.get(node).filter(|backoff| backoff.until > now.boot);
         // What else keeps this task from a slot keeps all of its queue from one.
         let no_slot = || if rules.apart_from.is_some() { Choice::EligibleFull } else { Choice::NoFreeSlot };
-        let has_labels = |node: &NodeId| fleet.get(node).is_some_and(|there| rules.allow(&there.labels));
+        let kind = KindName::from(&entry.record.spec);
+        let is_able = |there: &Registration| rules.allow(&there.labels) && fleet.can_run(there, kind);
+        let is_able_node = |node: &NodeId| fleet.get(node).is_some_and(is_able);
         if let Some(node) = pinned {
-            let load = fleet.load(node).filter(|_| has_labels(node));
+            let load = fleet.load(node).filter(|_| is_able_node(node));
             return load
                 .and_then(|load| self.with_assigned(load, &entry.record))
                 .map_or_else(no_slot, |_| self.holder(node));
@@ -231,7 +233,7 @@ impl<'a> FreeSlots<'a> {
             return Choice::NoneEligible(error.clone());
         }
         let accepts = |there: &Registration| !there.stopping && !fleet.drains.contains_key(&there.node);
-        let is_fit = |node: &NodeId| eligible.has(node) && has_labels(node);
+        let is_fit = |node: &NodeId| eligible.has(node) && is_able_node(node);
         let is_fit_now = |node: &NodeId| is_fit(node) && !fleet.exclusions.leaves_out(node);
         // What no other node can run goes to an excluded one, and shows whether that works again.
         let excludes =
@@ -330,7 +332,9 @@ pub(crate) fn eligible_nodes<'a>(cluster: &'a ClusterState, record: &TaskRecord)
     let faults = |registration: &Registration| {
         record.faults_of(&Holder { node: registration.node.clone(), incarnation: registration.incarnation.clone() })
     };
-    let mut able = fleet.all().filter(|there| record.placement.allow(&there.labels)).peekable();
+    let kind = KindName::from(&record.spec);
+    let is_able = |there: &&Registration| record.placement.allow(&there.labels) && fleet.can_run(there, kind);
+    let mut able = fleet.all().filter(is_able).peekable();
     if able.peek().is_none() {
         // One that can run it may still register.
         return EligibleNodes::These(BTreeSet::new());

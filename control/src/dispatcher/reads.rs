@@ -6,10 +6,12 @@
 
 use super::Dispatcher;
 use super::event::{Event, FleetRead};
+use super::level::CenterLevel;
 use super::rollback_detection::RecordVersion;
 use crate::coord::paths;
 use crate::coord::{CoordError, Session, Watch, Znode};
-use crate::model::{Drain, NodeId, Record, Registration, ScheduleRecord, TaskId};
+use crate::model::level::LEVEL;
+use crate::model::{Abilities, Drain, Meta, NodeId, Record, Registration, Renewal, ScheduleRecord, TaskId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
@@ -205,6 +207,10 @@ impl Dispatcher {
         if fleet.runners.values().any(|registration| registration.stopping) {
             self.reads.fleet_at.get_or_insert(now + STOPPING_CHECK_EVERY);
         }
+        self.cluster.set_level(fleet.level);
+        self.cluster.fleet.set_abilities(fleet.abilities);
+        self.cluster.fleet.refused = fleet.refused;
+        self.cluster.set_unreadable(fleet.unreadable, now);
         self.cluster.observe_runners(fleet.runners, now);
         for (address, nodes) in self.cluster.fleet.find_conflicts() {
             let nodes = nodes.iter().map(NodeId::as_str).collect::<Vec<_>>().join(", ");
@@ -295,9 +301,12 @@ async fn read_fleet(session: Arc<dyn Session>, is_first: bool) -> Result<(FleetR
     session.sync().await?;
     let (nodes, watch) = session.children_and_watch(paths::RUNNERS).await?;
     let drains = session.children(paths::DRAINS).await?;
+    let refused = session.children(paths::REFUSED).await?;
     let schedules = if is_first { session.children(paths::SCHEDULES).await? } else { Vec::new() };
     let schedules = schedules.iter().map(|name| format!("{}/{name}", paths::SCHEDULES));
     let runners = nodes.iter().map(|node| paths::runner(node));
+    let runners = runners.chain(nodes.iter().map(|node| paths::abilities(node)));
+    let runners = runners.chain(refused.iter().map(|name| format!("{}/{name}", paths::REFUSED)));
     let paths = runners.chain(drains.iter().map(|node| paths::drain(node))).chain(schedules);
     let read = read_all(paths.collect(), {
         let session = session.clone();
@@ -315,11 +324,26 @@ async fn read_fleet(session: Arc<dyn Session>, is_first: bool) -> Result<(FleetR
             fleet.schedules.push((name, node));
             continue;
         }
+        if path.starts_with(paths::ABILITIES) {
+            // What cannot be decoded announces nothing.
+            if let Ok((name, able)) = decode::<Abilities>(&node.data, name) {
+                fleet.abilities.insert(name, able);
+            }
+            continue;
+        }
+        if path.starts_with(paths::REFUSED) {
+            if let Ok(process) = Registration::decode(&node.data) {
+                fleet.refused.entry(process.node).or_default().insert(process.address);
+            }
+            continue;
+        }
         let decoded = if path.starts_with(paths::RUNNERS) {
+            fleet.unreadable.extend(NodeId::new(name.as_str()));
             decode::<Registration>(&node.data, name).and_then(|(name, registration)| {
                 if registration.node != name {
                     return Err(format!("names itself {}", registration.node));
                 }
+                fleet.unreadable.remove(&name);
                 fleet.runners.insert(name, registration);
                 Ok(())
             })
@@ -332,7 +356,32 @@ async fn read_fleet(session: Arc<dyn Session>, is_first: bool) -> Result<(FleetR
             fleet.undecodable.insert(path, why);
         }
     }
+    let meta = session.get(paths::META).await?;
+    fleet.level = match meta.and_then(|node| Some((Meta::decode(&node.data).ok()?, node.stat.version))) {
+        Some((meta, version)) if meta.schema < LEVEL => {
+            let absent = read_absent(&session, &fleet).await?;
+            Some(CenterLevel { meta, version, absent })
+        }
+        Some((meta, version)) => Some(CenterLevel { meta, version, absent: BTreeMap::new() }),
+        None => None,
+    };
     Ok((fleet, watch))
+}
+
+/// Reads when each node that was registered once, and is not now, has renewed its lease last.
+async fn read_absent(session: &Arc<dyn Session>, fleet: &FleetRead) -> Result<BTreeMap<String, u64>, CoordError> {
+    let mut absent = BTreeMap::new();
+    for name in session.children(paths::LEASES).await? {
+        let is_there = |node: NodeId| fleet.runners.contains_key(&node);
+        if NodeId::new(name.as_str()).is_ok_and(is_there) {
+            continue;
+        }
+        let node = session.get(&paths::lease(&name)).await?;
+        let renewal = node.and_then(|node| Renewal::decode(&node.data).ok());
+        // One that cannot be read is as good as a new one.
+        absent.insert(name, renewal.map_or(u64::MAX, |renewal| renewal.unix_ms));
+    }
+    Ok(absent)
 }
 
 fn decode<R: Record>(data: &[u8], name: String) -> Result<(NodeId, R), String> {

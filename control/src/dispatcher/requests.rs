@@ -2,13 +2,14 @@
 
 use super::event::WriteOrigin;
 use super::handle::{Mutation, PAGE_MAX, Page, Query, Reply, Request};
+use super::level::check_level;
 use super::pending_mutations::not_found;
 use super::status::{RunnerSummary, RunningTotals, Status};
 use super::tasks::TaskEntry;
 use super::{Dispatcher, explain};
 use crate::model::{
-    Dependency, DesiredState, FenceMethod, GroupName, Membership, NodeId, Record, SignedOrder, Submission, TaskId,
-    TaskRecord, TaskState, Transitions,
+    Actor, Dependency, DesiredState, FenceMethod, GroupName, Membership, NodeId, Record, SignedOrder, Submission,
+    TaskId, TaskRecord, TaskState, Transitions,
 };
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::flow::graph::Condition;
@@ -27,7 +28,7 @@ impl Dispatcher {
     /// Serves one request, or starts the write that it needs.
     pub(crate) fn serve(&mut self, request: Request) {
         match request {
-            Request::Submit(submission, reply) => self.submit(*submission, reply),
+            Request::Submit(submission, by, reply) => self.submit(*submission, by, reply),
             Request::Get(id, reply) => {
                 let _ = reply.send(self.describe(&id).ok_or_else(|| not_found(&id)));
             }
@@ -43,8 +44,10 @@ impl Dispatcher {
             Request::Snapshot(reply) => {
                 let _ = reply.send(Ok(self.snapshot()));
             }
-            Request::Mutate(id, mutation, reply) => self.queue_mutation(id, mutation, reply),
+            Request::Mutate(id, mutation, by, reply) => self.queue_mutation(id, mutation, by, reply),
             Request::Runners(reply) => {
+                // No watch tells of refused processes: whoever asks again sees them.
+                self.reads.queue_fleet_read();
                 let _ = reply.send(Ok(self.runners()));
             }
             Request::Include(node, reply) => {
@@ -56,14 +59,14 @@ impl Dispatcher {
             Request::DrainIdle { count, lasts, reply } => {
                 let _ = reply.send(Ok(self.drain_idle(count, lasts)));
             }
-            Request::Fence(node, reply) => {
-                let _ = reply.send(self.fence(&node));
+            Request::Fence(node, by, reply) => {
+                let _ = reply.send(self.fence(&node, &by));
             }
             Request::Status(reply) => {
                 let _ = reply.send(Ok(self.status()));
             }
             Request::Settings { changes, if_version, reply } => self.change_settings(changes, if_version, reply),
-            Request::Schedule(name, command, reply) => self.queue_schedule_request(name, command, reply),
+            Request::Schedule(name, command, by, reply) => self.queue_schedule_request(name, command, by, reply),
             Request::GetSchedule(name, reply) => self.answer_about_schedule(&name, reply),
             Request::ListSchedules(after, reply) => {
                 let _ = reply.send(Ok(self.list_schedules(after.as_ref())));
@@ -84,8 +87,8 @@ impl Dispatcher {
         self.cluster.tasks.get(id).map(|entry| explain::describe(&self.cluster, entry, self.now()))
     }
 
-    pub(crate) fn submit(&mut self, submission: Submission, reply: Reply<Arc<TaskRecord>>) {
-        let record = match self.new_record(submission.clone()) {
+    pub(crate) fn submit(&mut self, submission: Submission, by: Actor, reply: Reply<Arc<TaskRecord>>) {
+        let record = match self.new_record(submission.clone(), by) {
             Ok(record) => record,
             Err(error) => {
                 let _ = reply.send(Err(error));
@@ -114,7 +117,7 @@ impl Dispatcher {
         Ok(())
     }
 
-    fn new_record(&self, submission: Submission) -> Result<TaskRecord> {
+    fn new_record(&self, submission: Submission, by: Actor) -> Result<TaskRecord> {
         self.check_fence(&submission)?;
         let live = self.cluster.tasks.len() - self.cluster.tasks.ended().len();
         let members = submission.spec.kind().group().map_or(0, |group| group.members as usize);
@@ -122,18 +125,16 @@ impl Dispatcher {
             let message = format!("too many tasks: {live} have not ended; wait for some, or cancel them");
             return Err(Error::new(Code::Overloaded, Side::Coordination, Operation::Write, message));
         }
+        if self.cluster.tasks.get(&submission.id).is_none() {
+            check_level(&self.cluster, &submission)?;
+        }
         self.check_retry(&submission)?;
-        let (after, group) = (self.dependencies(&submission)?, self.membership(&submission)?);
-        let record = TaskRecord { after, group, ..TaskRecord::new(submission, self.clock.unix_ms()) };
-        let bare = TaskRecord { after: Vec::new(), transitions: Transitions::default(), order: None, ..record.clone() };
-        if record.order.is_some() && record.encode().len() > SIGNED_BYTES_MAX {
-            let message = format!("with its signed order the task takes more than {SIGNED_BYTES_MAX} bytes");
-            return Err(Error::bad_request(message).advise("shorten its names, its input or what it waits for"));
-        }
-        match bare.encode().len() {
-            0..=NEW_BYTES_MAX => Ok(record),
-            bytes => Err(Error::bad_request(format!("the task has {bytes} bytes, at most {NEW_BYTES_MAX} fit"))),
-        }
+        let (after, group) = (self.dependencies(&submission)?, self.membership(&submission, &by)?);
+        let now_ms = self.clock.unix_ms();
+        let transitions = Transitions::created(now_ms, by);
+        let record = TaskRecord { after, group, transitions, ..TaskRecord::new(submission, now_ms) };
+        check_size(&record)?;
+        Ok(record)
     }
 
     /// Returns the dependencies of a new task. The tasks that it depends on must exist.
@@ -184,7 +185,7 @@ impl Dispatcher {
     }
 
     /// Returns the membership of a new task: its group must be there, must not be complete, and must not be ending.
-    fn membership(&self, submission: &Submission) -> Result<Option<Membership>> {
+    fn membership(&self, submission: &Submission, by: &Actor) -> Result<Option<Membership>> {
         let Some(GroupName { id, clean_up }) = &submission.group else { return Ok(None) };
         // A member that is submitted again may be in a group that is sealed by now.
         if self.cluster.tasks.get(&submission.id).is_some() {
@@ -200,6 +201,12 @@ impl Dispatcher {
         };
         if submission.spec.kind().group().is_some() {
             return refused(Code::BadRequest, format!("{} is a group: a group cannot be a member", submission.id));
+        }
+        if let Some(schedule) = record.schedule.as_ref().filter(|_| *by != Actor::Dispatcher) {
+            return refused(
+                Code::BadRequest,
+                format!("{id} is of schedule {schedule}, which stores its members itself"),
+            );
         }
         let stored = self.cluster.groups.get(id).map_or(0, |members| members.ids().len());
         if record.state != TaskState::Pending || stored >= spec.members as usize {
@@ -264,7 +271,7 @@ impl Dispatcher {
         let fleet = &self.cluster.fleet;
         let skew = self.config.clock_skew.as_ref().map(|skew| skew.borrow().clone()).unwrap_or_default();
         let nodes: BTreeSet<&NodeId> =
-            fleet.all().map(|registration| &registration.node).chain(fleet.drains.keys()).collect();
+            fleet.all().map(|there| &there.node).chain(fleet.drains.keys()).chain(fleet.unreadable()).collect();
         let summary = |node: &NodeId| {
             let drain = fleet.drains.get(node).map(|(drain, _)| drain.clone());
             let tasks = fleet.tasks(node).count();
@@ -274,7 +281,22 @@ impl Dispatcher {
                 (now.unix_ms.saturating_add(u64::try_from(left).unwrap_or(u64::MAX)), exclusion.why.clone())
             });
             let registration = fleet.get(node).cloned();
-            RunnerSummary { registration, node: node.clone(), tasks, drain, clock_offset_ms, excluded }
+            let last_ended = fleet.last_ended(node).map(|(at_ms, task)| (task.clone(), *at_ms));
+            let is_idle = tasks == 0 && registration.is_some();
+            RunnerSummary {
+                level: registration.as_ref().map_or(0, |there| fleet.level_of(there)),
+                registration,
+                node: node.clone(),
+                tasks,
+                drain,
+                clock_offset_ms,
+                excluded,
+                is_unreadable: fleet.is_unreadable(node),
+                idle_since_ms: last_ended.as_ref().map(|(_, at_ms)| *at_ms).filter(|_| is_idle),
+                last_ended,
+                failures: fleet.exclusions.failures(node),
+                refused: fleet.refused.get(node).into_iter().flatten().cloned().collect(),
+            }
         };
         nodes.into_iter().map(summary).collect()
     }
@@ -294,6 +316,7 @@ impl Dispatcher {
                 .collect(),
             undecodable: undecodable.map(|(path, why)| (path.clone(), why.clone())).collect(),
             runners: fleet.all().count(),
+            level: self.cluster.level.as_ref().map(|level| level.meta.schema),
             restarts: fleet.all().map(|there| there.restarts).fold(0, u64::saturating_add),
             running: running.fold(RunningTotals::default(), |totals, entry| {
                 totals.plus(&entry.telemetry().unwrap_or(entry.record.progress))
@@ -302,8 +325,8 @@ impl Dispatcher {
         }
     }
 
-    fn fence(&mut self, node: &NodeId) -> Result<Vec<oneshot::Receiver<Result<Arc<TaskRecord>>>>> {
-        if self.cluster.fleet.get(node).is_some() {
+    fn fence(&mut self, node: &NodeId, by: &Actor) -> Result<Vec<oneshot::Receiver<Result<Arc<TaskRecord>>>>> {
+        if self.cluster.fleet.get(node).is_some() || self.cluster.fleet.is_unreadable(node) {
             let message =
                 format!("{node} is registered, so it is not off: stop it, or wait until its registration ends");
             return Err(Error { retryable: true, ..Error::new(Code::Busy, Side::Caller, Operation::Parse, message) });
@@ -320,7 +343,7 @@ impl Dispatcher {
         let mut answers = Vec::new();
         for id in ids {
             let (reply, answer) = oneshot::channel();
-            self.queue_mutation(id, Mutation::Confirm(node.clone()), reply);
+            self.queue_mutation(id, Mutation::Confirm(node.clone()), by.clone(), reply);
             answers.push(answer);
         }
         tracing::warn!(%node, tasks = answers.len(), "operator confirmed that the node is off");
@@ -331,6 +354,19 @@ impl Dispatcher {
 /// Returns how many bytes a signed order takes in a record.
 pub(crate) fn order_bytes(order: Option<&SignedOrder>) -> usize {
     order.map_or(0, |order| serde_json::to_vec(order).map_or(0, |text| text.len()))
+}
+
+/// Refuses a new task whose record would leave no room for what is added later.
+pub(crate) fn check_size(record: &TaskRecord) -> Result<()> {
+    if record.order.is_some() && record.encode().len() > SIGNED_BYTES_MAX {
+        let message = format!("with its signed order the task takes more than {SIGNED_BYTES_MAX} bytes");
+        return Err(Error::bad_request(message).advise("shorten its names, its input or what it waits for"));
+    }
+    let own = TaskRecord { after: Vec::new(), transitions: Transitions::default(), order: None, ..record.clone() };
+    match own.encode().len() {
+        0..=NEW_BYTES_MAX => Ok(()),
+        bytes => Err(Error::bad_request(format!("the task has {bytes} bytes, at most {NEW_BYTES_MAX} fit"))),
+    }
 }
 
 /// Tells whether a stored task was made from a request for the same work after the same tasks in the same group.

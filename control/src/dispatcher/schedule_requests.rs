@@ -3,12 +3,17 @@
 use super::Dispatcher;
 use super::event::ScheduleOrigin;
 use super::handle::{NewSchedule, PAGE_MAX, Reply, ScheduleCommand, ScheduleView};
+use super::level::check_level;
 use super::now::Now;
-use super::requests::{NEW_BYTES_MAX, order_bytes};
+use super::requests::{NEW_BYTES_MAX, check_size, order_bytes};
+use super::schedule_groups::needs_template;
 use super::schedules::{ScheduleEntry, facts};
 use super::write_schedule::ScheduleUpdate;
-use crate::model::schedule::{Facts, Predecessor};
-use crate::model::{OpId, Record, ScheduleName, ScheduleRecord, ScheduleState, Submission, TaskId, Trigger};
+use crate::model::schedule::{Facts, Predecessor, check_members, encode_members};
+use crate::model::{
+    Actor, MemberTemplate, OpId, Record, ScheduleName, ScheduleRecord, ScheduleState, Submission, TaskId, TaskRecord,
+    Trigger,
+};
 use blockhaul_engine::error::{Code, Detail, Error, Operation, Result, Side};
 use std::collections::VecDeque;
 
@@ -24,6 +29,7 @@ const NEXT_SHOWN: usize = 5;
 pub(crate) struct ScheduleRequest {
     name: ScheduleName,
     command: ScheduleCommand,
+    by: Actor,
     reply: Reply<ScheduleView>,
 }
 
@@ -40,9 +46,10 @@ impl Dispatcher {
         &mut self,
         name: ScheduleName,
         command: ScheduleCommand,
+        by: Actor,
         reply: Reply<ScheduleView>,
     ) {
-        self.schedule_requests.push_back(ScheduleRequest { name, command, reply });
+        self.schedule_requests.push_back(ScheduleRequest { name, command, by, reply });
     }
 
     /// Starts the writes of all commands whose schedules have no other write under way.
@@ -50,7 +57,8 @@ impl Dispatcher {
         let mut waiting = VecDeque::new();
         for request in std::mem::take(&mut self.schedule_requests) {
             let is_earlier = |earlier: &ScheduleRequest| earlier.name == request.name;
-            if self.cluster.schedules.is_being_written(&request.name) || waiting.iter().any(is_earlier) {
+            let is_held = self.cluster.schedules.is_being_written(&request.name) || self.has_to_wait(&request);
+            if is_held || waiting.iter().any(is_earlier) {
                 waiting.push_back(request);
             } else {
                 self.start_schedule_request(request, now);
@@ -59,11 +67,29 @@ impl Dispatcher {
         self.schedule_requests = waiting;
     }
 
+    /// Tells whether a request has to wait until the members of the schedule's last group are stored, as they are made
+    /// from the template that it replaces or removes.
+    fn has_to_wait(&self, ScheduleRequest { name, command, .. }: &ScheduleRequest) -> bool {
+        let changes_template = match command {
+            ScheduleCommand::Add(new) => {
+                let known = self.cluster.schedules.get(name);
+                !new.cancel_live && known.is_some_and(|entry| entry.record.request != new.request)
+            }
+            ScheduleCommand::Remove { cancel_live } => !cancel_live,
+            ScheduleCommand::Pause
+            | ScheduleCommand::Resume
+            | ScheduleCommand::Run
+            | ScheduleCommand::RunSigned { .. }
+            | ScheduleCommand::RefireFrom(_) => false,
+        };
+        changes_template && needs_template(&self.cluster, name)
+    }
+
     fn start_schedule_request(&mut self, request: ScheduleRequest, now: Now) {
-        let ScheduleRequest { name, command, reply } = request;
+        let ScheduleRequest { name, command, by, reply } = request;
         let change = match command {
             ScheduleCommand::Add(new) => self.addition(*new, now),
-            command => self.change(&name, &command, now).map(Some),
+            command => self.change(&name, &command, &by, now).map(Some),
         };
         match change {
             Err(error) => {
@@ -76,7 +102,7 @@ impl Dispatcher {
             Ok(Some(Change { update, cancelled })) => {
                 let removed =
                     update.after.is_none().then(|| self.view_schedule(&name, now).ok().map(Box::new)).flatten();
-                self.write_schedule(update, ScheduleOrigin::Client { reply, removed, cancelled });
+                self.write_schedule(update, ScheduleOrigin::Client { reply, removed, cancelled, by });
             }
         }
     }
@@ -98,6 +124,7 @@ impl Dispatcher {
         let (version, cancels) = (known.map(|entry| entry.version), new.cancel_live);
         let last_task = known.and_then(|entry| entry.record.last_task.clone());
         let replaced = known.map_or(0, |entry| entry.record.version);
+        let parts = encode_members(&new.members)?;
         let record = self.new_schedule(new, replaced + 1, last_task, now)?;
         let live = facts(&self.cluster, &record, now).predecessor;
         let cancelled = live.map(|live| live.id).filter(|_| cancels);
@@ -105,6 +132,7 @@ impl Dispatcher {
             name: record.name.clone(),
             known: version,
             after: Some(record),
+            members: Some(parts),
             task: None,
             unchanged: None,
         };
@@ -118,7 +146,7 @@ impl Dispatcher {
         last_task: Option<TaskId>,
         now: Now,
     ) -> Result<ScheduleRecord> {
-        let NewSchedule { name, request, trigger, zone, template, catch_up, keep, .. } = new;
+        let NewSchedule { name, request, trigger, zone, template, members, catch_up, keep, .. } = new;
         let boot = trigger.boots_of().and_then(|node| self.cluster.fleet.get(node));
         let record = ScheduleRecord {
             request,
@@ -127,6 +155,7 @@ impl Dispatcher {
             trigger,
             zone,
             template,
+            parts: encode_members(&members)?.len() as u64,
             catch_up,
             keep,
             state: ScheduleState::Active,
@@ -156,15 +185,32 @@ impl Dispatcher {
                 format!("all schedules together would fire {rate:.1} times a second: at most {RATE_MAX} will");
             return Err(overloaded(message));
         }
-        self.check_fence(&record.task_now(now.unix_ms)?)?;
+        self.check_tasks(&record, &members, now)?;
         match record.encode().len() - order_bytes(record.template.order.as_ref()) {
             0..=NEW_BYTES_MAX => Ok(record),
             bytes => Err(Error::bad_request(format!("the schedule has {bytes} bytes, at most {NEW_BYTES_MAX} fit"))),
         }
     }
 
+    /// Checks the task that a new schedule would make now, and its members.
+    fn check_tasks(&self, record: &ScheduleRecord, members: &[MemberTemplate], now: Now) -> Result<()> {
+        let first = record.task_now(now.unix_ms)?;
+        self.check_fence(&first)?;
+        check_level(&self.cluster, &first)?;
+        let wanted = first.spec.kind().group().map_or(0, |group| group.members as usize);
+        if wanted != members.len() {
+            return Err(Error::bad_request(format!("the batch has {} members, not {wanted}", members.len())));
+        }
+        check_members(members)?;
+        for member in record.members(members, &first.id, now.unix_ms)? {
+            self.check_fence(&member)?;
+            check_size(&TaskRecord::new(member, now.unix_ms))?;
+        }
+        Ok(())
+    }
+
     /// Returns the change that a command makes to a schedule that exists.
-    fn change(&self, name: &ScheduleName, command: &ScheduleCommand, now: Now) -> Result<Change> {
+    fn change(&self, name: &ScheduleName, command: &ScheduleCommand, by: &Actor, now: Now) -> Result<Change> {
         let entry = self.cluster.schedules.get(name).ok_or_else(|| not_found(name))?;
         let facts = facts(&self.cluster, &entry.record, now);
         let record = &*entry.record;
@@ -182,13 +228,13 @@ impl Dispatcher {
             ScheduleCommand::Run => {
                 let submission = idle_task(record, &facts, |record| record.task_now(facts.now_ms))?;
                 let after = record.run(&submission, now.unix_ms);
-                task = Some(self.task_of_schedule(name, submission, now));
+                task = Some(self.task_of_schedule(name, submission, by.clone(), now));
                 Some(after)
             }
             ScheduleCommand::RunSigned { at_ms, order } => {
                 let submission = idle_task(record, &facts, |record| record.task_at(*at_ms, order.clone()))?;
                 let after = record.run(&submission, *at_ms);
-                task = Some(self.task_of_schedule(name, submission, now));
+                task = Some(self.task_of_schedule(name, submission, by.clone(), now));
                 Some(after)
             }
             ScheduleCommand::Remove { .. } | ScheduleCommand::Add(_) => None,
@@ -197,7 +243,7 @@ impl Dispatcher {
         let is_cancelled = matches!(command, ScheduleCommand::Remove { cancel_live: true });
         let cancelled = facts.predecessor.map(|live| live.id).filter(|_| is_cancelled);
         let known = Some(entry.version);
-        let update = ScheduleUpdate { name: name.clone(), known, after, task, unchanged: None };
+        let update = ScheduleUpdate { name: name.clone(), known, after, members: None, task, unchanged: None };
         Ok(Change { update, cancelled })
     }
 
@@ -235,7 +281,7 @@ impl Dispatcher {
     /// Explains why a schedule makes no task although it may be time; `None`: it will.
     fn standstill_reason(&self, entry: &ScheduleEntry, now: Now) -> Option<String> {
         if let Some(failure) = &entry.failure {
-            return Some(format!("its record cannot be written: {failure}"));
+            return Some(failure.clone());
         }
         if let Some(reason) = entry.record.stuck_reason(now.unix_ms) {
             return Some(reason);

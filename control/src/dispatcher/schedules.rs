@@ -8,7 +8,7 @@ use super::decision::{Budget, Decision};
 use super::explain;
 use super::now::Now;
 use crate::model::schedule::{Facts, Predecessor, Step, Timer};
-use crate::model::{NodeId, ScheduleName, ScheduleRecord, ScheduleState, TaskId, TaskRecord};
+use crate::model::{MemberTemplate, NodeId, ScheduleName, ScheduleRecord, ScheduleState, TaskId, TaskRecord, TaskSpec};
 use blockhaul_engine::error::Result;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,8 +26,24 @@ pub(crate) struct ScheduleEntry {
     pub(crate) timer: Timer,
     /// Instants a second, estimated.
     rate: f64,
-    /// Why its last write has failed, if it has.
+    /// Why its last write has failed, if it has, or why its batch cannot be read.
     pub(crate) failure: Option<String>,
+    /// Members of its batch.
+    pub(crate) members: MembersRead,
+}
+
+/// How far the members of a schedule's batch are read. They are kept only while they are stored as tasks.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) enum MembersRead {
+    /// Nobody has asked for them.
+    #[default]
+    Unread,
+    /// They are being read.
+    Reading,
+    /// They could not be read, and are read again at this boot time.
+    Failed(Duration),
+    /// These.
+    Read(Arc<Vec<MemberTemplate>>),
 }
 
 /// All schedules, by name and by what makes them due.
@@ -85,7 +101,9 @@ impl Schedules {
             let known = &entry.record;
             (&known.trigger, &known.zone, known.created_ms) == (&record.trigger, &record.zone, record.created_ms)
         };
-        let known = self.entries.get(&name).filter(is_same).map(|entry| (entry.timer.clone(), entry.rate));
+        let same = self.entries.get(&name).filter(is_same);
+        let members = same.filter(|entry| entry.record.version == record.version).map(|entry| entry.members.clone());
+        let known = same.map(|entry| (entry.timer.clone(), entry.rate));
         let (timer, rate) = match known {
             Some(known) => known,
             None => {
@@ -105,7 +123,8 @@ impl Schedules {
             self.ready.insert(name.clone(), now.boot);
         }
         let record = Arc::new(record);
-        self.entries.insert(name, ScheduleEntry { record, version, timer, rate, failure: None });
+        let members = members.unwrap_or_default();
+        self.entries.insert(name, ScheduleEntry { record, version, timer, rate, failure: None, members });
         Ok(())
     }
 
@@ -229,7 +248,9 @@ pub(crate) fn decide_schedules(
         let Some(entry) = cluster.schedules.get(name) else { continue };
         let decision = match entry.record.next_step(&entry.timer, &facts(cluster, &entry.record, now)) {
             None => Decision::ScheduleIdle(name.clone()),
-            Some(Step::Fire(..)) if live >= tasks_max => Decision::ScheduleWakeAt(name.clone(), now.boot + FULL_RETRY),
+            Some(Step::Fire(_, task)) if live + member_count(&task.spec) >= tasks_max => {
+                Decision::ScheduleWakeAt(name.clone(), now.boot + FULL_RETRY)
+            }
             Some(step) => Decision::Schedule(name.clone(), step),
         };
         if !budget.spend(&decision) {
@@ -237,6 +258,11 @@ pub(crate) fn decide_schedules(
         }
         decisions.push(decision);
     }
+}
+
+/// Returns the number of members of a task that is a group.
+fn member_count(spec: &TaskSpec) -> usize {
+    spec.kind().group().map_or(0, |group| group.members as usize)
 }
 
 /// Returns what a schedule sees when it decides.

@@ -7,7 +7,9 @@ use super::now::Now;
 use super::write::{RecordChange, Writer};
 use crate::coord::{Znode, paths};
 use crate::model::state_machine::TaskEvent;
-use crate::model::{OpId, Record, RunTask, SettingName, Settings, Submission, TaskId, TaskRecord, TaskSpec, TaskState};
+use crate::model::{
+    Actor, OpId, Record, RunTask, SettingName, Settings, Submission, TaskId, TaskRecord, TaskSpec, TaskState,
+};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::time::Duration;
 
@@ -72,7 +74,7 @@ impl Dispatcher {
             && !self.submitters.contains_key(&name)
         {
             let (reply, _) = tokio::sync::oneshot::channel();
-            self.submit(notification(name, &record, hook), reply);
+            self.submit(notification(name, &record, hook), Actor::Dispatcher, reply);
         }
     }
 }

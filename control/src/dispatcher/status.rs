@@ -1,6 +1,6 @@
 //! Reports the state of the leader.
 
-use crate::model::{Drain, Epoch, Leader, NodeId, Progress, Registration, TaskState};
+use crate::model::{Drain, Epoch, Leader, NodeId, Progress, Registration, TaskId, TaskState};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
@@ -17,6 +17,8 @@ pub(crate) struct Status {
     pub undecodable: Vec<(String, String)>,
     /// Number of registered runners.
     pub runners: usize,
+    /// Level of the center, if it has one.
+    pub level: Option<u32>,
     /// Restarts of the processes of all registered nodes together.
     pub restarts: u64,
     /// Progress of all running tasks together.
@@ -40,6 +42,18 @@ pub(crate) struct RunnerSummary {
     pub clock_offset_ms: Option<i64>,
     /// Until when it is excluded, in milliseconds since 1970, and why.
     pub excluded: Option<(u64, String)>,
+    /// Whether its registration cannot be decoded.
+    pub is_unreadable: bool,
+    /// Level that it announces; 0: it is not registered.
+    pub level: u32,
+    /// Since when it holds no task, in milliseconds since 1970, if that is known.
+    pub idle_since_ms: Option<u64>,
+    /// The task whose attempt has ended last on it, and when, in milliseconds since 1970.
+    pub last_ended: Option<(TaskId, u64)>,
+    /// Number of failures in a row that count for its exclusion.
+    pub failures: usize,
+    /// Addresses of processes of its name that are kept from registering.
+    pub refused: Vec<String>,
 }
 
 /// Progress of several tasks together.

@@ -17,6 +17,8 @@ const NODES_NAMED_MAX: usize = 4;
 enum Obstacle {
     /// It does not have the labels that the task needs.
     Labels,
+    /// Its `taskd` does not know this kind of task.
+    Kind(KindName),
     /// It has failed the task, and another node is tried first.
     Failed,
     /// The task is to be moved away from it.
@@ -62,12 +64,14 @@ pub(crate) fn unplaced_reason(cluster: &ClusterState, entry: &TaskEntry, now: No
 /// Returns the numbers of nodes that cannot have a task now, by what keeps them from it.
 fn obstacles(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> BTreeMap<Obstacle, usize> {
     let (record, fleet) = (&entry.record, &cluster.fleet);
+    let kind = KindName::from(&record.spec);
     let is_plain = record.placement.is_unset()
         && record.moving.is_none()
         && record.failed_nodes().is_empty()
         && entry.runtime.backoffs.is_empty()
         && fleet.exclusions.is_empty()
-        && fleet.quotas.most(KindName::from(&record.spec)).is_none();
+        && fleet.quotas.most(kind).is_none()
+        && !fleet.may_lack(kind);
     if is_plain {
         // Nothing depends on the task: with a thousand nodes, looking at each for every task of a list takes too long.
         let unavailable = fleet.unavailable().iter().filter(|(_, count)| **count > 0);
@@ -94,6 +98,10 @@ fn obstacle(
     if !record.placement.allow(&there.labels) {
         return Some(Obstacle::Labels);
     }
+    let kind = KindName::from(&record.spec);
+    if !fleet.can_run(there, kind) {
+        return Some(Obstacle::Kind(kind));
+    }
     if !record.may_run_on(node) {
         return Some(Obstacle::MovedFrom);
     }
@@ -119,6 +127,7 @@ fn counted(obstacle: Obstacle, count: usize, record: &TaskRecord) -> String {
     let labels = || record.placement.require.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>();
     match obstacle {
         Obstacle::Labels => format!("{count} {lacks} {}", labels().join(" ")),
+        Obstacle::Kind(kind) => format!("{count} {has} a taskd that cannot run a {}", <&str>::from(kind)),
         Obstacle::Failed => format!("{count} {has} failed it"),
         Obstacle::MovedFrom => format!("{count} {is} to run it no longer"),
         Obstacle::Unavailable(Unavailability::Stopping) => format!("{count} {is} stopping"),

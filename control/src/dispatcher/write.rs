@@ -14,6 +14,7 @@ use crate::coord::{CoordError, CreateMode, Done, Op, Refusal, Session, Znode, Zx
 use crate::model::state_machine::{ClaimChange, claim_change};
 use crate::model::{Claim, Epoch, OpId, Record, TaskId, TaskRecord};
 use blockhaul_engine::error::Error;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -199,10 +200,19 @@ impl Writer {
 
     /// As [`Writer::read_committed`], of any node.
     pub(crate) async fn read_committed_node(&self, path: &str) -> Result<Option<Znode>, CoordError> {
+        self.read_until_connected(|| self.session.get(path)).await
+    }
+
+    /// Reads after all committed writes. Waits for the connection.
+    pub(crate) async fn read_until_connected<T, F>(&self, read: impl Fn() -> F + Send + Sync) -> Result<T, CoordError>
+    where
+        F: Future<Output = Result<T, CoordError>> + Send,
+        T: Send,
+    {
         loop {
             let read = async {
                 self.session.sync().await?;
-                self.session.get(path).await
+                read().await
             };
             match read.await {
                 Err(CoordError::NotConnected | CoordError::Unknown(_)) if !self.leader_term.has_ended() => {

@@ -1,11 +1,12 @@
-//! Writes the record of a schedule, together with the task that it makes, as one multi that checks the term and the
-//! version.
+//! Writes the record of a schedule, together with the members of its batch and the task that it makes, as one multi that
+//! checks the term and the version; and reads the members.
 
 use super::write::{Denial, Writer};
 use crate::cluster::election::CommitError;
 use crate::coord::paths;
 use crate::coord::{CoordError, CreateMode, Done, Op, Znode};
-use crate::model::{OpId, Record, ScheduleName, ScheduleRecord, TaskId, TaskRecord};
+use crate::model::schedule::decode_members;
+use crate::model::{MemberTemplate, OpId, Record, ScheduleName, ScheduleRecord, TaskId, TaskRecord};
 
 /// Change of a schedule.
 #[derive(Clone, Debug)]
@@ -15,6 +16,8 @@ pub(crate) struct ScheduleUpdate {
     pub(crate) known: Option<i32>,
     /// Record that is stored; `None`: it is deleted.
     pub(crate) after: Option<ScheduleRecord>,
+    /// Members of its batch as they are stored, which replace those of before; `None`: these stay.
+    pub(crate) members: Option<Vec<Vec<u8>>>,
     /// Task that is created in the same write.
     pub(crate) task: Option<TaskRecord>,
     /// Task that must not have changed, and the version of its node as it is known.
@@ -43,7 +46,11 @@ pub(crate) enum ScheduleWritten {
 impl Writer {
     /// Writes a change of a schedule, until its outcome is known.
     pub(crate) async fn update_schedule(self, update: ScheduleUpdate) -> ScheduleWritten {
-        let ops = operations(&update);
+        let parts = match self.stored_parts(&update).await {
+            Ok(parts) => parts,
+            Err(error) => return ScheduleWritten::Failed(error),
+        };
+        let ops = operations(&update, parts);
         let mut was_sent = false;
         loop {
             let mut refused = None;
@@ -97,9 +104,41 @@ impl Writer {
     }
 }
 
-/// Returns the operations of a change, the schedule's own first.
-fn operations(update: &ScheduleUpdate) -> Vec<Op> {
+impl Writer {
+    /// Returns the paths of the parts of its batch that a change deletes.
+    async fn stored_parts(&self, update: &ScheduleUpdate) -> Result<Vec<String>, CoordError> {
+        let goes = update.after.is_none() || update.members.is_some();
+        if update.known.is_none() || !goes {
+            return Ok(Vec::new());
+        }
+        let path = paths::schedule(&update.name);
+        // Whatever is there has to go, also what a leader has left behind that knows no batches.
+        let names = self.read_until_connected(|| self.session.children(&path)).await?;
+        Ok(names.into_iter().map(|name| format!("{path}/{name}")).collect())
+    }
+
+    /// Reads the members of a schedule's batch.
+    ///
+    /// # Errors
+    /// A failure of the service, or which node is missing or cannot be decoded.
+    pub(crate) async fn read_members(&self, name: &ScheduleName, parts: u64) -> Result<Vec<MemberTemplate>, String> {
+        let mut members = Vec::new();
+        for part in 0..usize::try_from(parts).unwrap_or(usize::MAX) {
+            let path = paths::schedule_part(name, part);
+            let node = self.read_committed_node(&path).await.map_err(|error| error.to_string())?;
+            let node = node.ok_or_else(|| format!("{path} is missing"))?;
+            let read = decode_members(&node.data).map_err(|error| format!("{path} cannot be decoded: {error}"))?;
+            members.extend(read);
+        }
+        Ok(members)
+    }
+}
+
+/// Returns the operations of a change. That of the schedule's own node is the first one, unless it is deleted: nodes below it
+/// go first. Parts of a batch are never changed, so that each has version 0.
+fn operations(update: &ScheduleUpdate, stored_parts: Vec<String>) -> Vec<Op> {
     let path = paths::schedule(&update.name);
+    let gone = stored_parts.into_iter().map(|path| Op::Delete { path, version: 0 });
     let create = |path, data| Op::Create { path, data, mode: CreateMode::Persistent };
     let own = match (update.known, &update.after) {
         (None, Some(after)) => Some(create(path, after.encode())),
@@ -109,7 +148,12 @@ fn operations(update: &ScheduleUpdate) -> Vec<Op> {
     };
     let task = update.task.as_ref().map(|task| create(paths::task(&task.id), task.encode()));
     let check = update.unchanged.as_ref().map(|(id, version)| Op::Check { path: paths::task(id), version: *version });
-    own.into_iter().chain(task).chain(check).collect()
+    if update.after.is_none() {
+        return gone.chain(own).chain(task).chain(check).collect();
+    }
+    let parts = update.members.iter().flatten().enumerate();
+    let parts = parts.map(|(part, data)| create(paths::schedule_part(&update.name, part), data.clone()));
+    own.into_iter().chain(gone).chain(parts).chain(task).chain(check).collect()
 }
 
 fn version_after(update: &ScheduleUpdate, done: &[Done]) -> i32 {

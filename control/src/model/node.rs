@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 /// Schema of all records, checked by every `taskd` before it does anything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
-    /// 1.
+    /// Level of the center: see [`level`](super::level).
     pub schema: u32,
     /// Random identity of the center.
     pub center: String,
@@ -56,8 +56,24 @@ pub struct Registration {
     /// Number of earlier starts of its `taskd` in the same state directory.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub restarts: u64,
+    /// How the last run of its `taskd` has ended, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_end: Option<LastEnd>,
     /// Operation id of the last write.
     pub op: OpId,
+}
+
+/// How a run of `taskd` has ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastEnd {
+    /// `stopped`, `stopped-at-once`, `stop-timed-out`, `failed`, `crashed` or `host-restarted`.
+    pub how: String,
+    /// Signal or error, if there was one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+    /// When, in milliseconds since 1970, if it could still say so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_ms: Option<u64>,
 }
 
 /// Committed renewal: the only thing that extends a lease.
@@ -117,6 +133,7 @@ impl Registration {
             stopping: false,
             data: None,
             restarts: 0,
+            last_end: None,
             op: OpId(String::from("op")),
         }
     }
@@ -130,9 +147,14 @@ mod tests {
     fn a_registration_is_read_with_and_without_what_came_later() {
         let plain = Registration::example("n");
         let text = String::from_utf8(plain.encode()).unwrap();
-        assert!(!text.contains("data") && !text.contains("restarts"), "an older taskd reads it: {text}");
+        assert!(
+            ["data", "restarts", "last_end"].iter().all(|later| !text.contains(later)),
+            "an older taskd reads it: {text}"
+        );
         assert_eq!(Registration::decode(text.as_bytes()).unwrap(), plain);
-        let newer = Registration { data: Some("10.0.0.1:7401".parse().unwrap()), restarts: 3, ..plain };
+        let end = LastEnd { how: String::from("stopped"), detail: String::from("SIGTERM"), at_ms: Some(5) };
+        let newer =
+            Registration { data: Some("10.0.0.1:7401".parse().unwrap()), restarts: 3, last_end: Some(end), ..plain };
         assert_eq!(Registration::decode(&newer.encode()).unwrap(), newer);
     }
 }

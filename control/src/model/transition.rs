@@ -158,6 +158,13 @@ impl Transitions {
         while self.bytes() > BYTES_MAX && self.drop_oldest_of(1) {}
     }
 
+    /// Says who has asked for the newest one.
+    pub(crate) fn attribute(&mut self, by: Actor) {
+        if let Some(newest) = self.0.pop() {
+            self.push(Transition { by, ..newest });
+        }
+    }
+
     /// Shortens all reasons.
     pub(super) fn shorten(&mut self) {
         self.0.iter_mut().for_each(Transition::shorten);

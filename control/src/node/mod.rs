@@ -181,6 +181,7 @@ impl Node {
             runners: Arc::clone(&runners) as Arc<dyn RunnerClient>,
         };
         let incarnation = Incarnation(uuid::Uuid::new_v4().simple().to_string());
+        let last_end = handle.begin_run(state.path(), &incarnation);
         let identity =
             LocalIdentity { center: center.clone(), node: config.node.clone(), incarnation: incarnation.clone() };
         let listener = listen(&config, &state, &identity, &roles, vip.as_ref()).await?;
@@ -191,7 +192,8 @@ impl Node {
         let to_leader = GrpcLeaderClient::new(channels, center.clone(), leader_seen);
         let dependencies = runner_dependencies(executor, to_leader, &state);
         let data = storage_probe.as_ref().map(StorageProbe::address);
-        let runner_config = RunnerConfig { data, restarts, ..runner_config(&config, &identity, &address, &state)? };
+        let runner_config =
+            RunnerConfig { data, restarts, last_end, ..runner_config(&config, &identity, &address, &state)? };
         let runner_pulse = runner_config.liveness.clone();
         let runner = Runner::new(runner_config, dependencies);
         let metrics = metrics(&config, &roles, &runner).await?;

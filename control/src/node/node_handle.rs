@@ -5,7 +5,11 @@
 use super::overview::Overview;
 use super::shutdown::StopHandle;
 use crate::attempt_log::AttemptLogs;
+use crate::clock::{Clock, HostClock};
 use crate::config::Limits;
+use crate::model::{Incarnation, LastEnd};
+use crate::runner::{begin_run, boot_id, end_run};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 /// Handle of one node. Clones control the same one.
@@ -14,6 +18,8 @@ pub struct NodeHandle {
     stopper: StopHandle,
     overview: Arc<OnceLock<Overview>>,
     attempt_logs: AttemptLogs,
+    /// State directory and incarnation of the run, once it has begun.
+    run: Arc<OnceLock<(PathBuf, Incarnation)>>,
 }
 
 impl NodeHandle {
@@ -28,6 +34,24 @@ impl NodeHandle {
     #[must_use]
     pub fn attempt_logs(&self) -> &AttemptLogs {
         &self.attempt_logs
+    }
+
+    /// Notes in the state directory that the run begins. Returns how the last one ended, if that is known.
+    pub(super) fn begin_run(&self, folder: &Path, incarnation: &Incarnation) -> Option<LastEnd> {
+        let _ = self.run.set((folder.to_owned(), incarnation.clone()));
+        begin_run(folder, incarnation, &boot_id()).unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot note that this run begins: 'blockhaul runners' does not show how it ended");
+            None
+        })
+    }
+
+    /// Notes how the run ends, for the next one: `how` is a word of the registration. Does nothing if it has not begun.
+    pub fn end_run(&self, how: &str, detail: String) {
+        let Some((folder, incarnation)) = self.run.get() else { return };
+        let end = LastEnd { how: how.to_owned(), detail, at_ms: Some(HostClock.unix_ms()) };
+        if let Err(error) = end_run(folder, incarnation, end) {
+            tracing::warn!(%error, "cannot note how this run ends");
+        }
     }
 
     /// Attaches the node that was initialised.

@@ -6,16 +6,18 @@ use super::all_tasks::{self, Subscription};
 use super::checks;
 use super::convert::state_of;
 use super::error::RpcError;
+use super::handshake::caller_of;
 use super::limits::{HEARTBEAT_EVERY, PAGE_BYTES_MAX, PAGE_ITEMS_MAX, SUBSCRIBERS_MAX, WATCH_EVERY, WATCHES_MAX};
 use super::local_roles::NodeRoles;
 use super::logs::{LOG_QUEUE, LogReader, Which};
 use super::schedules;
 use super::wire::{self, center_server::Center};
+use crate::access::Caller;
 use crate::clock::{Clock, HostClock};
 use crate::cluster::clock_skew::is_off;
 use crate::dispatcher::{self, Query, RunnerSummary, ScheduleCommand, Subscriber};
 use crate::model::{
-    DrainMode, KindName, NodeId, ScheduleName, SettingName, Settings, SignedOrder, Submission, TaskChanges,
+    DrainMode, KindName, LastEnd, NodeId, ScheduleName, SettingName, Settings, SignedOrder, Submission, TaskChanges,
     TaskCommand, TaskId, TaskRecord,
 };
 use crate::order::OrderVerifier;
@@ -72,15 +74,21 @@ impl CenterService {
         self.roles.dispatcher().map(drop)
     }
 
-    async fn command(&self, id: String, command: TaskCommand) -> Result<Response<wire::Task>, Status> {
-        let dispatcher = self.roles.dispatcher()?;
+    async fn command(&self, by: Caller, id: String, command: TaskCommand) -> Result<Response<wire::Task>, Status> {
+        let dispatcher = self.roles.dispatcher()?.of_client(by.name.as_deref());
         let id = TaskId::new(id).map_err(RpcError::from)?;
         let task = dispatcher.command(&id, command).await.map_err(RpcError::from)?;
         reply(&task)
     }
 
-    async fn schedule(&self, name: &ScheduleName, command: ScheduleCommand) -> Answer<wire::Schedule> {
-        let view = self.roles.dispatcher()?.schedule(name, command).await.map_err(RpcError::from)?;
+    async fn schedule(&self, by: Caller, name: &ScheduleName, command: ScheduleCommand) -> Answer<wire::Schedule> {
+        let view = self
+            .roles
+            .dispatcher()?
+            .of_client(by.name.as_deref())
+            .schedule(name, command)
+            .await
+            .map_err(RpcError::from)?;
         Ok(Response::new(view.into()))
     }
 }
@@ -120,7 +128,7 @@ impl CenterService {
 impl Center for CenterService {
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn submit(&self, request: Request<wire::SubmitRequest>) -> Answer<wire::Task> {
-        let dispatcher = self.roles.dispatcher()?;
+        let dispatcher = self.roles.dispatcher()?.of_client(caller_of(&request).name.as_deref());
         let order = Submission::check(request.into_inner(), self.here.as_ref()).map_err(RpcError::from)?;
         if let Some(orders) = &self.orders {
             orders.check_submission(&order, HostClock.unix_ms()).map_err(RpcError::from)?;
@@ -216,28 +224,29 @@ impl Center for CenterService {
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn seal(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
-        self.command(request.into_inner().id, TaskCommand::Seal).await
+        self.command(caller_of(&request), request.into_inner().id, TaskCommand::Seal).await
     }
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn cancel(&self, request: Request<wire::CancelRequest>) -> Answer<wire::Task> {
+        let by = caller_of(&request);
         let wire::CancelRequest { id, all } = request.into_inner();
-        self.command(id, if all { TaskCommand::CancelAll } else { TaskCommand::Cancel }).await
+        self.command(by, id, if all { TaskCommand::CancelAll } else { TaskCommand::Cancel }).await
     }
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn pause(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
-        self.command(request.into_inner().id, TaskCommand::Pause).await
+        self.command(caller_of(&request), request.into_inner().id, TaskCommand::Pause).await
     }
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn resume(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
-        self.command(request.into_inner().id, TaskCommand::Resume).await
+        self.command(caller_of(&request), request.into_inner().id, TaskCommand::Resume).await
     }
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn remove(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
-        let dispatcher = self.roles.dispatcher()?;
+        let dispatcher = self.roles.dispatcher()?.of_client(caller_of(&request).name.as_deref());
         let id = TaskId::new(request.into_inner().id).map_err(RpcError::from)?;
         let task = dispatcher.remove(&id).await.map_err(RpcError::from)?;
         reply(&task)
@@ -245,23 +254,27 @@ impl Center for CenterService {
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn set(&self, request: Request<wire::SetRequest>) -> Answer<wire::Task> {
+        let by = caller_of(&request);
         let request = request.into_inner();
         let changes = TaskChanges::try_from(&request).map_err(RpcError::from)?;
-        self.command(request.id, TaskCommand::Set(changes)).await
+        self.command(by, request.id, TaskCommand::Set(changes)).await
     }
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn set_limit(&self, request: Request<wire::SetLimitRequest>) -> Answer<wire::Task> {
-        let wire::SetLimitRequest { id, limit } = request.into_inner();
-        let limit = Some(wire::Setting { value: limit });
-        self.set(Request::new(wire::SetRequest { id, limit, ..wire::SetRequest::default() })).await
+        let set = |wire::SetLimitRequest { id, limit }| {
+            let limit = Some(wire::Setting { value: limit });
+            wire::SetRequest { id, limit, ..wire::SetRequest::default() }
+        };
+        self.set(request.map(set)).await
     }
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn move_task(&self, request: Request<wire::MoveRequest>) -> Answer<wire::Task> {
+        let by = caller_of(&request);
         let wire::MoveRequest { id, node } = request.into_inner();
         let node = node.map(NodeId::new).transpose().map_err(RpcError::from)?;
-        self.command(id, TaskCommand::Move(node)).await
+        self.command(by, id, TaskCommand::Move(node)).await
     }
 
     async fn get_settings(&self, _: Request<wire::SettingsRequest>) -> Answer<wire::Settings> {
@@ -284,14 +297,20 @@ impl Center for CenterService {
 
     #[tracing::instrument(skip_all, fields(schedule = %request.get_ref().name))]
     async fn add_schedule(&self, request: Request<wire::AddScheduleRequest>) -> Answer<wire::Schedule> {
+        let by = caller_of(&request);
         let (name, command) = schedules::addition(request.into_inner(), self.here.as_ref()).map_err(RpcError::from)?;
         if let (Some(orders), ScheduleCommand::Add(new)) = (&self.orders, &command) {
             let template = (&new.template.spec, new.template.order.as_ref());
             let trigger = (&new.trigger, new.zone.as_str());
             let checked = orders.check_schedule(&name, trigger, template, HostClock.unix_ms());
             checked.map_err(RpcError::from)?;
+            if !new.members.is_empty() {
+                let message = "the members of a schedule's batch carry no signatures, which this center demands";
+                let error = Error::new(Code::Permission, Side::Coordination, Operation::Start, message);
+                return Err(RpcError::from(error).into());
+            }
         }
-        self.schedule(&name, command).await
+        self.schedule(by, &name, command).await
     }
 
     async fn get_schedule(&self, request: Request<wire::ScheduleRequest>) -> Answer<wire::Schedule> {
@@ -313,16 +332,17 @@ impl Center for CenterService {
 
     #[tracing::instrument(skip_all, fields(schedule = %request.get_ref().name))]
     async fn pause_schedule(&self, request: Request<wire::ScheduleRequest>) -> Answer<wire::Schedule> {
-        self.schedule(&schedules::name(request.into_inner().name)?, ScheduleCommand::Pause).await
+        self.schedule(caller_of(&request), &schedules::name(request.into_inner().name)?, ScheduleCommand::Pause).await
     }
 
     #[tracing::instrument(skip_all, fields(schedule = %request.get_ref().name))]
     async fn resume_schedule(&self, request: Request<wire::ScheduleRequest>) -> Answer<wire::Schedule> {
-        self.schedule(&schedules::name(request.into_inner().name)?, ScheduleCommand::Resume).await
+        self.schedule(caller_of(&request), &schedules::name(request.into_inner().name)?, ScheduleCommand::Resume).await
     }
 
     #[tracing::instrument(skip_all, fields(schedule = %request.get_ref().name))]
     async fn run_schedule(&self, request: Request<wire::RunScheduleRequest>) -> Answer<wire::Schedule> {
+        let by = caller_of(&request);
         let wire::RunScheduleRequest { name, refire_from_ms, signed_order, order_signature } = request.into_inner();
         let name = schedules::name(name)?;
         let command = match (refire_from_ms, &self.orders) {
@@ -333,13 +353,14 @@ impl Center for CenterService {
                 self.signed_run(orders, &name, order).await?
             }
         };
-        self.schedule(&name, command).await
+        self.schedule(by, &name, command).await
     }
 
     #[tracing::instrument(skip_all, fields(schedule = %request.get_ref().name))]
     async fn remove_schedule(&self, request: Request<wire::RemoveScheduleRequest>) -> Answer<wire::Schedule> {
+        let by = caller_of(&request);
         let wire::RemoveScheduleRequest { name, cancel_live } = request.into_inner();
-        self.schedule(&schedules::name(name)?, ScheduleCommand::Remove { cancel_live }).await
+        self.schedule(by, &schedules::name(name)?, ScheduleCommand::Remove { cancel_live }).await
     }
 
     async fn runners(&self, request: Request<wire::RunnersRequest>) -> Answer<wire::RunnersReply> {
@@ -391,7 +412,7 @@ impl Center for CenterService {
 
     #[tracing::instrument(skip_all, fields(node = %request.get_ref().node))]
     async fn fence(&self, request: Request<wire::FenceRequest>) -> Answer<wire::FenceReply> {
-        let dispatcher = self.roles.dispatcher()?;
+        let dispatcher = self.roles.dispatcher()?.of_client(caller_of(&request).name.as_deref());
         let wire::FenceRequest { node, confirm } = request.into_inner();
         if !confirm {
             let advice = "cut it off or power it off first, then confirm that with --confirm";
@@ -539,13 +560,33 @@ fn narrow(count: usize) -> u32 {
 
 impl From<RunnerSummary> for wire::Node {
     fn from(summary: RunnerSummary) -> Self {
-        let RunnerSummary { node, registration, tasks, drain, clock_offset_ms, excluded } = summary;
+        let RunnerSummary {
+            node,
+            registration,
+            tasks,
+            drain,
+            clock_offset_ms,
+            excluded,
+            is_unreadable,
+            level,
+            idle_since_ms,
+            last_ended,
+            failures,
+            refused,
+        } = summary;
         let base = Self {
             node: node.into(),
             running: narrow(tasks),
             draining: drain.is_some(),
             drained_until_ms: drain.as_ref().and_then(|drain| drain.until_ms),
-            registered: registration.is_some(),
+            registered: registration.is_some() || is_unreadable,
+            unreadable: is_unreadable,
+            level,
+            idle_since_ms,
+            last_task_ended_ms: last_ended.as_ref().map(|(_, at_ms)| *at_ms),
+            last_task: last_ended.map(|(task, _)| task.into()).unwrap_or_default(),
+            failures: narrow(failures),
+            refused_namesakes: refused,
             clock_offset_ms,
             clock_is_off: clock_offset_ms.is_some_and(is_off),
             excluded_until_ms: excluded.as_ref().map(|(until_ms, _)| *until_ms),
@@ -553,6 +594,7 @@ impl From<RunnerSummary> for wire::Node {
             ..Self::default()
         };
         let Some(there) = registration else { return base };
+        let LastEnd { how, detail, at_ms } = there.last_end.unwrap_or_default();
         Self {
             address: there.address,
             slots: there.slots,
@@ -563,6 +605,9 @@ impl From<RunnerSummary> for wire::Node {
             allow_paths: there.allow_paths,
             allow_nbd: there.allow_nbd,
             restarts: there.restarts,
+            last_end: how,
+            last_end_detail: detail,
+            last_end_ms: at_ms,
             data_address: there.data.map(|address| address.to_string()),
             ..base
         }
@@ -571,7 +616,7 @@ impl From<RunnerSummary> for wire::Node {
 
 impl From<dispatcher::Status> for wire::CenterStatus {
     fn from(status: dispatcher::Status) -> Self {
-        let dispatcher::Status { leader, epoch, tasks, undecodable, runners, restarts, .. } = status;
+        let dispatcher::Status { leader, epoch, tasks, undecodable, runners, restarts, level, .. } = status;
         let unreadable = undecodable.into_iter().take(PAGE_ITEMS_MAX);
         Self {
             center: String::new(),
@@ -580,6 +625,7 @@ impl From<dispatcher::Status> for wire::CenterStatus {
             epoch: epoch.0,
             runners: narrow(runners),
             restarts,
+            level: level.unwrap_or_default(),
             tasks: tasks.into_iter().map(|(state, count)| (state.as_str().to_owned(), count as u64)).collect(),
             unreadable: unreadable.map(|(path, why)| format!("{path}: {why}")).collect(),
             build: env!("CARGO_PKG_VERSION").to_owned(),

@@ -211,7 +211,7 @@ impl CenterClient {
                 if last.as_ref() != Some(&task) {
                     each(&task);
                 }
-                if is_over(&task.state) {
+                if is_over(&task) {
                     return Ok(task);
                 }
                 last = Some(task);

@@ -54,6 +54,7 @@ impl From<&TaskRecord> for wire::Task {
             schedule: task.schedule.as_ref().map(ToString::to_string),
             notifies: task.notifies.as_ref().map(ToString::to_string),
             windows: task.windows.clone(),
+            over: task.state.is_terminal(),
             placement: (!task.placement.is_unset()).then(|| wire::Placement::from(&task.placement)),
         }
     }
@@ -142,9 +143,9 @@ pub(super) fn state_of(text: &str) -> Result<TaskState> {
     })
 }
 
-/// Tells whether a task whose state has that name has ended.
-pub(super) fn is_over(state: &str) -> bool {
-    state_of(state).is_ok_and(TaskState::is_terminal)
+/// Tells whether a task has ended. A leader of an earlier version says so by the state alone.
+pub(super) fn is_over(task: &wire::Task) -> bool {
+    task.over || state_of(&task.state).is_ok_and(TaskState::is_terminal)
 }
 
 impl From<&Assignment> for wire::Assignment {

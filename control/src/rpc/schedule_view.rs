@@ -38,8 +38,10 @@ pub struct ScheduleInfo {
     pub fired: u64,
     /// Number of instants at which it has made none.
     pub skipped: u64,
-    /// Kind of its tasks: `copy`, `verify`, `run` or `noop`.
+    /// Kind of its tasks: `copy`, `verify`, `run`, `noop` or `group`.
     pub kind: &'static str,
+    /// Number of members of each of its groups.
+    pub members: Option<u32>,
     /// Hook that they run.
     pub hook: Option<String>,
     /// Volume or receipt that they read, with patterns.
@@ -55,6 +57,7 @@ impl From<wire::Schedule> for ScheduleInfo {
         // A node of a later version may know kinds that this client does not.
         let unknown = || Summary { kind: "unknown", ..Summary::default() };
         let spec = TaskSpec::try_from(schedule.task.and_then(|task| task.spec));
+        let members = spec.as_ref().ok().and_then(|spec| spec.kind().group()).map(|group| group.members);
         let Summary { kind, hook, source, destination, node, .. } =
             spec.map_or_else(|_| unknown(), |spec| spec.kind().summary());
         Self {
@@ -74,6 +77,7 @@ impl From<wire::Schedule> for ScheduleInfo {
             fired: schedule.fired,
             skipped: schedule.skipped,
             kind,
+            members,
             hook,
             source,
             destination,

@@ -3,7 +3,7 @@
 use super::error::RpcError;
 use super::wire;
 use crate::dispatcher::{NewSchedule, ScheduleCommand, ScheduleView};
-use crate::model::{CatchUp, KEEP_DEFAULT, NodeId, ScheduleName, Submission, Template, Trigger};
+use crate::model::{CatchUp, KEEP_DEFAULT, MemberTemplate, NodeId, ScheduleName, Submission, Template, Trigger};
 use blockhaul_engine::error::{Error, Result};
 use prost::Message;
 
@@ -19,8 +19,18 @@ pub(super) fn addition(
     here: Option<&NodeId>,
 ) -> Result<(ScheduleName, ScheduleCommand)> {
     let digest = digest(&request);
-    let wire::AddScheduleRequest { name, trigger, zone, task, no_catch_up, keep, replace, if_version, cancel_live } =
-        request;
+    let wire::AddScheduleRequest {
+        name,
+        trigger,
+        zone,
+        task,
+        no_catch_up,
+        keep,
+        replace,
+        if_version,
+        cancel_live,
+        members,
+    } = request;
     let name = ScheduleName::new(name)?;
     let task = task.ok_or_else(|| Error::bad_request("a schedule needs a task"))?;
     if !task.id.is_empty() {
@@ -36,6 +46,7 @@ pub(super) fn addition(
         trigger: trigger.try_into()?,
         zone: if zone.is_empty() { String::from("UTC") } else { zone },
         template: Template::new(Submission::parse(task, here)?)?,
+        members: members.into_iter().map(|member| member_of(member, here)).collect::<Result<_>>()?,
         catch_up: if no_catch_up { CatchUp::None } else { CatchUp::Once },
         keep,
         replace: replace || if_version.is_some(),
@@ -43,6 +54,15 @@ pub(super) fn addition(
         cancel_live,
     };
     Ok((name, ScheduleCommand::Add(Box::new(new))))
+}
+
+fn member_of(member: wire::ScheduledMember, here: Option<&NodeId>) -> Result<MemberTemplate> {
+    let wire::ScheduledMember { task, clean_up } = member;
+    let task = task.ok_or_else(|| Error::bad_request("a member of a batch needs a task"))?;
+    if task.id.is_empty() {
+        return Err(Error::bad_request("a member of a schedule's batch needs an id"));
+    }
+    MemberTemplate::new(Submission::parse(task, here)?, clean_up)
 }
 
 /// Returns the BLAKE3 of what is asked for, whatever it replaces and whoever has signed it, in hexadecimal digits.

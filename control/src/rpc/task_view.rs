@@ -75,6 +75,9 @@ pub struct TaskView {
     pub members: Option<BTreeMap<String, u64>>,
     /// Last attempts, oldest first.
     pub attempts: Vec<AttemptView>,
+    /// Whether it has ended, also in a state that this client does not know. Its readers see the state.
+    #[serde(skip)]
+    pub over: bool,
 }
 
 /// Task that another one waits for.
@@ -136,6 +139,7 @@ pub struct AttemptView {
 
 impl From<wire::Task> for TaskView {
     fn from(task: wire::Task) -> Self {
+        let over = is_over(&task);
         // A node of a later version may know kinds that this client does not.
         let unknown = || Summary { kind: "unknown", ..Summary::default() };
         let summary = TaskSpec::try_from(task.spec).map_or_else(|_| unknown(), |spec| spec.kind().summary());
@@ -174,6 +178,7 @@ impl From<wire::Task> for TaskView {
             group: task.group.map(|member| member.group),
             members: task.members.map(|members| members.states.into_iter().collect()),
             attempts: task.attempts.into_iter().map(AttemptView::from).collect(),
+            over,
         }
     }
 }
@@ -182,7 +187,7 @@ impl TaskView {
     /// Tells whether it has ended.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        is_over(&self.state)
+        self.over
     }
 }
 
@@ -216,6 +221,14 @@ mod tests {
     const NAMES: &str = "id kind state desired_state reason priority fence hook source destination node attempt epoch progress limit error \
         report created_at updated_at after starts_at deadline_at retry_of schedule notifies require prefer \
         apart_from windows group members attempts";
+
+    #[test]
+    fn a_task_in_a_state_of_a_later_version_has_ended_if_the_leader_says_so() {
+        let task = |state: &str, over| wire::Task { state: state.to_owned(), over, ..Default::default() };
+        assert!(TaskView::from(task("EXPIRED", true)).is_over() && !TaskView::from(task("EXPIRED", false)).is_over());
+        // A leader of an earlier version does not say so.
+        assert!(TaskView::from(task("FAILED", false)).is_over() && !TaskView::from(task("RUNNING", false)).is_over());
+    }
 
     #[test]
     fn a_task_has_exactly_the_names_of_the_contract() {

@@ -25,6 +25,7 @@ mod finish;
 mod assignment_records;
 mod handle;
 mod hook_execution;
+mod last_run;
 mod leader_notifier;
 mod node_state;
 mod progress_reports;
@@ -40,6 +41,7 @@ mod tests;
 pub(crate) use engine_executor::EngineExecutor;
 pub use handle::RunnerHandle;
 pub(crate) use hook_execution::NodeHooks;
+pub(crate) use last_run::{begin_run, end_run};
 #[cfg(test)]
 pub(crate) use node_state::Memory;
 pub use node_state::{NodeState, StateDir, boot_id};
@@ -49,7 +51,7 @@ use crate::coord::paths;
 use crate::coord::session_keeper::Sessions;
 use crate::execution::Executor;
 use crate::liveness::LivenessCounter;
-use crate::model::{Incarnation, NodeId, Record, TaskId, TaskRecord};
+use crate::model::{Incarnation, LastEnd, NodeId, Record, TaskId, TaskRecord};
 use crate::order::RunnerOrders;
 use crate::peers::LeaderClient;
 use crate::stop_bounds::{DRAIN_MAX, LEAVE_MAX, MARK_MAX, NOTIFY_MAX};
@@ -92,6 +94,8 @@ pub struct RunnerConfig {
     pub data: Option<SocketAddr>,
     /// Number of earlier starts of `taskd` on this node.
     pub restarts: u64,
+    /// How the last run of `taskd` on this node has ended, if that is known.
+    pub last_end: Option<LastEnd>,
     /// Counts rounds while the runner is alive.
     pub liveness: LivenessCounter,
     /// Longest wait at a stop for copies to drain and to be returned. Default 10 s.
@@ -118,6 +122,7 @@ impl RunnerConfig {
             build: env!("CARGO_PKG_VERSION").to_owned(),
             data: None,
             restarts: 0,
+            last_end: None,
             liveness: LivenessCounter::default(),
             stop_wait: DRAIN_MAX,
             quiet_after: Duration::from_secs(30),

@@ -5,6 +5,7 @@
 //! STATE_DIR/node.lock      flock, held while this process runs, so that earlier ones have ended
 //!           incarnations   the last 16 incarnations of this node, one in a line, the latest last
 //!           leader_epoch   the highest epoch of a leader that was seen, as a decimal number
+//!           run            this run of `taskd`, and, once it is over, how it ended: see `last_run`
 //!           starts         how often a `taskd` was started here, as a decimal number
 //!           center         the identity of the center that all of this belongs to
 //! ```

@@ -12,10 +12,11 @@ use super::context::RunnerPhase;
 use super::state::RunnerState;
 use super::write_lease::{ActiveRegistration, WriteLease};
 use crate::cluster::lease::{Lease, LeaseTiming};
+use crate::coord::NODE_BYTES_MAX;
 use crate::coord::paths;
 use crate::coord::session_keeper::Sessions;
 use crate::coord::{CoordError, CreateMode, Done, Op, Refusal, Session, Watch, Znode};
-use crate::model::{NodeId, OpId, Record, Registration, Renewal};
+use crate::model::{Abilities, NodeId, OpId, Record, Registration, Renewal};
 use blockhaul_engine::job::StopReason;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,6 +61,7 @@ impl ActiveRegistration {
 pub(super) async fn keep_registered(state: &RunnerState, mut sessions: Sessions) {
     let mut phases = state.context.phase.subscribe();
     let mut logged: Option<(String, Duration)> = None;
+    let mut was_refused = false;
     loop {
         let _ = phases.wait_for(|&phase| phase != RunnerPhase::Absent).await;
         let Ok(session) = sessions.wait_for(Option::is_some).await.map(|session| session.clone()) else {
@@ -74,10 +76,17 @@ pub(super) async fn keep_registered(state: &RunnerState, mut sessions: Sessions)
                 state.context.registration.send_replace(Some(registration));
                 // Records may have changed while there was no registration: every held task is read again.
                 state.assignments.all().iter().for_each(|attempt| attempt.recheck_record());
+                if std::mem::take(&mut was_refused) {
+                    withdraw_refusal(state, &*session).await;
+                }
                 maintain(state, &session, &mut sessions, stored).await;
                 end_write_lease(state);
             }
             Err(why) => {
+                if let NotRegistered::Duplicate(_) = why {
+                    was_refused = true;
+                    tell_refusal(state, &*session).await;
+                }
                 let (text, now) = (format!("{why:?}"), state.context.now());
                 if logged.as_ref().is_none_or(|(before, at)| *before != text || now >= *at + LOG_EVERY) {
                     log_failure(state, &why);
@@ -152,8 +161,10 @@ async fn register(
         .map_err(|error| NotRegistered::Refused(error.to_string()))?;
     let lease_version = lease_version(state, &**session).await?;
     let path = path(state);
+    let able_path = paths::abilities(state.context.config.node.as_str());
     loop {
         let mine = record(state);
+        let able = session.get(&able_path).await?;
         let status = session.get(&path).await?;
         if let Some(node) = &status
             && node.stat.owner != Some(session.id())
@@ -161,11 +172,15 @@ async fn register(
             check_replaceable(state, node)?;
         }
         let old = status.map(|node| Op::Delete { path: path.clone(), version: node.stat.version });
+        let old_able = able.map(|node| Op::Delete { path: able_path.clone(), version: node.stat.version });
         let data = mine.encode();
         let create = Op::Create { path: path.clone(), data, mode: CreateMode::Ephemeral };
+        let data = Abilities::of_this_program(incarnation.clone()).encode();
+        let announce = Op::Create { path: able_path.clone(), data, mode: CreateMode::Ephemeral };
         let sent = state.context.now();
         let renewal = Op::Set { path: lease_path(state), data: renewal(state, 0).encode(), version: lease_version };
-        match session.multi(old.into_iter().chain([create, renewal]).collect()).await {
+        let ops = old.into_iter().chain(old_able).chain([create, announce, renewal]);
+        match session.multi(ops.collect()).await {
             Ok(_) => return Ok((active(session, sent), MutableFields::of(&mine))),
             // The registration was created or deleted since it was read.
             Err(CoordError::Refused { why: Refusal::NodeExists | Refusal::NoNode, .. }) => {}
@@ -199,6 +214,31 @@ fn check_replaceable(state: &RunnerState, node: &Znode) -> Result<(), NotRegiste
     let ours =
         state.context.dependencies.state.incarnations().map_err(|error| NotRegistered::Refused(error.to_string()))?;
     if ours.contains(&found.incarnation) { Ok(()) } else { Err(NotRegistered::Duplicate(Box::new(found))) }
+}
+
+/// Lets operators see a process that another one of its name keeps from registering, for as long as its session lives.
+async fn tell_refusal(state: &RunnerState, session: &dyn Session) {
+    let path = refusal_path(state);
+    if let Ok(None) = session.get(&path).await {
+        let op = Op::Create { path, data: record(state).encode(), mode: CreateMode::Ephemeral };
+        if let Err(error) = session.multi(vec![op]).await {
+            tracing::debug!(%error, "cannot tell that the registration is refused");
+        }
+    }
+}
+
+/// Takes that back, once this process is registered.
+async fn withdraw_refusal(state: &RunnerState, session: &dyn Session) {
+    let path = refusal_path(state);
+    if let Ok(Some(node)) = session.get(&path).await {
+        // It goes with the session in any case.
+        let _ = session.multi(vec![Op::Delete { path, version: node.stat.version }]).await;
+    }
+}
+
+fn refusal_path(state: &RunnerState) -> String {
+    let config = &state.context.config;
+    paths::refused(config.node.as_str(), &config.incarnation.0)
 }
 
 fn log_failure(state: &RunnerState, why: &NotRegistered) {
@@ -340,7 +380,7 @@ async fn update(state: &RunnerState, session: &Arc<dyn Session>, wanted: Mutable
 
 fn record(state: &RunnerState) -> Registration {
     let config = &state.context.config;
-    Registration {
+    let full = Registration {
         node: config.node.clone(),
         incarnation: config.incarnation.clone(),
         boot_id: config.boot_id.clone(),
@@ -353,8 +393,11 @@ fn record(state: &RunnerState) -> Registration {
         stopping: *state.context.phase.borrow() == RunnerPhase::Stopping,
         data: config.data,
         restarts: config.restarts,
+        last_end: config.last_end.clone(),
         op: OpId::fresh(),
-    }
+    };
+    // How the last run ended is for information only.
+    if full.encode().len() > NODE_BYTES_MAX { Registration { last_end: None, ..full } } else { full }
 }
 
 fn path(state: &RunnerState) -> String {

@@ -57,6 +57,13 @@ impl InvariantChecker {
             fail(String::from("its seal was changed"));
         }
         let members = || observed.members(id);
+        if after.schedule.is_some() && sealed(before).is_none() {
+            if sealed(after).is_some() {
+                self.result.count("groups of schedules sealed");
+            } else if after.state != TaskState::Pending {
+                fail(String::from("its schedule has not completed it"));
+            }
+        }
         if sealed(before).is_none() && sealed(after).is_some() && members().count() != spec.members as usize {
             fail(format!("was sealed with {} of {} members", members().count(), spec.members));
         }

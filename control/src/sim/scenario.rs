@@ -4,8 +4,8 @@ use super::environment::DiskBehaviour;
 use crate::batch::OnFailure;
 use crate::dispatcher::NewSchedule;
 use crate::model::{
-    CatchUp, CopyTask, FenceMethod, GroupName, GroupTask, NodeId, NoopTask, RunTask, ScheduleName, Submission, TaskId,
-    TaskSpec, Template, Trigger, UnknownFields,
+    CatchUp, CopyTask, FenceMethod, GroupName, GroupTask, MemberTemplate, NodeId, NoopTask, RunTask, ScheduleName,
+    Submission, TaskId, TaskSpec, Template, Trigger, UnknownFields,
 };
 use blockhaul_engine::flow::graph::Condition;
 use std::time::Duration;
@@ -128,6 +128,8 @@ impl Scenario {
         this.add_hooks(&mut fastrand::Rng::with_seed(seed ^ 0x0b00_c0de));
         this.add_retries(&mut fastrand::Rng::with_seed(seed ^ 0x4e74));
         this.add_schedules(&mut fastrand::Rng::with_seed(seed ^ 0x5c4e_d01e));
+        let batches = this.draw_batch_schedule(&mut fastrand::Rng::with_seed(seed ^ 0xba7c));
+        this.events.extend(batches);
         this.events.sort_by_key(|(at, _)| *at);
         this
     }
@@ -299,6 +301,7 @@ impl Scenario {
                     trigger,
                     zone: String::from("Europe/Berlin"),
                     template: Template::new(template).expect("a single task"),
+                    members: Vec::new(),
                     catch_up: CatchUp::Once,
                     keep: rng.u32(0..=3),
                     replace: false,
@@ -312,6 +315,52 @@ impl Scenario {
                 self.events.push((Duration::from_millis(rng.u64(5_000..=85_000)), Event::Fault(jump)));
             }
         }
+    }
+
+    /// Draws a schedule that submits batches, some of more members than are stored at once.
+    fn draw_batch_schedule(&self, rng: &mut fastrand::Rng) -> Option<(Duration, Event)> {
+        if rng.u8(..3) > 0 {
+            return None;
+        }
+        let task_id = |text: String| TaskId::new(text).expect("a task's name");
+        let count = if rng.u8(..4) == 0 { rng.usize(20..=40) } else { rng.usize(1..=6) };
+        let mut members: Vec<MemberTemplate> = Vec::new();
+        for member in 0..count {
+            let (mut after, mut clean_up) = (Vec::new(), false);
+            if member > 0 && rng.bool() {
+                let condition = [Condition::Success, Condition::Success, Condition::End][rng.usize(..3)];
+                let on = &members[rng.usize(..member)];
+                clean_up = condition == Condition::End || on.clean_up;
+                after.push((on.id.clone(), condition));
+            }
+            let spec = TaskSpec::Noop(NoopTask::new(rng.u64(10..=2_000), None));
+            let submission = Submission::new(task_id(format!("m{member}")), rng.u8(0..=9), rng.u32(2..=4), spec);
+            let member = MemberTemplate::new(Submission { after, ..submission }, clean_up);
+            members.push(member.expect("it has neither times nor a group"));
+        }
+        let group = TaskSpec::Group(GroupTask {
+            digest: "1".repeat(64),
+            members: u32::try_from(count).expect("few members"),
+            parallel: rng.bool().then(|| rng.u32(1..=3)),
+            on_failure: if rng.bool() { OnFailure::Stop } else { OnFailure::Continue },
+            hold: rng.u8(..4) == 0,
+            unknown: UnknownFields::default(),
+        });
+        let template = Submission::new(TaskId::fresh(), rng.u8(0..=9), 3, group);
+        let new = NewSchedule {
+            name: ScheduleName::new("b0").expect("a schedule's name"),
+            request: String::from("request"),
+            trigger: Trigger::Every { interval_ms: rng.u64(2..=15) * 1000, from_ms: Some(rng.u64(0..100) * 1000) },
+            zone: String::from("Europe/Berlin"),
+            template: Template::new(template).expect("it waits for no other task"),
+            members,
+            catch_up: CatchUp::Once,
+            keep: rng.u32(0..=3),
+            replace: false,
+            if_version: None,
+            cancel_live: false,
+        };
+        Some((Duration::from_millis(rng.u64(0..=40_000)), Event::AddSchedule(Box::new(new))))
     }
 
     fn draw_hook(&self, rng: &mut fastrand::Rng) -> TaskSpec {

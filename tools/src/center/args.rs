@@ -619,6 +619,15 @@ pub(crate) struct RawScheduleRemove {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct RawRunners {
+    /// Also show since when each node is idle, its last task, its starts, and why its taskd last ended
+    #[arg(long)]
+    pub(crate) wide: bool,
+    #[command(flatten)]
+    pub(crate) center: RawCenter,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct RawQuery {
     #[command(flatten)]
     pub(crate) center: RawCenter,

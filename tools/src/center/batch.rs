@@ -134,6 +134,32 @@ impl GroupSubmission {
         self.levels.iter_mut().flatten().try_for_each(|member| signer.sign(member))
     }
 
+    /// Returns the group and its members, each after those that it waits for, as a schedule submits them: the names of the
+    /// members are those in the batch.
+    ///
+    /// # Errors
+    /// `EBadRequest`: a member waits for a task that is no member.
+    pub(super) fn scheduled(self) -> Result<(wire::SubmitRequest, Vec<wire::ScheduledMember>)> {
+        let Self { group, levels } = self;
+        let prefix = format!("{}.", group.id);
+        let name = |id: &str| {
+            let refused =
+                || Error::bad_request(format!("the tasks of a schedule wait for no other tasks, as {id} is one"));
+            id.strip_prefix(&prefix).map(str::to_owned).ok_or_else(refused)
+        };
+        let member = |task: wire::SubmitRequest| {
+            let clean_up = task.group.as_ref().is_some_and(|group| group.clean_up);
+            let after = task.after.iter().map(|dependency| {
+                Ok(wire::Dependency { task: name(&dependency.task)?, condition: dependency.condition.clone() })
+            });
+            let after = after.collect::<Result<_>>()?;
+            let task = wire::SubmitRequest { id: name(&task.id)?, after, group: None, ..task };
+            Ok(wire::ScheduledMember { task: Some(task), clean_up })
+        };
+        let members = levels.into_iter().flatten().map(member).collect::<Result<_>>()?;
+        Ok((group, members))
+    }
+
     /// Submits the group, or the rest of it. Returns the group, as it is when it is sealed.
     ///
     /// # Errors

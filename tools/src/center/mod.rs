@@ -19,8 +19,8 @@ use crate::exit::Exit;
 use crate::output::{self, print_stderr};
 use crate::start_logging;
 use args::{
-    RawBatchTask, RawCancel, RawCenter, RawChanges, RawDrain, RawFence, RawList, RawMove, RawNode, RawQuery, RawRemove,
-    RawRetry, RawSet, RawSettingsCommand, RawStatus, RawSubmit, RawTaskId, RawWatch, Setting,
+    RawBatchTask, RawCancel, RawCenter, RawChanges, RawDrain, RawFence, RawList, RawMove, RawNode, RawRemove, RawRetry,
+    RawRunners, RawSet, RawSettingsCommand, RawStatus, RawSubmit, RawTaskId, RawWatch, Setting,
 };
 use batch::GroupSubmission;
 use blockhaul_control::clock::HostClock;
@@ -349,10 +349,10 @@ pub(crate) fn list(RawList { state, group, center }: RawList) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-pub(crate) fn runners(RawQuery { center }: RawQuery) -> Result<Exit> {
+pub(crate) fn runners(RawRunners { wide, center }: RawRunners) -> Result<Exit> {
     let mut session = CenterSession::open(center)?;
     let nodes = session.runners()?;
-    nodes.into_iter().for_each(|node| show::runner(node, session.json));
+    nodes.into_iter().for_each(|node| show::runner(node, wide, session.json));
     Ok(Exit::Done)
 }
 

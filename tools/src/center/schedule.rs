@@ -1,9 +1,10 @@
 //! Runs the commands about schedules: `schedule add`, `list`, `get`, `pause`, `resume`, `run` and `remove`.
 
 use super::args::{
-    RawCenter, RawQuery, RawSchedule, RawScheduleAdd, RawScheduleCommand, RawScheduleGet, RawScheduleName,
-    RawScheduleRemove, RawScheduleRun, RawTrigger,
+    RawBatchTask, RawCenter, RawQuery, RawSchedule, RawScheduleAdd, RawScheduleCommand, RawScheduleGet,
+    RawScheduleName, RawScheduleRemove, RawScheduleRun, RawTrigger,
 };
+use super::batch::GroupSubmission;
 use super::signing::{Signer, Signing};
 use super::submit::{self, SingleTask, milliseconds};
 use super::{CenterSession, LOOK_EVERY, call, show};
@@ -86,36 +87,72 @@ fn resolve(raw: RawScheduleAdd) -> Result<(wire::AddScheduleRequest, RawCenter, 
         raw;
     // The flag is one of the schedule and of its task.
     let own_signing = Signing::resolve(&signing)?;
-    let work = SingleTask::of(work).map_err(|_| {
-        Error::bad_request("a schedule submits single tasks")
-            .advise("submit the batch by a hook, or by a timer of the host")
-    })?;
     if from.is_some() && trigger.every.is_none() {
         return Err(Error::bad_request("--from is what the instants of --every count from: add --every"));
     }
-    let task = work.task();
-    if task.id.is_some() || task.wait || task.check {
-        return Err(Error::bad_request(
-            "a schedule names its tasks itself, and does not wait: leave out --id, --wait and --check",
-        ));
+    let Scheduled { mut task, members, center, signing } = match SingleTask::of(work) {
+        Ok(work) => single(work)?,
+        Err(raw) => batch(*raw)?,
+    };
+    let signing = own_signing.or(signing);
+    if signing.is_some() && !members.is_empty() {
+        return Err(Error::bad_request("a schedule of a batch cannot be signed: its members are made when it fires")
+            .advise("sign schedules of single tasks, or submit the batch signed each time"));
     }
-    let submit::Submission { mut request, hooks, center, wait: _, check: _, signing } = submit::resolve(work)?;
-    if !hooks.is_empty() {
-        return Err(Error::bad_request("a schedule submits single tasks: leave out --before and --finally"));
-    }
-    request.id = String::new();
+    task.id = String::new();
     let request = wire::AddScheduleRequest {
         name,
         trigger: Some(wire::Trigger { when: when(trigger, from) }),
         zone: tz,
-        task: Some(request),
+        task: Some(task),
+        members,
         no_catch_up: catch_up == "none",
         keep: Some(keep),
         replace,
         if_version,
         cancel_live,
     };
-    Ok((request, center, own_signing.or(signing)))
+    Ok((request, center, signing))
+}
+
+/// Task of a schedule, and its members if it is a group.
+struct Scheduled {
+    task: wire::SubmitRequest,
+    members: Vec<wire::ScheduledMember>,
+    center: RawCenter,
+    signing: Option<Signing>,
+}
+
+/// Name that stands for that of each group of a schedule while the requests for its members are made.
+const GROUP: &str = "g";
+
+fn single(work: SingleTask) -> Result<Scheduled> {
+    let task = work.task();
+    check_flags(task.id.is_some(), task.wait || task.check)?;
+    let submit::Submission { mut request, hooks, center, wait: _, check: _, signing } = submit::resolve(work)?;
+    if hooks.is_empty() {
+        return Ok(Scheduled { task: request, members: Vec::new(), center, signing });
+    }
+    request.id = GROUP.to_owned();
+    let (task, members) = GroupSubmission::of_copy(request, hooks)?.scheduled()?;
+    Ok(Scheduled { task, members, center, signing })
+}
+
+fn batch(mut raw: RawBatchTask) -> Result<Scheduled> {
+    check_flags(raw.id.is_some(), raw.wait)?;
+    raw.id = Some(GROUP.to_owned());
+    let signing = Signing::resolve(&raw.signing)?;
+    let (task, members) = GroupSubmission::resolve(&raw)?.scheduled()?;
+    Ok(Scheduled { task, members, center: raw.center, signing })
+}
+
+fn check_flags(has_id: bool, waits: bool) -> Result<()> {
+    if has_id || waits {
+        return Err(Error::bad_request(
+            "a schedule names its tasks itself, and does not wait: leave out --id, --wait and --check",
+        ));
+    }
+    Ok(())
 }
 
 fn when(trigger: RawTrigger, from: Option<Timestamp>) -> Option<wire::trigger::When> {
@@ -205,6 +242,43 @@ mod tests {
     }
 
     #[test]
+    fn the_members_of_a_batch_have_the_names_of_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("batch.toml");
+        let text = "
+            [[run]]
+            id = 'thaw'
+            hook = 'thaw'
+            after = ['root:end']
+            [[copy]]
+            id = 'root'
+            from = 'file://n1/root-%Y'
+            to = 'nbd://h/root-%Y%m%d'
+            source-stable = true
+        ";
+        std::fs::write(&file, text).unwrap();
+        let request = resolved(&["--every", "1h", "batch", file.to_str().unwrap(), "--deadline", "30m"]).unwrap();
+        let task = request.task.unwrap();
+        let Some(wire::spec::Work::Group(group)) = task.spec.unwrap().work else { panic!("it is a batch") };
+        assert_eq!((task.id.as_str(), group.members), ("", 2));
+        assert_eq!(task.times.unwrap().deadline_ms, Some(1_800_000));
+        let members: Vec<(&str, bool)> =
+            request.members.iter().map(|member| (name_of(member), member.clean_up)).collect();
+        assert_eq!(members, [("root", false), ("thaw", true)]);
+        assert_eq!(request.members[1].task.as_ref().unwrap().after[0].task, "root");
+        assert!(request.members.iter().all(|member| member.task.as_ref().unwrap().group.is_none()));
+        let hooks = ["--every", "1h", "copy", "/a", "/b", "--node", "n", "--before", "freeze", "--finally", "thaw"];
+        let between = resolved(&hooks).unwrap();
+        assert_eq!(between.members.iter().map(name_of).collect::<Vec<_>>(), ["before", "copy", "finally"]);
+        let again = resolved(&hooks).unwrap();
+        assert_eq!(again, between, "the same command is the same request");
+    }
+
+    fn name_of(member: &wire::ScheduledMember) -> &str {
+        member.task.as_ref().map_or("", |task| &task.id)
+    }
+
+    #[test]
     fn flags_that_make_no_sense_are_refused() {
         for bad in [
             &["noop"][..],
@@ -212,7 +286,8 @@ mod tests {
             &["--cron", "0 2 * * *", "--from", "2026-01-31T22:00:00Z", "noop"],
             &["--every", "1h", "noop", "--id", "mine"],
             &["--every", "1h", "noop", "--wait"],
-            &["--every", "1h", "copy", "/a", "/b", "--node", "n", "--before", "freeze"],
+            &["--every", "1h", "copy", "/a", "/b", "--node", "n", "--before", "freeze", "--after", "t"],
+            &["--every", "1h", "batch", "/nowhere/batch.toml"],
         ] {
             assert!(resolved(bad).is_err(), "{bad:?}");
         }

@@ -80,6 +80,7 @@ fn task_lines(task: &TaskView) -> Vec<String> {
         group,
         members,
         attempts,
+        over: _,
     } = task;
     let field = |name: &str, value: &dyn std::fmt::Display| format!("{name:<12} {value}");
     let option = |name: &str, value: &Option<String>| value.as_ref().map(|value| field(name, value));
@@ -165,6 +166,7 @@ fn schedule_lines(schedule: &ScheduleInfo) -> Vec<String> {
         fired,
         skipped,
         kind,
+        members,
         hook,
         source,
         destination,
@@ -175,6 +177,7 @@ fn schedule_lines(schedule: &ScheduleInfo) -> Vec<String> {
     let mut lines = vec![field("schedule", name), field("state", state)];
     lines.extend((!reason.is_empty()).then(|| field("reason", reason)));
     lines.extend([field("trigger", trigger), field("time zone", zone), field("kind", kind)]);
+    lines.extend(members.iter().map(|members| field("members", members)));
     lines.extend(option("hook", hook));
     lines.extend(option("source", source));
     lines.extend(option("destination", destination));
@@ -251,12 +254,28 @@ struct NodeView {
     data_address: Option<String>,
     excluded_until: Option<Timestamp>,
     excluded_reason: Option<String>,
+    unreadable: bool,
+    level: u32,
+    idle_since: Option<Timestamp>,
+    last_task: Option<String>,
+    last_task_ended_at: Option<Timestamp>,
+    failures: u32,
+    refused_namesakes: Vec<String>,
+    starts: Option<u64>,
+    last_end: Option<String>,
+    last_end_detail: Option<String>,
+    last_end_at: Option<Timestamp>,
 }
 
 /// Prints a node.
-pub(super) fn runner(node: wire::Node, json: bool) {
+pub(super) fn runner(node: wire::Node, wide: bool, json: bool) {
+    let view = node_view(node);
+    print(json, &view, || vec![node_line(&view) + &if wide { history_text(&view) } else { String::new() }]);
+}
+
+fn node_view(node: wire::Node) -> NodeView {
     let word = |text: String| (!text.is_empty()).then_some(text);
-    let view = NodeView {
+    NodeView {
         node: node.node,
         address: word(node.address),
         registered: node.registered,
@@ -276,13 +295,38 @@ pub(super) fn runner(node: wire::Node, json: bool) {
         data_address: node.data_address,
         excluded_until: node.excluded_until_ms.map(Timestamp),
         excluded_reason: word(node.excluded_reason),
-    };
-    print(json, &view, || vec![node_line(&view)]);
+        unreadable: node.unreadable,
+        level: node.level,
+        idle_since: node.idle_since_ms.map(Timestamp),
+        last_task: word(node.last_task),
+        last_task_ended_at: node.last_task_ended_ms.map(Timestamp),
+        failures: node.failures,
+        refused_namesakes: node.refused_namesakes,
+        starts: (node.registered && !node.unreadable).then(|| node.restarts.saturating_add(1)),
+        last_end: word(node.last_end),
+        last_end_detail: word(node.last_end_detail),
+        last_end_at: node.last_end_ms.map(Timestamp),
+    }
+}
+
+/// Formats as `, idle since TIME, last task t1 until TIME, 3 starts, last end stopped at TIME (SIGTERM)`.
+fn history_text(view: &NodeView) -> String {
+    let idle = view.idle_since.map(|since| format!(", idle since {since}"));
+    let last_task = view.last_task.as_ref().zip(view.last_task_ended_at);
+    let last_task = last_task.map(|(task, until)| format!(", last task {task} until {until}"));
+    let starts = view.starts.map(|starts| format!(", {starts} start{}", if starts == 1 { "" } else { "s" }));
+    let last_end = view.last_end.as_ref().map(|how| {
+        let at = view.last_end_at.map(|at| format!(" at {at}")).unwrap_or_default();
+        let detail = view.last_end_detail.as_ref().map(|detail| format!(" ({detail})")).unwrap_or_default();
+        format!(", last end {how}{at}{detail}")
+    });
+    [idle, last_task, starts, last_end].into_iter().flatten().collect()
 }
 
 fn node_line(view: &NodeView) -> String {
     let state = match (view.registered, view.stopping, view.draining) {
         (false, _, _) => "gone",
+        (true, _, _) if view.unreadable => "unreadable",
         (true, true, _) => "stopping",
         (true, false, true) => "draining",
         (true, false, false) if view.excluded_until.is_some() => "excluded",
@@ -294,8 +338,17 @@ fn node_line(view: &NodeView) -> String {
     let reason = view.excluded_reason.as_deref().unwrap_or_default();
     let excluded = view.excluded_until.map(|until| format!(", excluded until {until} ({reason})")).unwrap_or_default();
     let drained = view.drained_until.map(|until| format!(", drained until {until}")).unwrap_or_default();
+    let failures = match view.failures {
+        0 => String::new(),
+        1 => String::from(", 1 failure in a row"),
+        failures => format!(", {failures} failures in a row"),
+    };
+    let namesakes = match &view.refused_namesakes[..] {
+        [] => String::new(),
+        addresses => format!(", refused another {} at {}", view.node, addresses.join(", ")),
+    };
     format!(
-        "{} {state} {address} {} of {} slots{labels}{clock}{drained}{excluded}",
+        "{} {state} {address} {} of {} slots{labels}{clock}{drained}{failures}{excluded}{namesakes}",
         view.node, view.running, view.slots
     )
 }
@@ -356,11 +409,22 @@ pub(super) fn center(status: wire::CenterStatus, json: bool) {
         unreadable: Vec<String>,
         build: String,
         restarts: u64,
+        level: u32,
     }
-    let wire::CenterStatus { center, leader, leader_address, epoch, runners, tasks, unreadable, build, restarts } =
-        status;
+    let wire::CenterStatus {
+        center,
+        leader,
+        leader_address,
+        epoch,
+        runners,
+        tasks,
+        unreadable,
+        build,
+        restarts,
+        level,
+    } = status;
     let tasks = tasks.into_iter().collect();
-    let view = CenterView { center, leader, leader_address, epoch, runners, tasks, unreadable, build, restarts };
+    let view = CenterView { center, leader, leader_address, epoch, runners, tasks, unreadable, build, restarts, level };
     print(json, &view, || {
         let mut lines = vec![
             format!("center       {}", view.center),
@@ -369,6 +433,7 @@ pub(super) fn center(status: wire::CenterStatus, json: bool) {
             format!("runners      {}", view.runners),
             format!("restarts     {}", view.restarts),
         ];
+        lines.extend((view.level > 0).then(|| format!("level        {}", view.level)));
         lines.extend(view.tasks.iter().map(|(state, count)| format!("{state:<12} {count}")));
         lines.extend(view.unreadable.iter().map(|path| format!("unreadable   {path}")));
         lines
@@ -378,6 +443,34 @@ pub(super) fn center(status: wire::CenterStatus, json: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_shows_what_is_wrong_with_it_and_its_history_if_asked() {
+        let node = wire::Node {
+            node: "n1".to_owned(),
+            address: "h:1".to_owned(),
+            slots: 4,
+            registered: true,
+            restarts: 2,
+            failures: 2,
+            refused_namesakes: vec!["g:1".to_owned()],
+            idle_since_ms: Some(0),
+            last_task: "t1".to_owned(),
+            last_task_ended_ms: Some(0),
+            last_end: "stopped".to_owned(),
+            last_end_detail: "SIGTERM".to_owned(),
+            last_end_ms: Some(1000),
+            ..wire::Node::default()
+        };
+        let view = node_view(node);
+        assert_eq!(node_line(&view), "n1 ready h:1 0 of 4 slots, 2 failures in a row, refused another n1 at g:1");
+        let (zero, one) = (Timestamp(0), Timestamp(1000));
+        let wanted =
+            format!(", idle since {zero}, last task t1 until {zero}, 3 starts, last end stopped at {one} (SIGTERM)");
+        assert_eq!(history_text(&view), wanted);
+        let first = node_view(wire::Node { registered: true, ..wire::Node::default() });
+        assert_eq!(history_text(&first), ", 1 start");
+    }
 
     fn running() -> TaskView {
         TaskView::from(wire::Task {
@@ -399,7 +492,7 @@ mod tests {
         assert_eq!(summary(&running()), "t1 RUNNING n1 1.0 GiB of 4.0 GiB, 512.0 MiB/s");
         let waiting = TaskView { state: "PENDING".to_owned(), reason: "no free slot".to_owned(), ..running() };
         assert_eq!(summary(&waiting), "t1 PENDING n1 1.0 GiB of 4.0 GiB, 512.0 MiB/s (no free slot)");
-        let done = TaskView { state: "SUCCEEDED".to_owned(), ..running() };
+        let done = TaskView { state: "SUCCEEDED".to_owned(), over: true, ..running() };
         assert_eq!(summary(&done), "t1 SUCCEEDED n1 1.0 GiB of 4.0 GiB");
         let mut compared = done;
         (compared.progress.durable, compared.progress.verified) = (0, 4 << 30);

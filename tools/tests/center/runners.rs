@@ -144,6 +144,9 @@ fn a_second_node_of_the_same_name_is_refused_until_the_first_is_gone() {
     let runners = cluster.ask(&["runners"]);
     assert_eq!(runners.len(), 1, "{runners:?}");
     let first = runners[0]["incarnation"].clone();
+    cluster.wait_until("the refused process is shown", |cluster| {
+        cluster.ask(&["runners"])[0]["refused_namesakes"].as_array().is_some_and(|all| all.len() == 1)
+    });
     cluster.submit_noop("still", Duration::from_millis(10), &[]);
     cluster.wait_for_success("still");
     assert_eq!(cluster.nodes[0].stop().code(), Some(0));
@@ -151,4 +154,37 @@ fn a_second_node_of_the_same_name_is_refused_until_the_first_is_gone() {
         let runners = cluster.ask(&["runners"]);
         runners.len() == 1 && runners[0]["registered"] == true && runners[0]["incarnation"] != first
     });
+}
+
+#[test]
+fn a_node_shows_its_starts_its_last_task_and_how_its_taskd_ended_before() {
+    need!("a_node_shows_its_starts_its_last_task_and_how_its_taskd_ended_before", &NEEDS);
+    let mut cluster = TestCluster::with(2, 1, &SHORT_SESSION);
+    let shown = |cluster: &TestCluster| {
+        let mut runners = cluster.ask(&["runners", "--wide"]);
+        runners.retain(|runner| runner["node"] == "n1" && runner["registered"] == true);
+        runners.pop().unwrap_or_default()
+    };
+    cluster.wait_until("n1 registers", |cluster| shown(cluster)["starts"] == 1);
+    let first = shown(&cluster);
+    assert!(first["last_end"].is_null() && first["idle_since"].is_null() && first["level"] == 2, "{first}");
+    cluster.submit_noop("t", Duration::from_millis(10), &["--node", "n1"]);
+    cluster.wait_for_success("t");
+    let idle = shown(&cluster);
+    assert_eq!((&idle["last_task"], &idle["idle_since"]), (&"t".into(), &idle["last_task_ended_at"]), "{idle}");
+    assert!(cluster.nodes[1].stop().success());
+    cluster.start();
+    cluster.wait_until("n1 registers again", |cluster| shown(cluster)["starts"] == 2);
+    let stopped = shown(&cluster);
+    assert_eq!(
+        (&stopped["last_end"], &stopped["last_end_detail"]),
+        (&"stopped".into(), &"SIGTERM".into()),
+        "{stopped}"
+    );
+    assert!(stopped["last_end_at"].is_string(), "{stopped}");
+    cluster.nodes[1].kill();
+    cluster.start();
+    cluster.wait_until("n1 registers once more", |cluster| shown(cluster)["starts"] == 3);
+    let killed = shown(&cluster);
+    assert!(killed["last_end"] == "crashed" && killed["last_end_at"].is_null(), "{killed}");
 }

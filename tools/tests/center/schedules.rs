@@ -91,3 +91,52 @@ fn a_schedule_is_listed_and_runs_on_demand_and_ends() {
     }
     assert_eq!(cluster.ask(&["schedule", "list"]).len(), 2, "nothing has changed");
 }
+
+#[test]
+fn a_schedule_submits_a_batch_although_leaders_are_killed_while_it_is_stored() {
+    need!("a_schedule_submits_a_batch_although_leaders_are_killed_while_it_is_stored", &NEEDS);
+    let mut cluster = TestCluster::with(3, 4, &SHORT_SESSION);
+    let content: Vec<u8> = (0..MIB).map(|index| (index % 249) as u8).collect();
+    cluster.fill("source", &content);
+    let (from, to) = (cluster.volume("source"), cluster.volume("copy-%H%M%S"));
+    let mut batch =
+        format!("[[copy]]\nid = 'root'\nfrom = 'file://n0{}'\nto = 'file://n0{}'\n", text(&from), text(&to));
+    // Many members take many writes.
+    for number in 1..=60 {
+        let (from, to) = (text(&from), text(&to));
+        batch += &format!(
+            "[[verify]]\nid = 'v{number}'\nfrom = 'file://n0{from}'\nto = 'file://n0{to}'\nafter = ['root']\n"
+        );
+    }
+    let file = cluster.volume("batch.toml");
+    std::fs::write(&file, batch).expect("a file in the test's folder");
+    let add = ["schedule", "add", "often", "--every", "1000d", "--keep", "1", "batch", text(&file)];
+    let added = cluster.ask(&add).pop().expect("an answer");
+    assert_eq!((&added["kind"], &added["members"]), (&Value::from("group"), &Value::from(61)), "{added}");
+    let run = cluster.ask(&["schedule", "run", "often"]).pop().expect("an answer");
+    let group = run["last_task"].as_str().expect("a group").to_owned();
+    let leader = cluster.leader().expect("a node leads");
+    cluster.nodes[leader].kill();
+    cluster.wait_for_successor(leader);
+    cluster.start();
+    let task = cluster.wait_for_success(&group);
+    assert_eq!(task.0["schedule"], "often");
+    let members = cluster.ask(&["list", "--group", &group]);
+    assert!(members.len() == 61 && members.iter().all(|member| member["state"] == "SUCCEEDED"), "{members:?}");
+    let time = group.split('T').nth(1).expect("a time").trim_end_matches('Z');
+    assert!(cluster.read(&format!("copy-{time}")) == content, "{group} has copied something else");
+    // Of the next one, the members of the first go with it.
+    let again = cluster.ask(&["schedule", "run", "often"]).pop().expect("an answer");
+    let second = again["last_task"].as_str().expect("a group").to_owned();
+    cluster.wait_for_success(&second);
+    cluster.wait_until("the first group is gone", |cluster| cluster.ask(&["list", "--group", &group]).is_empty());
+    assert_eq!(cluster.ask(&["schedule", "remove", "often"]).pop().expect("an answer")["name"], "often");
+    let too_many = (0..201).map(|number| format!("[[run]]\nid = 'm{number}'\nhook = 'h'\n")).collect::<String>();
+    std::fs::write(&file, too_many).expect("a file in the test's folder");
+    let refused = cluster.blockhaul(&add);
+    let error = refusal(&refused);
+    assert!(
+        error["code"] == "EBadRequest" && error["message"].as_str().is_some_and(|it| it.contains("200")),
+        "{refused:?}"
+    );
+}

@@ -32,6 +32,11 @@ fn assert_every_node_runs_a_task(cluster: &TestCluster, round: &str) {
     ids.for_each(|id| assert_eq!(cluster.wait_for_success(&id).outcomes(), ["succeeded"], "{id}"));
 }
 
+/// Returns the level of the center; 0 while nobody answers who knows it.
+fn level(cluster: &TestCluster) -> u64 {
+    cluster.center().and_then(|center| center["level"].as_u64()).unwrap_or_default()
+}
+
 #[test]
 fn nodes_are_upgraded_one_by_one_and_a_copy_continues() {
     let test = "nodes_are_upgraded_one_by_one_and_a_copy_continues";
@@ -48,6 +53,7 @@ fn nodes_are_upgraded_one_by_one_and_a_copy_continues() {
         change_version(&mut cluster, node, None);
         assert_every_node_runs_a_task(&cluster, &format!("after-n{node}"));
     }
+    cluster.wait_until("the level is raised", |cluster| level(cluster) == 2);
     cluster.lift_limit("steady");
     let task = cluster.wait_for_success("steady");
     let interrupted = |outcome: &String| outcome == "ERunnerInterrupt" || outcome == "succeeded";
@@ -73,6 +79,10 @@ fn a_new_leader_works_with_old_runners_and_an_old_one_takes_over_again() {
     cluster.start();
     assert_eq!(cluster.leader(), Some(0));
     assert_every_node_runs_a_task(&cluster, "under-new");
+    assert_eq!(level(&cluster), 1, "older nodes are there");
+    let refused = cluster.blockhaul(&["submit", "noop", "1s", "--delay", "1s"]);
+    let error = refused.lines.last().map(|report| report["error"].clone()).unwrap_or_default();
+    assert_eq!(error["code"], "EUnsupported", "{refused:?}");
     cluster.ask(&["pause", "steady"]);
     cluster.wait_for("steady", "PAUSED", |task| task.state() == "PAUSED");
     // An old leader decodes, keeps and continues what the new leader has stored.

@@ -3,7 +3,7 @@
 use blockhaul_testkit::scratch::{MIB, Scratch, noise};
 
 /// All flags, by command.
-const FLAGS: [(&str, &[&str]); 17] = [
+const FLAGS: [(&str, &[&str]); 18] = [
     (
         "copy",
         &[
@@ -128,6 +128,7 @@ const FLAGS: [(&str, &[&str]); 17] = [
     ("submit batch", &["FILE", "--id", "--priority", "--wait", "--sign", "--not-after", "--center", "--json", "--log"]),
     ("retry", &["ID", "--wait", "--sign", "--not-after", "--center", "--json", "--log"]),
     ("drain", &["NODE", "--now", "--undo", "--idle", "--for", "--wait", "--center", "--json", "--log"]),
+    ("runners", &["--wide", "--center", "--json", "--log"]),
     ("events", &["ID", "--center", "--json", "--log"]),
     ("watch", &["ID", "--all", "--since", "--center", "--json", "--log"]),
     ("logs", &["ID", "--attempt", "--follow", "--center", "--json", "--log"]),

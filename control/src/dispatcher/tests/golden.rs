@@ -22,9 +22,9 @@ const LIMITS: DecisionLimits = DecisionLimits {
     answer_within: Duration::from_secs(15),
     tasks_max: 4,
 };
-const ROOM: Budget = Budget { writes: 64, calls: 64 };
+pub(super) const ROOM: Budget = Budget { writes: 64, calls: 64 };
 
-fn at(seconds: u64) -> Now {
+pub(super) fn at(seconds: u64) -> Now {
     let unix_ms = seconds * 1000;
     Now { boot: Duration::from_secs(seconds), unix_ms, sure_ms: Some(unix_ms), is_clock_right: true }
 }
@@ -41,7 +41,7 @@ fn runners(all: &[(&str, &str, u32)]) -> BTreeMap<NodeId, Registration> {
     all.iter().map(runner).collect()
 }
 
-fn task(id: &str, spec: TaskSpec) -> TaskRecord {
+pub(super) fn task(id: &str, spec: TaskSpec) -> TaskRecord {
     TaskRecord::new(submission(id, spec), 0)
 }
 
@@ -73,7 +73,7 @@ fn cluster(tasks: impl IntoIterator<Item = TaskRecord>, all: &[(&str, &str, u32)
 
 /// Returns the decisions as lines. Decisions to queue tasks are enacted, and the rest is decided again until there are
 /// none.
-fn lines(cluster: &mut ClusterState, now: Now, budget: Budget) -> Vec<String> {
+pub(super) fn lines(cluster: &mut ClusterState, now: Now, budget: Budget) -> Vec<String> {
     let mut lines = Vec::new();
     loop {
         let decisions = decide(cluster, &LIMITS, now, budget);
@@ -118,6 +118,7 @@ fn line(decision: &Decision) -> String {
         Decision::Query(task, to) => format!("{task}: query {}", to.node),
         Decision::Notify(task, to) => format!("{task}: notify {}", to.node),
         Decision::Fence(holder) => format!("fence {}", holder.node),
+        Decision::RaiseLevel => String::from("raise the level"),
         Decision::Interrupt(node) => format!("interrupt {node}"),
         Decision::Queue(task, _) => format!("{task}: queue"),
         Decision::Block(task, claim) => format!("{task}: blocked by {claim}"),
@@ -126,6 +127,11 @@ fn line(decision: &Decision) -> String {
         Decision::Idle(task) => format!("{task}: idle"),
         Decision::NotifyFailure(task) => format!("{task}: notify of its failure"),
         Decision::Schedule(name, step) => format!("schedule {name}: {step:?}"),
+        Decision::ReadMembers(name) => format!("schedule {name}: read members"),
+        Decision::StoreMembers(group, members) => {
+            let members: Vec<&str> = members.iter().map(|member| member.id.as_str()).collect();
+            format!("{group}: store {}", members.join(","))
+        }
         Decision::ScheduleWakeAt(name, at) => format!("schedule {name}: wake at {}", at.as_secs()),
         Decision::ScheduleIdle(name) => format!("schedule {name}: idle"),
     }

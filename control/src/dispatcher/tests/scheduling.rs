@@ -16,21 +16,22 @@ use tokio::time::sleep;
 const START_MS: u64 = 1_700_000_000_000;
 
 /// Ends of tasks are soon seen, as these runners do not tell the leader.
-fn config() -> Config {
+pub(super) fn config() -> Config {
     Config { reconcile_every: Duration::from_secs(1), ..Config::default() }
 }
 
-fn name(text: &str) -> ScheduleName {
+pub(super) fn name(text: &str) -> ScheduleName {
     ScheduleName::new(text).unwrap()
 }
 
-fn schedule(text: &str, trigger: Trigger, spec: TaskSpec) -> NewSchedule {
+pub(super) fn schedule(text: &str, trigger: Trigger, spec: TaskSpec) -> NewSchedule {
     NewSchedule {
         name: name(text),
         request: format!("{trigger:?} {spec:?}"),
         trigger,
         zone: String::from("UTC"),
         template: Template::new(submission("template", spec)).unwrap(),
+        members: Vec::new(),
         catch_up: CatchUp::Once,
         keep: 10,
         replace: false,
@@ -39,24 +40,28 @@ fn schedule(text: &str, trigger: Trigger, spec: TaskSpec) -> NewSchedule {
     }
 }
 
-fn every(seconds: u64) -> Trigger {
+pub(super) fn every(seconds: u64) -> Trigger {
     Trigger::Every { interval_ms: seconds * 1000, from_ms: None }
 }
 
-async fn add(center: &TestCenter, new: NewSchedule) -> Result<ScheduleView, Error> {
+pub(super) async fn add(center: &TestCenter, new: NewSchedule) -> Result<ScheduleView, Error> {
     center.leader.schedule(&new.name.clone(), ScheduleCommand::Add(Box::new(new))).await
 }
 
-async fn command(center: &TestCenter, schedule: &str, command: ScheduleCommand) -> Result<ScheduleView, Error> {
+pub(super) async fn command(
+    center: &TestCenter,
+    schedule: &str,
+    command: ScheduleCommand,
+) -> Result<ScheduleView, Error> {
     center.leader.schedule(&name(schedule), command).await
 }
 
-async fn view(center: &TestCenter, schedule: &str) -> ScheduleView {
+pub(super) async fn view(center: &TestCenter, schedule: &str) -> ScheduleView {
     center.leader.get_schedule(&name(schedule)).await.unwrap()
 }
 
 /// Returns the ids of all tasks.
-async fn tasks(center: &TestCenter) -> Vec<String> {
+pub(super) async fn tasks(center: &TestCenter) -> Vec<String> {
     let page = center.leader.list(Query::default()).await.unwrap();
     page.tasks.iter().map(|task| task.id.to_string()).collect()
 }

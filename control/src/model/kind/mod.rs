@@ -33,7 +33,11 @@ use std::sync::Arc;
 
 /// Work of a task. Never changes after submission, except for its limit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, strum::EnumDiscriminants)]
-#[strum_discriminants(name(KindName), doc = "Name of a kind.", derive(Hash, PartialOrd, Ord, strum::IntoStaticStr))]
+#[strum_discriminants(
+    name(KindName),
+    doc = "Name of a kind.",
+    derive(Hash, PartialOrd, Ord, strum::IntoStaticStr, strum::VariantArray)
+)]
 #[strum_discriminants(strum(serialize_all = "lowercase"))]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum TaskSpec {

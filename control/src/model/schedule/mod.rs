@@ -14,12 +14,15 @@
 //! What always holds: instants are decided in their order, each once. All up to `considered_ms` are decided. The write
 //! that decides an instant also creates its task, if there is one: neither happens without the other.
 
+mod batch;
 mod cron;
 mod step;
 mod template;
 mod time_pattern;
 mod trigger;
 
+pub use batch::MemberTemplate;
+pub(crate) use batch::{check_members, decode_members, encode_members};
 pub(crate) use step::{Facts, Predecessor, SkipCause, Step};
 pub use template::Template;
 pub(crate) use template::{boot_id, instant_id, spec_at};
@@ -48,6 +51,9 @@ pub struct ScheduleRecord {
     pub zone: String,
     /// Tasks that it makes.
     pub template: Template,
+    /// Number of nodes below its own that hold the members of its batch.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub parts: u64,
     /// What happens with instants that nobody was there for.
     pub catch_up: CatchUp,
     /// Number of its ended tasks that are kept.

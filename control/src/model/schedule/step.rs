@@ -3,7 +3,7 @@
 //! Of several instants that have passed, the last one counts: the others are as if they had never been.
 
 use super::template::{boot_id, instant_id};
-use super::{CatchUp, ScheduleRecord, ScheduleState, Timer, Trigger};
+use super::{CatchUp, MemberTemplate, ScheduleRecord, ScheduleState, Timer, Trigger};
 use crate::model::{SignedOrder, Submission, TaskId, TaskState};
 use crate::timestamp::Timestamp;
 use blockhaul_engine::error::Result;
@@ -161,6 +161,20 @@ impl ScheduleRecord {
     /// `EBadRequest`: the template makes no valid task then.
     pub(crate) fn task_at(&self, at_ms: u64, order: SignedOrder) -> Result<Submission> {
         Ok(Submission { order: Some(order), ..self.task(&Due::Instant(at_ms), at_ms)? })
+    }
+
+    /// Returns the members of the group of an instant or a boot. `at_ms`: milliseconds since 1970.
+    ///
+    /// # Errors
+    /// `EBadRequest`: the template makes no valid task at this instant.
+    pub(crate) fn members<'a>(
+        &self,
+        members: impl IntoIterator<Item = &'a MemberTemplate>,
+        group: &TaskId,
+        at_ms: u64,
+    ) -> Result<Vec<Submission>> {
+        let at = self.local_time(at_ms)?;
+        members.into_iter().map(|member| member.task(group, &at)).collect()
     }
 
     fn local_time(&self, unix_ms: u64) -> Result<Zoned> {
@@ -399,6 +413,7 @@ mod tests {
                 trigger,
                 zone: String::from("UTC"),
                 template,
+                parts: 0,
                 catch_up: CatchUp::Once,
                 keep: 10,
                 state: ScheduleState::Active,

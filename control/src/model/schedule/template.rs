@@ -1,4 +1,5 @@
-//! Describes the tasks that a schedule makes, with patterns in the names of their volumes.
+//! Describes the tasks that a schedule makes, with patterns in the names of their volumes. Of a batch it describes the
+//! group; [`MemberTemplate`](super::MemberTemplate) describes the members.
 
 use super::time_pattern::resolve_volume;
 use crate::model::{PlacementRules, ScheduleName, SignedOrder, Submission, TaskId, TaskSpec, TaskTimes};
@@ -33,7 +34,7 @@ impl Template {
     /// Takes what a client has submitted as a template.
     ///
     /// # Errors
-    /// `EBadRequest`: it depends on other tasks, belongs to a group, is a group, or starts at one time.
+    /// `EBadRequest`: it depends on other tasks, belongs to a group, or starts at one time.
     pub(crate) fn new(submission: Submission) -> Result<Self> {
         let Submission {
             id: _,

@@ -99,7 +99,7 @@ impl MockDispatcher {
     fn answer(&self, request: Request) {
         // A caller that does not wait any more needs no answer.
         match request {
-            Request::Submit(order, reply) => drop(reply.send(self.submit(*order))),
+            Request::Submit(order, _, reply) => drop(reply.send(self.submit(*order))),
             Request::Get(id, reply) => drop(reply.send(self.get(&id))),
             Request::List(query, reply) => drop(reply.send(Ok(self.list(&query)))),
             Request::Watch(id, reply) => drop(reply.send(self.watch(&id))),
@@ -109,14 +109,14 @@ impl MockDispatcher {
                 let all = || tasks.values().map(|task| TaskChange::of(&task.borrow(), 0)).collect();
                 drop(reply.send(Ok(self.feed(|feed| feed.snapshot(all)))));
             }
-            Request::Mutate(id, mutation, reply) => drop(reply.send(self.mutate(&id, &mutation))),
+            Request::Mutate(id, mutation, _, reply) => drop(reply.send(self.mutate(&id, &mutation))),
             Request::Runners(reply) => drop(reply.send(Ok(vec![self.node()]))),
             Request::Include(_, reply) => drop(reply.send(Ok(false))),
             Request::Drain { reply, .. } => drop(reply.send(Ok(3))),
             Request::DrainIdle { reply, .. } => drop(reply.send(Ok(Vec::new()))),
-            Request::Fence(_, reply) => drop(reply.send(Ok(Vec::new()))),
+            Request::Fence(_, _, reply) => drop(reply.send(Ok(Vec::new()))),
             Request::Status(reply) => drop(reply.send(Ok(status()))),
-            Request::Schedule(name, _, reply) | Request::GetSchedule(name, reply) => {
+            Request::Schedule(name, _, _, reply) | Request::GetSchedule(name, reply) => {
                 drop(reply.send(Err(error(Code::NotFound, &format!("no schedule {name}")))));
             }
             Request::Settings { reply, .. } => drop(reply.send(Ok(Default::default()))),
@@ -180,7 +180,20 @@ impl MockDispatcher {
 fn draining_node() -> RunnerSummary {
     let drain = Some(Drain { since_ms: 0, now: false, until_ms: None, op: OpId::fresh() });
     let node = NodeId::new("n1").unwrap();
-    RunnerSummary { node, registration: None, tasks: 3, drain, clock_offset_ms: None, excluded: None }
+    RunnerSummary {
+        node,
+        registration: None,
+        tasks: 3,
+        drain,
+        clock_offset_ms: None,
+        excluded: None,
+        is_unreadable: false,
+        level: 0,
+        idle_since_ms: None,
+        last_ended: None,
+        failures: 0,
+        refused: Vec::new(),
+    }
 }
 
 fn status() -> Status {
@@ -190,6 +203,7 @@ fn status() -> Status {
         tasks: vec![(TaskState::Pending, 7)],
         undecodable: vec![(String::from("/tasks/00/x"), String::from("no JSON"))],
         runners: 1,
+        level: Some(2),
         restarts: 2,
         running: Default::default(),
         metrics: Default::default(),

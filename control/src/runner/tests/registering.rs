@@ -1,6 +1,7 @@
 //! Tests how a node registers among the runners.
 
 use super::*;
+use crate::model::Abilities;
 
 fn foreign(incarnation: &str) -> Registration {
     Registration {
@@ -16,6 +17,7 @@ fn foreign(incarnation: &str) -> Registration {
         stopping: false,
         data: None,
         restarts: 0,
+        last_end: None,
         op: OpId::fresh(),
     }
 }
@@ -38,6 +40,18 @@ async fn an_incarnation_is_remembered_before_it_is_registered() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_process_announces_what_it_can_do_with_its_registration_and_again_after_a_loss() {
+    let harness = Harness::new().await;
+    let announced = || harness.store.get(&paths::abilities("n1")).map(|node| Abilities::decode(&node.data).unwrap());
+    let own = Abilities::of_this_program(harness.registration().unwrap().incarnation);
+    assert_eq!(announced(), Some(own.clone()));
+    harness.store.expire();
+    sleep(Duration::from_secs(5)).await;
+    assert!(harness.registration().is_some());
+    assert_eq!(announced(), Some(own));
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_registration_of_an_earlier_incarnation_is_replaced_at_once() {
     let store = registered_by("before").await;
     let memory = Arc::new(Memory::default());
@@ -55,6 +69,8 @@ async fn another_process_of_the_same_name_is_left_alone_until_it_is_gone() {
     sleep(Duration::from_secs(30)).await;
     assert_eq!(harness.registration().unwrap().incarnation, Incarnation("stranger".into()));
     assert!(!harness.handle.is_registered());
+    let told = || harness.store.get(&paths::refused("n1", "life"));
+    assert_eq!(Registration::decode(&told().unwrap().data).unwrap().address, "n1:1");
     harness.submit("t", noop(1));
     let answer = harness.handle.assign(harness.grant("t", "life")).await;
     assert!(matches!(answer, Ok(AssignResponse::Refused { .. })), "{answer:?}");
@@ -62,6 +78,7 @@ async fn another_process_of_the_same_name_is_left_alone_until_it_is_gone() {
     harness.store.write(&[Op::Delete { path: paths::runner("n1"), version }]);
     sleep(Duration::from_millis(1500)).await;
     assert_eq!(harness.registration().unwrap().incarnation, Incarnation("life".into()));
+    assert!(told().is_none(), "it is refused no longer");
 }
 
 #[tokio::test(start_paused = true)]
