@@ -77,17 +77,18 @@ impl TestCluster {
 
     /// As [`TestCluster::with`], but no node is started yet.
     pub fn idle(nodes: usize, servers: usize, args: &[&str]) -> Self {
-        Self::over(Settings::new(servers), nodes, args)
+        Self::idle_on(Settings::new(servers), nodes, args)
     }
 
     /// As [`TestCluster::with`], on an ensemble with these settings.
     pub fn on(servers: Settings, nodes: usize, args: &[&str]) -> Self {
-        let mut cluster = Self::over(servers, nodes, args);
+        let mut cluster = Self::idle_on(servers, nodes, args);
         cluster.start();
         cluster
     }
 
-    fn over(servers: Settings, nodes: usize, args: &[&str]) -> Self {
+    /// As [`TestCluster::on`], but no node is started yet.
+    pub fn idle_on(servers: Settings, nodes: usize, args: &[&str]) -> Self {
         let permit = Permit::take();
         let dirs = TestDirs::new();
         std::fs::create_dir(dirs.path("volumes")).expect("the directory is new");

@@ -1,9 +1,9 @@
 //! Measures a large group: how long its members take to be accepted, and how fast they are decided.
 
-use crate::fleet;
+use crate::fleet::light_runners::launch;
 use crate::measure::{Bound, Measure};
 use crate::options::Options;
-use crate::queue::{client, until};
+use crate::queue::{client, crew, until};
 use blockhaul_control::rpc::wire::{
     Dependency, GroupWork, Membership, NoopWork, Spec, SubmitRequest, TaskName, spec::Work,
 };
@@ -26,10 +26,7 @@ pub(crate) fn measure(options: &Options) -> Vec<Measure> {
     let start = Instant::now();
     runtime.block_on(submit(&address));
     let accepted = start.elapsed();
-    let folder = cluster.dirs.path("fleet");
-    std::fs::create_dir(&folder).expect("the directory is new");
-    let zookeeper = format!("{}/cell", cluster.ensemble.addresses());
-    runtime.block_on(fleet::launch(options.runners, &zookeeper, &folder));
+    let _runners = runtime.block_on(launch(&crew(&cluster, options.runners)));
     let wide = MEMBERS - CHAIN;
     runtime.block_on(until(&address, |_, succeeded| succeeded >= wide / 4));
     let first = Instant::now();

@@ -12,6 +12,8 @@ pub(crate) enum Bound {
     AtMost(f64),
     /// Every sample is at least this.
     AtLeast(f64),
+    /// None: it is printed for what it says.
+    None,
 }
 
 /// A measured distribution.
@@ -49,6 +51,7 @@ impl Measure {
             Bound::P99AtMost(most) => self.quantile(0.99) <= most,
             Bound::AtMost(most) => self.quantile(1.0) <= most,
             Bound::AtLeast(least) => self.quantile(0.0) >= least,
+            Bound::None => true,
         }
     }
 
@@ -67,6 +70,7 @@ impl Measure {
             Bound::P99AtMost(most) => format!("p99 at most {most}"),
             Bound::AtMost(most) => format!("at most {most}"),
             Bound::AtLeast(least) => format!("at least {least}"),
+            Bound::None => String::new(),
         }
     }
 
@@ -80,7 +84,11 @@ impl Measure {
         let shown = |number: f64| if number < 100.0 { format!("{number:.2}") } else { format!("{number:.0}") };
         let numbers = [self.quantile(0.5), self.quantile(0.99), self.quantile(1.0)].map(shown);
         let count = self.samples.len().to_string();
-        let verdict = if self.is_missed() { "MISSED" } else { "met" };
+        let verdict = match self.bound {
+            Bound::None => "",
+            _ if self.is_missed() => "MISSED",
+            _ => "met",
+        };
         row(self.what, [&count, &numbers[0], &numbers[1], &numbers[2]], self.unit, &self.goal(), verdict)
     }
 }

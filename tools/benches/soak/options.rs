@@ -17,22 +17,18 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// Parses the arguments. `None`: there is nothing to do.
+    /// One short trial of this measurement, for a test.
+    pub(crate) fn shortest(name: &str) -> Self {
+        Self { trials: 1, cells: 1, tasks: 50, runners: 2, is_soak: false, names: vec![name.to_owned()] }
+    }
+
+    /// Parses the arguments.
     ///
     /// # Errors
     /// A message about the invalid argument.
-    pub(crate) fn parse(args: impl Iterator<Item = String>, known: &[&str]) -> Result<Option<Self>, String> {
-        let args: Vec<String> = args.collect();
-        // Cargo adds this flag for benchmarks, not for tests.
-        let is_soak = args.iter().any(|word| word == "--bench");
-        let mut args = args.into_iter().filter(|word| word != "--bench");
-        if !is_soak {
-            // A filter of tests matches nothing here.
-            let shortest =
-                Self { trials: 1, cells: 1, tasks: 50, runners: 2, is_soak, names: vec![known[0].to_owned()] };
-            return Ok(args.next().is_none().then_some(shortest));
-        }
-        let mut options = Self { trials: 100, cells: 1, tasks: 50_000, runners: 200, is_soak, names: Vec::new() };
+    pub(crate) fn parse(args: Vec<String>, known: &[&str]) -> Result<Self, String> {
+        let mut args = args.into_iter();
+        let mut options = Self { trials: 100, cells: 1, tasks: 50_000, runners: 200, is_soak: true, names: Vec::new() };
         while let Some(word) = args.next() {
             let target = match word.as_str() {
                 "--trials" => &mut options.trials,
@@ -43,12 +39,12 @@ impl Options {
                     options.names.push(word);
                     continue;
                 }
-                _ => return Err(format!("soak measures {}, not '{word}'", known.join(", "))),
+                _ => return Err(format!("soak measures {}, or fleet first of all, not '{word}'", known.join(", "))),
             };
             let number = args.next().and_then(|text| text.parse().ok()).filter(|&number| number > 0);
             *target = number.ok_or_else(|| format!("{word} takes a number above zero"))?;
         }
-        Ok(Some(options))
+        Ok(options)
     }
 
     /// Tells whether a measurement was requested.

@@ -1,13 +1,13 @@
 //! Measures a long queue: how long a dispatcher takes to read it, how fast it assigns it, and how much memory it needs.
 
-use crate::fleet;
+use crate::fleet::light_runners::{Crew, launch};
 use crate::measure::{Bound, Measure};
 use crate::options::Options;
+use crate::process::memory_mib;
 use blockhaul_control::rpc::channels::Channels;
 use blockhaul_control::rpc::client::CenterClient;
 use blockhaul_control::rpc::wire::{NoopWork, Spec, StatusRequest, SubmitRequest, spec::Work};
 use blockhaul_testkit::test_cluster::TestCluster;
-use nix::unistd::Pid;
 use std::time::{Duration, Instant};
 
 /// Submissions under way at once.
@@ -27,10 +27,7 @@ pub(crate) fn measure(options: &Options) -> Vec<Measure> {
     cluster.nodes[0].start();
     runtime.block_on(until(&address, |pending, _| pending >= options.tasks));
     let reconciled = start.elapsed();
-    let folder = cluster.dirs.path("fleet");
-    std::fs::create_dir(&folder).expect("the directory is new");
-    let zookeeper = format!("{}/cell", cluster.ensemble.addresses());
-    runtime.block_on(fleet::launch(options.runners, &zookeeper, &folder));
+    let _runners = runtime.block_on(launch(&crew(&cluster, options.runners)));
     // The middle half of the queue: neither its start, while runners register, nor its end.
     let quarter = options.tasks / 4;
     runtime.block_on(until(&address, |pending, _| pending <= 3 * quarter));
@@ -39,13 +36,20 @@ pub(crate) fn measure(options: &Options) -> Vec<Measure> {
     #[allow(clippy::cast_precision_loss, reason = "counts are small")]
     let rate = (2 * quarter) as f64 / first.elapsed().as_secs_f64();
     runtime.block_on(until(&address, |_, succeeded| succeeded == options.tasks));
-    let memory = peak_mib(cluster.nodes[0].pid());
+    let memory = memory_mib(cluster.nodes[0].pid(), "VmHWM");
     runtime.shutdown_background();
     vec![
         Measure::of_times("start to the queue read", &[reconciled], Bound::AtMost(1e4)),
         Measure::new("assignments committed", "1/s", vec![rate], Bound::AtLeast(200.0)),
         Measure::new("peak memory of the dispatcher's process", "MiB", vec![memory], Bound::AtMost(512.0)),
     ]
+}
+
+/// Returns runners in this process.
+pub(crate) fn crew(cluster: &TestCluster, count: usize) -> Crew {
+    let folder = cluster.dirs.path("fleet");
+    std::fs::create_dir(&folder).expect("the directory is new");
+    Crew { zookeeper: cluster.zookeeper(), folder, first: 0, count, slots: 4 }
 }
 
 pub(crate) fn client(address: &str) -> CenterClient {
@@ -85,11 +89,4 @@ pub(crate) async fn until(address: &str, holds: impl Fn(usize, usize) -> bool) {
         assert!(Instant::now() < deadline, "the queue does not move: {last:?}");
         tokio::time::sleep(POLL_INTERVAL).await;
     }
-}
-
-#[allow(clippy::cast_precision_loss, reason = "sizes are small")]
-fn peak_mib(pid: Pid) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel counts it");
-    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number of KiB") as f64 / 1024.0
 }

@@ -60,6 +60,14 @@ impl Traffic {
         self.with_seen(|seen| seen.iter().map(|(_, connection)| *connection).collect())
     }
 
+    /// Returns when each connection wrote for the first time, oldest first.
+    pub(crate) fn first_writes(&self) -> Vec<Instant> {
+        self.with_seen(|seen| {
+            let mut known = BTreeSet::new();
+            seen.iter().filter(|(_, connection)| known.insert(*connection)).map(|(at, _)| *at).collect()
+        })
+    }
+
     /// Waits for the first write of a connection other than `known`; returns its time.
     pub(crate) fn first_write_of_others(&self, known: &BTreeSet<u64>) -> Instant {
         let until = Instant::now() + WAIT_MAX;

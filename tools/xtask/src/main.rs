@@ -26,6 +26,10 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   soak [--trials N] [--cells N] [--tasks N] [--runners N] [NAME...]
                              Measure how fast a center of three nodes recovers from faults and how much it carries, over
                              N trials (default 100), and check the goals
+  soak fleet [--runners N] [--tasks N] [--schedules N] [--trials N] [--full-trials N] [--only PART[,PART...]]
+                             Measure a center with 1,000 runners, 50,000 tasks and 1,000 schedules, and check the goals of
+                             docs/scale.md; parts: rest, schedules, memory, instants, ensemble, leader, assignments,
+                             restart, takeover
   release                    Build the stripped programs, and their debug information beside them, into target/dist
   fuzz [SECONDS]             Run each fuzz target for this many seconds (default 10)
 
