@@ -30,6 +30,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use exit::Exit;
 use log_args::RawLog;
+use output::RefusalForm;
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -38,13 +39,12 @@ use tracing_subscriber::filter::LevelFilter;
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    let json = output::wants_json(&arguments);
     let exit = match Cli::try_parse_from(&arguments) {
         Ok(Cli { command }) => run(command, &arguments).unwrap_or_else(|error| {
-            output::report_refusal(json, &error);
+            output::report_refusal(RefusalForm::of(&arguments), &error);
             Exit::from(&error)
         }),
-        Err(error) => usage(&error, json),
+        Err(error) => usage(&error, &arguments),
     };
     output::finish(exit).into()
 }
@@ -80,7 +80,7 @@ fn run(command: Command, arguments: &[OsString]) -> Result<Exit> {
 }
 
 /// Prints help and version; reports everything else from the parser as a malformed request.
-fn usage(error: &clap::Error, json: bool) -> Exit {
+fn usage(error: &clap::Error, arguments: &[OsString]) -> Exit {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         // A closed pipe is fine.
         let _ = error.print();
@@ -93,15 +93,19 @@ fn usage(error: &clap::Error, json: bool) -> Exit {
     };
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
     let refusal = Error::bad_request(message.strip_prefix("error: ").unwrap_or(&message));
-    output::report_refusal(json, &refusal);
+    output::report_refusal(RefusalForm::of(arguments), &refusal);
     if !hints.trim().is_empty() {
         output::print_stderr_hint(hints.trim_end());
     }
     Exit::from(&refusal)
 }
 
-/// Starts logging to stderr with the filter of `--log`, of `$RUST_LOG`, or warnings.
-fn start_logging(RawLog { filter }: RawLog) -> Result<()> {
+/// Starts logging to stderr with the filter of the flags, of `$RUST_LOG`, or warnings.
+fn start_logging(raw: RawLog) -> Result<()> {
+    if raw.quiet {
+        output::be_quiet();
+    }
+    let filter = raw.directives();
     let builder = EnvFilter::builder().with_default_directive(LevelFilter::WARN.into());
     let filter = match filter {
         Some(text) => builder

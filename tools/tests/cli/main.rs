@@ -12,6 +12,7 @@ mod looking;
 mod names;
 mod planning;
 mod refusing;
+mod schemas;
 mod stopping;
 mod streams;
 mod unread;
