@@ -8,10 +8,12 @@
 mod args;
 mod batch;
 mod center;
+mod completion;
 mod copy;
 mod doctor;
 mod dry_run;
 mod exit;
+mod generate;
 mod inspect;
 mod log_args;
 mod map;
@@ -20,6 +22,7 @@ mod progress;
 mod retry_command;
 mod signals;
 mod state_dir;
+mod suggestions;
 mod summary;
 mod verify;
 
@@ -38,6 +41,9 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 fn main() -> ExitCode {
+    if completion::answer() {
+        return ExitCode::SUCCESS;
+    }
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let exit = match Cli::try_parse_from(&arguments) {
         Ok(Cli { command }) => run(command, &arguments).unwrap_or_else(|error| {
@@ -76,6 +82,8 @@ fn run(command: Command, arguments: &[OsString]) -> Result<Exit> {
         Command::Drain(raw) => center::drain(raw),
         Command::Fence(raw) => center::fence(raw),
         Command::Center(raw) => center::center(*raw),
+        Command::Completions(raw) => completion::run(raw),
+        Command::Generate(raw) => generate::run(raw),
     }
 }
 
@@ -94,6 +102,11 @@ fn usage(error: &clap::Error, arguments: &[OsString]) -> Exit {
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
     let refusal = Error::bad_request(message.strip_prefix("error: ").unwrap_or(&message));
     output::report_refusal(RefusalForm::of(arguments), &refusal);
+    let hints = match suggestions::instead_of(error, arguments) {
+        // What is spelled similarly would only distract from it.
+        Some(tip) => format!("  tip: {tip}\n\n{}", hints.find("Usage:").map_or("", |at| &hints[at..])),
+        None => hints.to_owned(),
+    };
     if !hints.trim().is_empty() {
         output::print_stderr_hint(hints.trim_end());
     }

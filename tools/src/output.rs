@@ -186,6 +186,14 @@ pub(crate) fn print_summary(line: impl Display) {
     }
 }
 
+/// Prints a text of this program on stdout, as it is.
+pub(crate) fn print_stdout_text(mut text: Vec<u8>) {
+    if text.ends_with(b"\n") {
+        text.pop();
+    }
+    to_stdout(Priority::Result, text);
+}
+
 /// Prints a line on stderr.
 pub(crate) fn print_stderr(line: impl Display) {
     to_stderr(Priority::Result, format_args!("blockhaul: {}", shown::line(line)));

@@ -13,6 +13,7 @@ mod names;
 mod planning;
 mod refusing;
 mod schemas;
+mod scripting;
 mod stopping;
 mod streams;
 mod unread;

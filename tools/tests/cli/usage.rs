@@ -3,7 +3,7 @@
 use blockhaul_testkit::scratch::{MIB, Scratch, noise};
 
 /// All flags, by command.
-const FLAGS: [(&str, &[&str]); 15] = [
+const FLAGS: [(&str, &[&str]); 16] = [
     (
         "copy",
         &[
@@ -152,6 +152,7 @@ const FLAGS: [(&str, &[&str]); 15] = [
     ("schedule remove", &["NAME", "--cancel-live", "--center", "--json", "--log", "--verbose", "--quiet"]),
     ("map", &["--json", "--log", "--verbose", "--quiet", "VOLUME"]),
     ("inspect", &["--json", "--log", "--verbose", "--quiet", "FILE"]),
+    ("completions", &["bash|zsh|fish", "blockhaul|taskd"]),
     ("doctor", &["--json", "--log", "--verbose", "--quiet", "PATH"]),
 ];
 
