@@ -16,6 +16,7 @@ mod need;
 pub mod programs;
 pub mod running;
 pub mod safe_dir;
+pub mod schema;
 pub mod scratch;
 pub mod signals;
 pub mod tcp_proxy;

@@ -1,6 +1,7 @@
 //! Runs `blockhaul` in a test directory, alone or while the test interferes.
 
 use crate::programs::blockhaul;
+use crate::schema;
 use crate::scratch::{Outcome, outcome};
 use crate::signals;
 use crate::test_dir::{TestDir, text};
@@ -158,6 +159,7 @@ impl Running {
             };
             self.seen.extend_from_slice(&line);
             let value: Value = serde_json::from_slice(&line).expect("every line is an object");
+            schema::assert_described(&value);
             if when(&value) {
                 return value;
             }

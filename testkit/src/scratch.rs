@@ -1,6 +1,7 @@
 //! Runs `blockhaul` in a scratch directory, without the environment of the caller.
 
 use crate::programs::{blockhaul, temporary_folder};
+use crate::schema;
 use assert_cmd::Command;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -27,10 +28,11 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Returns the last line, which is the report.
+    /// Returns the last line, which is the report of a job, or the error of another command.
     pub fn report(&self) -> &Value {
         let report = self.lines.last().unwrap_or_else(|| panic!("nothing on stdout: {}", self.stderr));
-        assert_eq!(report["event"], "report", "the last line is the report: {report}");
+        let is_last = ["report", "error"].map(Value::from).contains(&report["event"]);
+        assert!(is_last, "the last line is a report or an error: {report}");
         report
     }
 
@@ -130,10 +132,17 @@ fn walk(directory: &Path, seen: &mut BTreeMap<PathBuf, Option<Vec<u8>>>) {
     }
 }
 
+/// Reads the lines of a run with `--json`.
+///
+/// # Panics
+/// If a line is not one of the published events.
 pub fn outcome(output: &std::process::Output) -> Outcome {
     let stdout = String::from_utf8(output.stdout.clone()).expect("JSON is text");
     let object = |line: &str| match serde_json::from_str(line) {
-        Ok(value @ Value::Object(_)) => value,
+        Ok(value @ Value::Object(_)) => {
+            schema::assert_described(&value);
+            value
+        }
         other => panic!("'{line}' is not one JSON object: {other:?}"),
     };
     Outcome {

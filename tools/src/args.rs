@@ -8,11 +8,12 @@ use crate::center::args::{
     RawCancel, RawDrain, RawFence, RawList, RawLogs, RawMove, RawNode, RawRemove, RawRetry, RawRunners, RawSchedule,
     RawSet, RawStatus, RawSubmit, RawTaskId, RawWatch,
 };
+use crate::completion::Program;
 use crate::log_args::RawLog;
 use blockhaul_engine::spec::{DigestKind, Direct, PathChoice, Reflink, Sparse};
 use blockhaul_engine::units::{parse_duration, parse_rate, parse_size};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueHint};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,12 +22,19 @@ const SIZES: &str = "Sizes are bytes (4096) or binary units (64KiB, 1MiB), rates
 durations carry their unit (500ms, 10s).\n\nExit codes: 0 done; 1 failed; 2 usage; 3 volumes differ; 75 interrupted \
 or cancelled, resumable.";
 
+const COMPLETIONS: &str = "The script of blockhaul calls it for each completion: names of tasks, nodes and schedules \
+come from the center of --center or $BLOCKHAUL_CENTER, if it answers within a second.
+
+  bash: source <(blockhaul completions bash)   # in ~/.bashrc
+  zsh:  source <(blockhaul completions zsh)    # in ~/.zshrc, after compinit
+  fish: blockhaul completions fish | source    # in ~/.config/fish/config.fish";
+
 const VERIFY_USAGE: &str =
     "blockhaul verify [OPTIONS] SRC DST\n       blockhaul verify [OPTIONS] --receipt FILE VOLUME";
 
 /// Copy storage volumes block by block through io_uring, resumably and never silently wrong.
 #[derive(Debug, Parser)]
-#[command(name = "blockhaul", version, after_help = SIZES, disable_help_subcommand = true)]
+#[command(name = "blockhaul", version, after_help = SIZES)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -84,6 +92,11 @@ pub(crate) enum Command {
     Fence(RawFence),
     /// Show the status of a task center, or its settings
     Center(Box<RawStatus>),
+    /// Print the script that completes command lines in a shell
+    Completions(RawCompletions),
+    /// Write files of a package
+    #[command(subcommand, hide = true)]
+    Generate(RawGenerate),
 }
 
 /// What a source that is a disk image or compressed stands for.
@@ -100,10 +113,10 @@ pub(crate) enum SourceFormat {
 pub(crate) struct RawCopy {
     /// Source: a regular file, a block device or an NBD export (nbd://HOST:PORT/EXPORT,
     /// nbd+unix:///EXPORT?socket=PATH; nbds for TLS)
-    #[arg(value_name = "SRC")]
+    #[arg(value_name = "SRC", value_hint = ValueHint::AnyPath)]
     pub(crate) source: OsString,
     /// Destination: the same kinds; a missing regular file is created
-    #[arg(value_name = "DST")]
+    #[arg(value_name = "DST", value_hint = ValueHint::AnyPath)]
     pub(crate) destination: OsString,
 
     /// What to copy of a disk image or a compressed file: its own bytes (raw), or the disk inside of an image (auto)
@@ -229,7 +242,7 @@ pub(crate) struct RawNetwork {
 #[command(after_help = SIZES, override_usage = VERIFY_USAGE)]
 pub(crate) struct RawVerify {
     /// SRC and DST, or with --receipt the one volume to check
-    #[arg(value_name = "VOLUME", required = true, num_args = 1..=2)]
+    #[arg(value_name = "VOLUME", required = true, num_args = 1..=2, value_hint = ValueHint::AnyPath)]
     pub(crate) volumes: Vec<OsString>,
     /// Compare with this receipt instead of a source
     #[arg(long, value_name = "FILE")]
@@ -298,7 +311,7 @@ pub(crate) struct RawBatch {
 #[derive(Debug, Args)]
 pub(crate) struct RawMap {
     /// Volume to list; for a server without an export name (nbd://HOST/), its exports
-    #[arg(value_name = "VOLUME")]
+    #[arg(value_name = "VOLUME", value_hint = ValueHint::AnyPath)]
     pub(crate) volume: OsString,
     /// Print one JSON object per extent or export
     #[arg(long)]
@@ -329,6 +342,37 @@ pub(crate) struct RawDoctor {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) log: RawLog,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = COMPLETIONS)]
+pub(crate) struct RawCompletions {
+    /// Shell of the script
+    #[arg(value_name = "bash|zsh|fish", hide_possible_values = true)]
+    pub(crate) shell: ShellName,
+    /// Program whose command lines are completed
+    #[arg(value_name = "blockhaul|taskd", default_value = "blockhaul", hide_possible_values = true)]
+    pub(crate) program: Program,
+}
+
+/// Shell that completes command lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum ShellName {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RawGenerate {
+    /// Write the manual pages of all commands and of taskd
+    Man {
+        /// Folder for the pages; it must exist
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
+    /// Print a configuration file of taskd that explains all settings
+    Config,
 }
 
 /// Output of a job.

@@ -51,6 +51,8 @@ pub(crate) fn run(mut raw: RawCopy, arguments: &[OsString]) -> Result<Exit> {
         raw.source = image.uri().into();
     }
     let request = resolve(raw, |name| std::env::var_os(name))?;
+    let CopySpec { source, destination, checkpoint, resume_policy, .. } = &request.spec;
+    tracing::info!(%source, %destination, ?checkpoint, ?resume_policy, "copying");
     if request.dry_run {
         return Ok(dry_run::show(None, &request.spec, check(&request), request.output.json));
     }
@@ -59,6 +61,7 @@ pub(crate) fn run(mut raw: RawCopy, arguments: &[OsString]) -> Result<Exit> {
     let job = engine.submit(request.spec.clone());
     signals.stop(job.clone())?;
     let report = wait_with_progress(&job, ProgressDisplay::choose(request.output));
+    tracing::info!(status = report.status.as_str(), path = report.path, seconds = report.seconds, "copy ended");
     show_report(&request, &report, arguments);
     Ok(Exit::from(&report))
 }
@@ -273,7 +276,7 @@ fn show_report(request: &CopyRequest, report: &Report, arguments: &[OsString]) {
     if request.output.json {
         output::json_event("report", report);
     } else if touched {
-        summary::of_copy(report).iter().for_each(output::print_stdout);
+        summary::of_copy(report).iter().for_each(output::print_summary);
     }
 }
 

@@ -5,7 +5,7 @@
 
 use crate::args::RawDoctor;
 use crate::exit::Exit;
-use crate::output::{json_object, print_stdout, refuse_volume_streams};
+use crate::output::{json_event, print_stdout, refuse_volume_streams};
 use crate::start_logging;
 use blockhaul_engine::error::{Error, Operation, Result};
 use blockhaul_engine::host;
@@ -25,7 +25,7 @@ pub(crate) fn run(raw: RawDoctor) -> Result<Exit> {
     start_logging(log)?;
     let report = host::examine(&paths);
     if json {
-        json_object(&report);
+        json_event("host", &report);
     } else {
         let facts = serde_json::to_value(&report)
             .map_err(|error| Error::internal(Operation::Start, format!("format the host report: {error}")))?;

@@ -2,7 +2,7 @@
 
 use crate::args::RawInspect;
 use crate::exit::Exit;
-use crate::output::{json_object, print_stdout, refuse_volume_streams};
+use crate::output::{json_event, print_stdout, refuse_volume_streams};
 use crate::start_logging;
 use blockhaul_engine::error::Result;
 use blockhaul_engine::journal::JournalReader;
@@ -67,7 +67,7 @@ pub(crate) fn run(raw: RawInspect) -> Result<Exit> {
     let journal = JournalReader::open(&file)?;
     let view = journal_view(&journal);
     if json {
-        json_object(&view);
+        json_event("journal", &view);
     } else {
         describe(&view).iter().for_each(print_stdout);
     }

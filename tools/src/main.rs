@@ -8,10 +8,12 @@
 mod args;
 mod batch;
 mod center;
+mod completion;
 mod copy;
 mod doctor;
 mod dry_run;
 mod exit;
+mod generate;
 mod image;
 mod inspect;
 mod log_args;
@@ -21,6 +23,7 @@ mod progress;
 mod retry_command;
 mod signals;
 mod state_dir;
+mod suggestions;
 mod summary;
 mod verify;
 
@@ -31,6 +34,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use exit::Exit;
 use log_args::RawLog;
+use output::RefusalForm;
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -38,14 +42,16 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 fn main() -> ExitCode {
+    if completion::answer() {
+        return ExitCode::SUCCESS;
+    }
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    let json = output::wants_json(&arguments);
     let exit = match Cli::try_parse_from(&arguments) {
         Ok(Cli { command }) => run(command, &arguments).unwrap_or_else(|error| {
-            output::report_refusal(json, &error);
+            output::report_refusal(RefusalForm::of(&arguments), &error);
             Exit::from(&error)
         }),
-        Err(error) => usage(&error, json),
+        Err(error) => usage(&error, &arguments),
     };
     output::finish(exit).into()
 }
@@ -77,11 +83,13 @@ fn run(command: Command, arguments: &[OsString]) -> Result<Exit> {
         Command::Drain(raw) => center::drain(raw),
         Command::Fence(raw) => center::fence(raw),
         Command::Center(raw) => center::center(*raw),
+        Command::Completions(raw) => completion::run(raw),
+        Command::Generate(raw) => generate::run(raw),
     }
 }
 
 /// Prints help and version; reports everything else from the parser as a malformed request.
-fn usage(error: &clap::Error, json: bool) -> Exit {
+fn usage(error: &clap::Error, arguments: &[OsString]) -> Exit {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         // A closed pipe is fine.
         let _ = error.print();
@@ -94,15 +102,24 @@ fn usage(error: &clap::Error, json: bool) -> Exit {
     };
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
     let refusal = Error::bad_request(message.strip_prefix("error: ").unwrap_or(&message));
-    output::report_refusal(json, &refusal);
+    output::report_refusal(RefusalForm::of(arguments), &refusal);
+    let hints = match suggestions::instead_of(error, arguments) {
+        // What is spelled similarly would only distract from it.
+        Some(tip) => format!("  tip: {tip}\n\n{}", hints.find("Usage:").map_or("", |at| &hints[at..])),
+        None => hints.to_owned(),
+    };
     if !hints.trim().is_empty() {
         output::print_stderr_hint(hints.trim_end());
     }
     Exit::from(&refusal)
 }
 
-/// Starts logging to stderr with the filter of `--log`, of `$RUST_LOG`, or warnings.
-fn start_logging(RawLog { filter }: RawLog) -> Result<()> {
+/// Starts logging to stderr with the filter of the flags, of `$RUST_LOG`, or warnings.
+fn start_logging(raw: RawLog) -> Result<()> {
+    if raw.quiet {
+        output::be_quiet();
+    }
+    let filter = raw.directives();
     let builder = EnvFilter::builder().with_default_directive(LevelFilter::WARN.into());
     let filter = match filter {
         Some(text) => builder

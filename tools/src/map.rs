@@ -99,7 +99,11 @@ fn write_export(out: &mut impl Write, export: &ListedExport, json: bool) -> io::
     let ListedExport { name, description, size_bytes, read_only } = export;
     if json {
         let description = description.as_deref();
-        return json_line(out, &ExportLine { export: name, size: *size_bytes, read_only: *read_only, description });
+        return json_line(
+            out,
+            "export",
+            &ExportLine { export: name, size: *size_bytes, read_only: *read_only, description },
+        );
     }
     let size = size_bytes.map_or_else(|| "?".to_owned(), |size| size.to_string());
     let access = match read_only {
@@ -130,7 +134,7 @@ fn print(written: io::Result<()>) -> Result<Reader> {
 fn write_extent(out: &mut impl Write, extent: Extent, json: bool) -> io::Result<()> {
     let line = ExtentLine { offset: extent.range.start(), length: extent.range.len(), kind: extent.kind };
     if json {
-        return json_line(out, &line);
+        return json_line(out, "extent", &line);
     }
     let kind = match line.kind {
         ExtentKind::Data => "data",
@@ -234,7 +238,7 @@ mod tests {
         assert_eq!(human.matches('\n').count(), 1, "{human}");
         let object: serde_json::Value = serde_json::from_str(&line(true)).unwrap();
         let expected = serde_json::json!({
-            "export": export.name, "size": 4096, "read_only": true, "description": "of two\nlines"
+            "schema": 1, "event": "export", "export": export.name, "size": 4096, "read_only": true, "description": "of two\nlines"
         });
         assert_eq!(object, expected);
     }
@@ -243,6 +247,9 @@ mod tests {
     fn a_line_of_json_has_offset_length_and_kind() {
         let mut out = Vec::new();
         write_extent(&mut out, extent(4096, 8192, ExtentKind::Zero), true).unwrap();
-        assert_eq!(String::from_utf8(out).unwrap(), "{\"offset\":4096,\"length\":4096,\"kind\":\"zero\"}\n");
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "{\"schema\":1,\"event\":\"extent\",\"offset\":4096,\"length\":4096,\"kind\":\"zero\"}\n"
+        );
     }
 }

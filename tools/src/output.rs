@@ -1,8 +1,9 @@
 //! Writes to stdout and stderr.
 //!
-//! With `--json`, stdout carries JSON objects, one per line, and nothing else; the last line of a job, or of a command
-//! that failed, is a report. stderr is for people: one line `blockhaul: CODE: message` per failure, logs, and the
-//! progress bar.
+//! With `--json`, stdout carries JSON objects, one per line, and nothing else. Each has the version of the format in
+//! `schema` and its kind in `event`; `docs/schema/EVENT.json` describes it. The last line of a job is a report, that of
+//! another command that failed an error. stderr is for people: one line `blockhaul: CODE: message` per failure, logs, and
+//! the progress bar.
 //!
 //! Every line stays one line and cannot control a terminal, whatever a server or a center sent: text passes
 //! [`shown::line`], and JSON has its own escapes for what is not printable.
@@ -29,6 +30,19 @@ static STDOUT_IS_VOLUME: AtomicBool = AtomicBool::new(false);
 /// Set if stderr leads to a volume; nothing is written to it then.
 static STDERR_IS_VOLUME: AtomicBool = AtomicBool::new(false);
 
+/// Set if only errors are printed.
+static IS_QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Leaves out what is printed about jobs besides errors and JSON.
+pub(crate) fn be_quiet() {
+    IS_QUIET.store(true, Relaxed);
+}
+
+/// Tells whether only errors are printed.
+pub(crate) fn is_quiet() -> bool {
+    IS_QUIET.load(Relaxed)
+}
+
 /// Refuses a stdout or stderr that leads to one of these volumes or journals. Must be called before a command prints
 /// its first line. Nothing, not even the refusal, is written to such a stream.
 ///
@@ -48,38 +62,60 @@ pub(crate) fn refuse_volume_streams<'a>(places: impl IntoIterator<Item = &'a Pat
     refusal.map_or(Ok(()), Err)
 }
 
-/// An object with the name of its event.
+/// Version of the format of all JSON lines. Within a version fields and events are added, never changed.
+const SCHEMA: u32 = 1;
+
+/// Commands that run jobs: they end with a report, whatever happens.
+const JOBS: [&str; 3] = ["copy", "verify", "batch"];
+
+/// An object with the version of its schema and the name of its event.
 #[derive(Serialize)]
 struct Event<'a, T> {
+    schema: u32,
     event: &'static str,
     #[serde(flatten)]
     body: &'a T,
 }
 
-/// An event with the version of its schema.
-#[derive(Serialize)]
-struct SchemaEvent<'a, T> {
-    schema: u32,
-    #[serde(flatten)]
-    event: Event<'a, T>,
+/// What is printed on stdout of a command that fails before it has done anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RefusalForm {
+    /// Nothing.
+    Text,
+    /// The report of a job.
+    Report,
+    /// An error.
+    Error,
 }
 
-/// Returns whether the arguments ask for JSON; used when they cannot be parsed.
-pub(crate) fn wants_json<S: AsRef<OsStr>>(arguments: &[S]) -> bool {
-    arguments.iter().map(AsRef::as_ref).take_while(|argument| *argument != "--").any(|argument| argument == "--json")
+impl RefusalForm {
+    /// Returns the form that the arguments ask for, which may be malformed.
+    pub(crate) fn of<S: AsRef<OsStr>>(arguments: &[S]) -> Self {
+        let mut words = arguments.iter().map(AsRef::as_ref).skip(1).take_while(|argument| *argument != "--");
+        let is_job = words.clone().next().is_some_and(|command| JOBS.iter().any(|job| command == *job));
+        match (words.any(|word| word == "--json"), is_job) {
+            (false, _) => Self::Text,
+            (true, true) => Self::Report,
+            (true, false) => Self::Error,
+        }
+    }
 }
 
-/// Writes one JSON object as a line, with a single write.
+/// Writes an event as a line, with a single write.
 ///
 /// # Errors
 /// As `out` says; a closed pipe is `BrokenPipe`.
-pub(crate) fn json_line<T: Serialize>(out: &mut impl Write, body: &T) -> std::io::Result<()> {
-    let mut line = json(body);
+pub(crate) fn json_line<T: Serialize>(out: &mut impl Write, event: &'static str, body: &T) -> std::io::Result<()> {
+    let mut line = json(event, body);
     line.push(b'\n');
     out.write_all(&line)
 }
 
-fn json<T: Serialize>(body: &T) -> Vec<u8> {
+fn json<T: Serialize>(event: &'static str, body: &T) -> Vec<u8> {
+    escaped(&Event { schema: SCHEMA, event, body })
+}
+
+fn escaped<T: Serialize>(body: &T) -> Vec<u8> {
     let mut line = Vec::new();
     let mut serializer = serde_json::Serializer::with_formatter(&mut line, EscapingFormatter);
     body.serialize(&mut serializer).expect("what is shown has text for keys, and fails nowhere");
@@ -115,14 +151,9 @@ fn to_stderr(priority: Priority, line: impl Display) {
     }
 }
 
-/// Prints an event such as `{"event":"report",...}`.
+/// Prints an event such as `{"schema":1,"event":"report",...}`.
 pub(crate) fn json_event<T: Serialize>(event: &'static str, body: &T) {
-    to_stdout(Priority::Result, json(&Event { event, body }));
-}
-
-/// Prints an event as it is described by version 1 of its schema: `{"schema":1,"event":"change",...}`.
-pub(crate) fn json_schema_event<T: Serialize>(event: &'static str, body: &T) {
-    to_stdout(Priority::Result, json(&SchemaEvent { schema: 1, event: Event { event, body } }));
+    to_stdout(Priority::Result, json(event, body));
 }
 
 /// Tells whether a line could not be written, as the reader of stdout is gone.
@@ -132,25 +163,35 @@ pub(crate) fn is_stdout_broken() -> bool {
 
 /// Prints the progress of a job, unless the last line has not been read yet.
 pub(crate) fn json_progress<T: Serialize>(body: &T) {
-    to_stdout(Priority::Progress, json(&Event { event: "progress", body }));
+    to_stdout(Priority::Progress, json("progress", body));
 }
 
 /// Prints the progress of several jobs, unless the last lines have not been read yet.
 pub(crate) fn json_progress_of_all<T: Serialize>(bodies: &[T]) {
-    let lines: Vec<_> = bodies.iter().map(|body| json(&Event { event: "progress", body })).collect();
+    let lines: Vec<_> = bodies.iter().map(|body| json("progress", body)).collect();
     if !lines.is_empty() {
         to_stdout(Priority::Progress, lines.join(&b'\n'));
     }
 }
 
-/// Prints one JSON object on stdout.
-pub(crate) fn json_object<T: Serialize>(body: &T) {
-    to_stdout(Priority::Result, json(body));
-}
-
 /// Prints a line on stdout.
 pub(crate) fn print_stdout(line: impl Display) {
     to_stdout(Priority::Result, shown::line(line).into_bytes());
+}
+
+/// Prints a line about a job on stdout, unless the user wants to hear of errors only.
+pub(crate) fn print_summary(line: impl Display) {
+    if !is_quiet() {
+        print_stdout(line);
+    }
+}
+
+/// Prints a text of this program on stdout, as it is.
+pub(crate) fn print_stdout_text(mut text: Vec<u8>) {
+    if text.ends_with(b"\n") {
+        text.pop();
+    }
+    to_stdout(Priority::Result, text);
 }
 
 /// Prints a line on stderr.
@@ -190,13 +231,20 @@ pub(crate) fn finish(exit: Exit) -> Exit {
     exit
 }
 
-/// Reports an error from before a job exists: one line, and with `--json` a report.
-pub(crate) fn report_refusal(json: bool, error: &Error) {
+/// Reports an error from before a job exists, or of a command without one: one line, and with `--json` a report or an
+/// error.
+pub(crate) fn report_refusal(form: RefusalForm, error: &Error) {
+    #[derive(Serialize)]
+    struct Failed<'a> {
+        status: Status,
+        error: &'a Error,
+    }
     print_stderr(error);
-    if json {
-        json_event("report", &refusal_report(error.clone()));
-    } else if STDERR_IS_VOLUME.load(Relaxed) {
-        print_stdout(format_args!("blockhaul: {error}"));
+    match form {
+        RefusalForm::Report => json_event("report", &refusal_report(error.clone())),
+        RefusalForm::Error => json_event("error", &Failed { status: Status::Failed, error }),
+        RefusalForm::Text if STDERR_IS_VOLUME.load(Relaxed) => print_stdout(format_args!("blockhaul: {error}")),
+        RefusalForm::Text => {}
     }
 }
 
@@ -231,15 +279,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_json_flag_counts_before_the_double_dash_only() {
-        assert!(wants_json(&["copy", "--json", "a"]));
-        assert!(!wants_json(&["copy", "--", "--json"]));
+    fn a_refusal_has_the_form_of_its_command() {
+        for (words, form) in [
+            (&["blockhaul", "copy", "--json", "a"][..], RefusalForm::Report),
+            (&["blockhaul", "list", "--json"], RefusalForm::Error),
+            (&["blockhaul", "submit", "copy", "--json"], RefusalForm::Error),
+            (&["blockhaul", "--json"], RefusalForm::Error),
+            (&["blockhaul", "copy", "--", "--json"], RefusalForm::Text),
+        ] {
+            assert_eq!(RefusalForm::of(words), form, "{words:?}");
+        }
     }
 
     #[test]
     fn json_is_escaped_for_terminals_and_parses_to_the_same_value() {
         let text = "\u{9b}31m\u{7f}\u{1b}\u{202e}\u{e0041}\u{ad}größe \\ \"q\" 🙂\n";
-        let line = String::from_utf8(json(&text)).unwrap();
+        let line = String::from_utf8(escaped(&text)).unwrap();
         assert!(line.chars().all(is_printable), "{line:?}");
         assert!(line.contains(r"\u009b31m\u007f") && line.contains("größe") && line.contains('🙂'), "{line}");
         assert_eq!(serde_json::from_str::<String>(&line).unwrap(), text);
@@ -248,10 +303,9 @@ mod tests {
     #[test]
     fn an_event_is_one_line_that_opens_with_its_name() {
         let mut line = Vec::new();
-        json_line(&mut line, &Event { event: "report", body: &refusal_report(Error::bad_request("two\nlines")) })
-            .unwrap();
+        json_line(&mut line, "report", &refusal_report(Error::bad_request("two\nlines"))).unwrap();
         let text = String::from_utf8(line).unwrap();
-        assert!(text.starts_with(r#"{"event":"report","status":"failed""#), "{text}");
+        assert!(text.starts_with(r#"{"schema":1,"event":"report","status":"failed""#), "{text}");
         assert_eq!(text.matches('\n').count(), 1);
     }
 }

@@ -90,6 +90,7 @@ pub(crate) fn wait_with_progress(job: &JobHandle, display: ProgressDisplay) -> R
 /// Returns where bars are drawn, if they are.
 pub(crate) fn bar_target(RawOutput { json, progress }: RawOutput) -> Option<ProgressDrawTarget> {
     match progress {
+        _ if output::is_quiet() => None,
         ProgressBarMode::None => None,
         // Unlike the plain target, this one also draws without a terminal.
         ProgressBarMode::Bar => Some(ProgressDrawTarget::term_like(Box::new(Term::stderr()))),

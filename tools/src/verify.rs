@@ -22,6 +22,7 @@ pub(crate) fn run(mut raw: RawVerify) -> Result<Exit> {
     start_logging(std::mem::take(&mut raw.log))?;
     let output = raw.output;
     let (spec, config) = resolve(raw)?;
+    tracing::info!(volume = %spec.volume, "comparing");
     let signals = StopSignals::catch()?;
     let engine = Engine::start(config)?;
     let job = engine.verify(spec);
@@ -33,7 +34,7 @@ pub(crate) fn run(mut raw: RawVerify) -> Result<Exit> {
     if output.json {
         output::json_event("report", &report);
     } else {
-        summary::of_verify(&report).iter().for_each(output::print_stdout);
+        summary::of_verify(&report).iter().for_each(output::print_summary);
     }
     Ok(Exit::from(&report))
 }

@@ -84,7 +84,7 @@ impl Display {
             struct Nothing {}
             output::json_event("started", &OfMember { member: id, body: &Nothing {} });
         } else if self.bars.is_none() {
-            output::print_stdout(format_args!("{id}: started"));
+            output::print_summary(format_args!("{id}: started"));
         }
     }
 
@@ -198,7 +198,7 @@ impl Display {
     fn line(&self, line: String) {
         match self.bars.clone() {
             Some(bars) => above(bars, shown::line(line)),
-            None => output::print_stdout(line),
+            None => output::print_summary(line),
         }
     }
 

@@ -95,7 +95,7 @@ pub(super) fn show(request: &BatchRequest, result: &BatchResult, took: Duration)
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate in bytes fits")]
         let rate = format_size((totals.moved as f64 / seconds.max(0.001)) as u64);
         let moved = format_size(totals.moved);
-        output::print_stdout(format_args!("{status}: {}; {moved} in {seconds:.2} s, {rate}/s", counts.line()));
+        output::print_summary(format_args!("{status}: {}; {moved} in {seconds:.2} s, {rate}/s", counts.line()));
     }
     match end {
         None => {
@@ -135,7 +135,7 @@ pub(super) fn already_ended(request: &BatchRequest, end: BatchEnd, members: &BTr
         output::json_event("report", &report);
         return;
     }
-    output::print_stdout(format_args!(
+    output::print_summary(format_args!(
         "nothing to do: this batch ended at {}, {}; run it from the beginning with --restart --overwrite",
         Timestamp(end.ended_ms),
         counts.line()

@@ -1,12 +1,13 @@
 //! Declares the flags of the commands that call a task center.
 
+use crate::completion::center::{groups, nodes, schedules, tasks};
 use crate::log_args::RawLog;
 use blockhaul_control::model::{Position, parse_label};
 use blockhaul_control::rpc::tls::RawTls;
 use blockhaul_control::rpc::wire;
 use blockhaul_control::timestamp::Timestamp;
 use blockhaul_engine::units::{parse_duration, parse_rate};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueHint};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -60,7 +61,7 @@ pub(crate) struct RawTask {
     #[arg(long, value_name = "ID")]
     pub(crate) id: Option<String>,
     /// The only node that may run the task; paths without a node are on this one
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", add = nodes())]
     pub(crate) node: Option<String>,
     /// Priority from 0 to 9; higher runs first, and each minute of waiting adds one
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -70,7 +71,7 @@ pub(crate) struct RawTask {
     pub(crate) max_attempts: Option<u32>,
     /// Start only when this task has succeeded, failed or ended in any way [default: success]; skip the task, without an
     /// attempt, once that cannot happen any more; may be repeated
-    #[arg(long, value_name = "ID[:success|:failure|:end]")]
+    #[arg(long, value_name = "ID[:success|:failure|:end]", add = tasks())]
     pub(crate) after: Vec<String>,
     #[command(flatten)]
     pub(crate) times: RawTimes,
@@ -145,10 +146,10 @@ pub(crate) struct RawTimes {
 #[derive(Debug, Args)]
 pub(crate) struct RawCopyTask {
     /// Source: file://NODE/PATH, a path on --node, or an NBD export (nbd://HOST:PORT/EXPORT)
-    #[arg(value_name = "SRC")]
+    #[arg(value_name = "SRC", value_hint = ValueHint::AnyPath)]
     pub(crate) source: OsString,
     /// Destination: the same kinds; a missing regular file is created
-    #[arg(value_name = "DST")]
+    #[arg(value_name = "DST", value_hint = ValueHint::AnyPath)]
     pub(crate) destination: OsString,
     #[command(flatten)]
     pub(crate) task: RawTask,
@@ -192,7 +193,7 @@ pub(crate) struct RawCopyTask {
 #[derive(Debug, Args)]
 pub(crate) struct RawVerifyTask {
     /// What should be there, and what is checked; with --receipt only what is checked. Named as those of a copy
-    #[arg(value_name = "VOLUME", num_args = 1..=2, required = true)]
+    #[arg(value_name = "VOLUME", num_args = 1..=2, required = true, value_hint = ValueHint::AnyPath)]
     pub(crate) volumes: Vec<OsString>,
     /// Compare with the receipt of a finished copy: file://NODE/PATH, or a path of --node
     #[arg(long, value_name = "FILE")]
@@ -268,7 +269,7 @@ pub(crate) struct RawBatchTask {
 #[derive(Debug, Args)]
 pub(crate) struct RawTaskId {
     /// Task ID
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", add = tasks())]
     pub(crate) id: String,
     #[command(flatten)]
     pub(crate) center: RawCenter,
@@ -277,7 +278,7 @@ pub(crate) struct RawTaskId {
 #[derive(Debug, Args)]
 pub(crate) struct RawWatch {
     /// Task ID
-    #[arg(value_name = "ID", required_unless_present = "all")]
+    #[arg(value_name = "ID", required_unless_present = "all", add = tasks())]
     pub(crate) id: Option<String>,
     /// Follow all tasks instead: all of them as they are, then each change of any of them, without end
     #[arg(long, conflicts_with = "id")]
@@ -292,7 +293,7 @@ pub(crate) struct RawWatch {
 #[derive(Debug, Args)]
 pub(crate) struct RawLogs {
     /// Task ID
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", add = tasks())]
     pub(crate) id: String,
     /// Number of the attempt, from 1, as `get` lists them [default: the last one]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -307,7 +308,7 @@ pub(crate) struct RawLogs {
 #[derive(Debug, Args)]
 pub(crate) struct RawRetry {
     /// ID of a task that has ended without success
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", add = tasks())]
     pub(crate) id: String,
     /// Follow the new task until it ends; exits 0 succeeded, 1 failed or skipped, 75 cancelled
     #[arg(long)]
@@ -321,7 +322,7 @@ pub(crate) struct RawRetry {
 #[derive(Debug, Args)]
 pub(crate) struct RawCancel {
     /// Task ID
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", add = tasks())]
     pub(crate) id: String,
     /// Of a group: also cancel its clean-up, which otherwise runs
     #[arg(long)]
@@ -333,7 +334,7 @@ pub(crate) struct RawCancel {
 #[derive(Debug, Args)]
 pub(crate) struct RawRemove {
     /// Task IDs
-    #[arg(value_name = "ID", required_unless_present = "older_than")]
+    #[arg(value_name = "ID", required_unless_present = "older_than", add = tasks())]
     pub(crate) ids: Vec<String>,
     /// Remove all tasks that ended so long ago and that no other task needs
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, conflicts_with = "ids")]
@@ -345,7 +346,7 @@ pub(crate) struct RawRemove {
 #[derive(Debug, Args)]
 pub(crate) struct RawSet {
     /// Task ID
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", add = tasks())]
     pub(crate) id: String,
     #[command(flatten)]
     pub(crate) changes: RawChanges,
@@ -386,10 +387,10 @@ fn or_none<T, E>(parse: impl Fn(&str) -> Result<T, E> + Clone) -> impl Fn(&str) 
 #[derive(Debug, Args)]
 pub(crate) struct RawMove {
     /// ID of a copy or of a comparison
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", add = tasks())]
     pub(crate) id: String,
     /// Node that is to run it [default: any other one than now]
-    #[arg(long, value_name = "NODE")]
+    #[arg(long, value_name = "NODE", add = nodes())]
     pub(crate) to: Option<String>,
     #[command(flatten)]
     pub(crate) center: RawCenter,
@@ -401,7 +402,7 @@ pub(crate) struct RawList {
     #[arg(long, value_name = "S")]
     pub(crate) state: Option<String>,
     /// List only the members of this group
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", add = groups())]
     pub(crate) group: Option<String>,
     #[command(flatten)]
     pub(crate) center: RawCenter,
@@ -410,7 +411,7 @@ pub(crate) struct RawList {
 #[derive(Debug, Args)]
 pub(crate) struct RawNode {
     /// Node ID
-    #[arg(value_name = "NODE")]
+    #[arg(value_name = "NODE", add = nodes())]
     pub(crate) node: String,
     #[command(flatten)]
     pub(crate) center: RawCenter,
@@ -419,7 +420,7 @@ pub(crate) struct RawNode {
 #[derive(Debug, Args)]
 pub(crate) struct RawDrain {
     /// Node ID
-    #[arg(value_name = "NODE", required_unless_present = "idle")]
+    #[arg(value_name = "NODE", required_unless_present = "idle", add = nodes())]
     pub(crate) node: Option<String>,
     /// Also move its running tasks to other nodes
     #[arg(long, conflicts_with = "undo")]
@@ -444,7 +445,7 @@ pub(crate) struct RawDrain {
 #[derive(Debug, Args)]
 pub(crate) struct RawFence {
     /// Node ID
-    #[arg(value_name = "NODE")]
+    #[arg(value_name = "NODE", add = nodes())]
     pub(crate) node: String,
     /// Confirm that the node is powered off or cut off from all volumes
     #[arg(long)]
@@ -564,17 +565,17 @@ pub(crate) struct RawTrigger {
     #[arg(long, value_name = "TIME", value_parser = Timestamp::parse)]
     pub(crate) at: Option<Timestamp>,
     /// Fire each time this node has booted
-    #[arg(long, value_name = "NODE")]
+    #[arg(long, value_name = "NODE", add = nodes())]
     pub(crate) on_boot: Option<String>,
     /// Fire once, when this node has booted the next time
-    #[arg(long, value_name = "NODE")]
+    #[arg(long, value_name = "NODE", add = nodes())]
     pub(crate) next_boot: Option<String>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct RawScheduleName {
     /// Name of the schedule
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = schedules())]
     pub(crate) name: String,
     #[command(flatten)]
     pub(crate) center: RawCenter,
@@ -583,7 +584,7 @@ pub(crate) struct RawScheduleName {
 #[derive(Debug, Args)]
 pub(crate) struct RawScheduleGet {
     /// Name of the schedule
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = schedules())]
     pub(crate) name: String,
     /// Wait until the schedule has ended: it has no instant left, and its last task has ended
     #[arg(long)]
@@ -595,7 +596,7 @@ pub(crate) struct RawScheduleGet {
 #[derive(Debug, Args)]
 pub(crate) struct RawScheduleRun {
     /// Name of the schedule
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = schedules())]
     pub(crate) name: String,
     /// Instead, decide again on the instants from this time on; repairs a schedule whose last instant is in the future
     #[arg(long, value_name = "TIME", value_parser = Timestamp::parse)]
@@ -609,7 +610,7 @@ pub(crate) struct RawScheduleRun {
 #[derive(Debug, Args)]
 pub(crate) struct RawScheduleRemove {
     /// Name of the schedule
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = schedules())]
     pub(crate) name: String,
     /// Also cancel its live task
     #[arg(long)]

@@ -6,7 +6,7 @@ use blockhaul_control::rpc::change_view::{ChangeView, FollowedEvent, TransitionV
 /// Prints a transition of a task.
 pub(super) fn transition(transition: &TransitionView, json: bool) {
     if json {
-        output::json_schema_event("transition", transition);
+        output::json_event("transition", transition);
     } else {
         output::print_stdout(transition_line(transition));
     }
@@ -19,10 +19,10 @@ pub(super) fn event(event: &FollowedEvent, json: bool) {
     }
     match event {
         FollowedEvent::SnapshotBegin(mark) | FollowedEvent::SnapshotEnd(mark) => {
-            output::json_schema_event(event.name(), mark);
+            output::json_event(event.name(), mark);
         }
         FollowedEvent::Task(task) | FollowedEvent::Change(task) | FollowedEvent::Removed(task) => {
-            output::json_schema_event(event.name(), task);
+            output::json_event(event.name(), task);
         }
     }
 }

@@ -68,7 +68,8 @@ impl CenterSession {
         require_descriptors(RUNTIME_DESCRIPTORS, "start a runtime")?;
         let built = Builder::new_current_thread().enable_all().build();
         let runtime = built.map_err(|error| Error::io(Side::Engine, Operation::Start, &error, "start a runtime"))?;
-        let addresses = center.into_iter().filter(|address| !address.is_empty()).collect();
+        let addresses: Vec<String> = center.into_iter().filter(|address| !address.is_empty()).collect();
+        tracing::info!(?addresses, "calling the center");
         let client = CenterClient::new(addresses, Channels::new(Tls::read(&tls, &HostClock)?))?
             .telling(|line| print_stderr(line));
         Ok(Self { runtime, client, json })

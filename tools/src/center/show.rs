@@ -9,10 +9,10 @@ use blockhaul_engine::units::format_size;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// Prints one JSON object, or text.
-fn print<T: Serialize>(json: bool, object: &T, lines: impl FnOnce() -> Vec<String>) {
+/// Prints one event, or text.
+fn print<T: Serialize>(json: bool, event: &'static str, object: &T, lines: impl FnOnce() -> Vec<String>) {
     if json {
-        output::json_object(object);
+        output::json_event(event, object);
     } else {
         lines().iter().for_each(output::print_stdout);
     }
@@ -20,29 +20,29 @@ fn print<T: Serialize>(json: bool, object: &T, lines: impl FnOnce() -> Vec<Strin
 
 /// Prints all fields of a task.
 pub(super) fn task(task: &TaskView, json: bool) {
-    print(json, task, || task_lines(task));
+    print(json, "task", task, || task_lines(task));
 }
 
 /// Prints the ID of a submitted task, for scripts.
 pub(super) fn submitted(task: &TaskView, json: bool) {
-    print(json, task, || vec![task.id.clone()]);
+    print(json, "task", task, || vec![task.id.clone()]);
 }
 
 /// Prints the ID of a removed task, for scripts.
 pub(super) fn removed(task: &TaskView, json: bool) {
-    print(json, task, || vec![task.id.clone()]);
+    print(json, "task", task, || vec![task.id.clone()]);
 }
 
 /// Prints a line of a list.
 pub(super) fn task_line(task: &TaskView, json: bool) {
-    print(json, task, || vec![summary(task)]);
+    print(json, "task", task, || vec![summary(task)]);
 }
 
 /// Prints a change of a followed task; as text only if the line differs from the last one.
 pub(super) fn task_change(task: &TaskView, before: Option<&TaskView>, json: bool) {
     let text = summary(task);
     if json || before.is_none_or(|before| summary(before) != text) {
-        print(json, task, || vec![text]);
+        print(json, "task", task, || vec![text]);
     }
 }
 
@@ -125,14 +125,14 @@ pub(super) fn settings(settings: &BTreeMap<String, String>, version: u32, json: 
         settings: &'a BTreeMap<String, String>,
         version: u32,
     }
-    print(json, &Shown { settings, version }, || {
+    print(json, "settings", &Shown { settings, version }, || {
         settings.iter().map(|(name, value)| format!("{name}={value}")).collect()
     });
 }
 
 /// Prints all fields of a schedule.
 pub(super) fn schedule(schedule: &ScheduleInfo, json: bool) {
-    print(json, schedule, || schedule_lines(schedule));
+    print(json, "schedule", schedule, || schedule_lines(schedule));
 }
 
 /// Prints a line of a list of schedules.
@@ -140,12 +140,12 @@ pub(super) fn schedule_line(schedule: &ScheduleInfo, json: bool) {
     let ScheduleInfo { name, state, trigger, next_at, reason, .. } = schedule;
     let next = next_at.first().map_or_else(String::new, |next| format!(" next {next}"));
     let reason = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
-    print(json, schedule, || vec![format!("{name} {state} {trigger}{next}{reason}")]);
+    print(json, "schedule", schedule, || vec![format!("{name} {state} {trigger}{next}{reason}")]);
 }
 
 /// Prints the name of a schedule that was added or removed, for scripts.
 pub(super) fn schedule_name(schedule: &ScheduleInfo, json: bool) {
-    print(json, schedule, || vec![schedule.name.clone()]);
+    print(json, "schedule", schedule, || vec![schedule.name.clone()]);
 }
 
 fn schedule_lines(schedule: &ScheduleInfo) -> Vec<String> {
@@ -270,7 +270,7 @@ struct NodeView {
 /// Prints a node.
 pub(super) fn runner(node: wire::Node, wide: bool, json: bool) {
     let view = node_view(node);
-    print(json, &view, || vec![node_line(&view) + &if wide { history_text(&view) } else { String::new() }]);
+    print(json, "node", &view, || vec![node_line(&view) + &if wide { history_text(&view) } else { String::new() }]);
 }
 
 fn node_view(node: wire::Node) -> NodeView {
@@ -367,7 +367,7 @@ pub(super) fn included(node: &str, was_excluded: bool, json: bool) {
         node: &'a str,
         was_excluded: bool,
     }
-    print(json, &Included { node, was_excluded }, || {
+    print(json, "included", &Included { node, was_excluded }, || {
         vec![format!("{node} {}", if was_excluded { "gets tasks again" } else { "was not excluded" })]
     });
 }
@@ -380,7 +380,7 @@ pub(super) fn drained(node: &str, draining: bool, running: u32, json: bool) {
         draining: bool,
         running: u32,
     }
-    print(json, &Drained { node, draining, running }, || {
+    print(json, "drained", &Drained { node, draining, running }, || {
         let does = if draining { "takes no new tasks" } else { "takes tasks" };
         vec![format!("{node} {does}; {running} running")]
     });
@@ -393,7 +393,9 @@ pub(super) fn fenced(node: &str, tasks: u32, json: bool) {
         node: &'a str,
         tasks: u32,
     }
-    print(json, &Fenced { node, tasks }, || vec![format!("{node} is fenced; {tasks} tasks resume on other nodes")]);
+    print(json, "fenced", &Fenced { node, tasks }, || {
+        vec![format!("{node} is fenced; {tasks} tasks resume on other nodes")]
+    });
 }
 
 /// Prints the status of a center.
@@ -425,7 +427,7 @@ pub(super) fn center(status: wire::CenterStatus, json: bool) {
     } = status;
     let tasks = tasks.into_iter().collect();
     let view = CenterView { center, leader, leader_address, epoch, runners, tasks, unreadable, build, restarts, level };
-    print(json, &view, || {
+    print(json, "center", &view, || {
         let mut lines = vec![
             format!("center       {}", view.center),
             format!("leader       {} at {}, epoch {}", view.leader, view.leader_address, view.epoch),

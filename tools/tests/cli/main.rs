@@ -13,6 +13,8 @@ mod looking;
 mod names;
 mod planning;
 mod refusing;
+mod schemas;
+mod scripting;
 mod signing;
 mod stopping;
 mod streams;

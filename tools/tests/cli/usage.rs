@@ -3,7 +3,7 @@
 use blockhaul_testkit::scratch::{MIB, Scratch, noise};
 
 /// All flags, by command.
-const FLAGS: [(&str, &[&str]); 18] = [
+const FLAGS: [(&str, &[&str]); 19] = [
     (
         "copy",
         &[
@@ -39,6 +39,8 @@ const FLAGS: [(&str, &[&str]); 18] = [
             "--json",
             "--progress",
             "--log",
+            "--verbose",
+            "--quiet",
         ],
     ),
     (
@@ -52,6 +54,8 @@ const FLAGS: [(&str, &[&str]); 18] = [
             "--json",
             "--progress",
             "--log",
+            "--verbose",
+            "--quiet",
             "VOLUME",
         ],
     ),
@@ -77,6 +81,8 @@ const FLAGS: [(&str, &[&str]); 18] = [
             "--json",
             "--progress",
             "--log",
+            "--verbose",
+            "--quiet",
         ],
     ),
     (
@@ -103,6 +109,8 @@ const FLAGS: [(&str, &[&str]); 18] = [
             "--center",
             "--json",
             "--log",
+            "--verbose",
+            "--quiet",
         ],
     ),
     (
@@ -125,19 +133,41 @@ const FLAGS: [(&str, &[&str]); 18] = [
             "--not-after",
         ],
     ),
-    ("submit batch", &["FILE", "--id", "--priority", "--wait", "--sign", "--not-after", "--center", "--json", "--log"]),
-    ("retry", &["ID", "--wait", "--sign", "--not-after", "--center", "--json", "--log"]),
-    ("drain", &["NODE", "--now", "--undo", "--idle", "--for", "--wait", "--center", "--json", "--log"]),
-    ("runners", &["--wide", "--center", "--json", "--log"]),
-    ("events", &["ID", "--center", "--json", "--log"]),
-    ("watch", &["ID", "--all", "--since", "--center", "--json", "--log"]),
-    ("logs", &["ID", "--attempt", "--follow", "--center", "--json", "--log"]),
-    ("center set", &["--if-version", "--center", "--json", "--log"]),
-    ("schedule run", &["NAME", "--refire-from", "--sign", "--not-after", "--center", "--json", "--log"]),
-    ("schedule remove", &["NAME", "--cancel-live", "--center", "--json", "--log"]),
-    ("map", &["--json", "--log", "VOLUME"]),
-    ("inspect", &["--json", "--log", "FILE"]),
-    ("doctor", &["--json", "--log", "PATH"]),
+    (
+        "drain",
+        &[
+            "NODE",
+            "--now",
+            "--undo",
+            "--idle",
+            "--for",
+            "--wait",
+            "--center",
+            "--json",
+            "--log",
+            "--verbose",
+            "--quiet",
+        ],
+    ),
+    (
+        "submit batch",
+        &["FILE", "--id", "--priority", "--wait", "--sign", "--not-after", "--center", "--json", "--log", "--verbose"],
+    ),
+    ("retry", &["ID", "--wait", "--sign", "--not-after", "--center", "--json", "--log", "--verbose", "--quiet"]),
+    ("runners", &["--wide", "--center", "--json", "--log", "--verbose", "--quiet"]),
+    ("events", &["ID", "--center", "--json", "--log", "--verbose", "--quiet"]),
+    ("watch", &["ID", "--all", "--since", "--center", "--json", "--log", "--verbose", "--quiet"]),
+    ("logs", &["ID", "--attempt", "--follow", "--center", "--json", "--log", "--verbose", "--quiet"]),
+    ("center set", &["--if-version", "--center", "--json", "--log", "--verbose", "--quiet"]),
+    (
+        "schedule run",
+        &["NAME", "--refire-from", "--sign", "--not-after", "--center", "--json", "--log", "--verbose", "--quiet"],
+    ),
+    ("schedule remove", &["NAME", "--cancel-live", "--center", "--json", "--log", "--verbose", "--quiet"]),
+    ("map", &["--json", "--log", "--verbose", "--quiet", "VOLUME"]),
+    ("inspect", &["--json", "--log", "--verbose", "--quiet", "FILE"]),
+    ("completions", &["bash|zsh|fish", "blockhaul|taskd"]),
+    ("doctor", &["--json", "--log", "--verbose", "--quiet", "PATH"]),
 ];
 
 #[test]

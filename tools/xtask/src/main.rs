@@ -7,6 +7,7 @@
 
 mod dependencies;
 mod fuzz;
+mod package;
 mod packages;
 mod release;
 mod sim;
@@ -31,6 +32,11 @@ const USAGE: &str = "usage: cargo xtask COMMAND
                              docs/scale.md; parts: rest, schedules, memory, instants, ensemble, leader, assignments,
                              restart, takeover
   release                    Build the stripped programs, and their debug information beside them, into target/dist
+  package [deb] [tarball] [--test]
+                             Make the Debian package and the tarball of static programs, reproducibly, into target/dist;
+                             with --test check the package with lintian, install it in a copy of this system, and use it
+  man DIR                    Write the manual pages into DIR
+  completions DIR            Write the completions of bash, zsh and fish into folders of DIR
   fuzz [SECONDS]             Run each fuzz target for this many seconds (default 10)
 
 Without root, `test` lists the missing Debian packages instead of installing them.";
@@ -47,6 +53,9 @@ fn main() -> ExitCode {
         ["sim", flags @ ..] => sim::Seeds::parse(flags).and_then(sim::run),
         ["soak", words @ ..] => soak::run(words),
         ["release"] => release::run(),
+        ["package", words @ ..] => package::run(words),
+        ["man", folder] => package::manual(folder),
+        ["completions", folder] => package::completions(folder),
         ["fuzz"] => fuzz::run("10"),
         ["fuzz", seconds] => fuzz::run(seconds),
         ["help" | "--help" | "-h"] => {

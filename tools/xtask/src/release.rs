@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// Packages and their programs.
-const PROGRAMS: [(&str, &str); 3] =
+pub(crate) const PROGRAMS: [(&str, &str); 3] =
     [("blockhaul-tools", "blockhaul"), ("blockhaul-control", "taskd"), ("blockhaul-bench", "copy-bench")];
 
 /// Builds each program into `target/dist`, as `NAME` and `NAME.debug`. Debuggers and `addr2line` find the second file by

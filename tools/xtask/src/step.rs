@@ -1,9 +1,10 @@
 //! Runs the steps of a command: shows their output, times them, and counts their tests.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -14,6 +15,12 @@ pub(crate) enum Verdict {
     Passed,
     /// A step failed.
     Failed,
+}
+
+impl Verdict {
+    fn of(status: ExitStatus) -> Self {
+        if status.success() { Self::Passed } else { Self::Failed }
+    }
 }
 
 /// Tests passed and failed so far. A step without tests counts as one.
@@ -39,6 +46,15 @@ impl Tally {
         println!("\n== {title}");
         let start = Instant::now();
         let ended = run_counted(command);
+        self.conclude_step(title, start, ended)
+    }
+
+    /// As [`Tally::run`], with the output of the step in a file.
+    pub(crate) fn run_into(&mut self, title: &str, command: &mut Command, file: File) -> Verdict {
+        println!("\n== {title}");
+        let start = Instant::now();
+        let status = command.stdin(Stdio::null()).stdout(file).status();
+        let ended = status.map(|status| (Verdict::of(status), Tests::default()));
         self.conclude_step(title, start, ended)
     }
 
@@ -133,8 +149,7 @@ fn run_counted(command: &mut Command) -> std::io::Result<(Verdict, Tests)> {
         println!("{line}");
         tests.add_line(&line);
     }
-    let verdict = if child.wait()?.success() { Verdict::Passed } else { Verdict::Failed };
-    Ok((verdict, tests))
+    Ok((Verdict::of(child.wait()?), tests))
 }
 
 /// Returns what the program printed, stdout and stderr in one order, with the number of its tests.
@@ -149,8 +164,7 @@ fn run_quietly(mut command: Command) -> std::io::Result<(Verdict, Tests, String)
     let text = String::from_utf8_lossy(&bytes).into_owned();
     let mut tests = Tests::default();
     text.lines().for_each(|line| tests.add_line(line));
-    let verdict = if child.wait()?.success() { Verdict::Passed } else { Verdict::Failed };
-    Ok((verdict, tests, text))
+    Ok((Verdict::of(child.wait()?), tests, text))
 }
 
 /// Returns `cargo` with these arguments, at the root of the workspace.
