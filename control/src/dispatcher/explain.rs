@@ -6,7 +6,7 @@ use super::groups::{GroupDemand, GroupMembers, demand_reason, group_demand, grou
 use super::held_places::lack_reason;
 use super::now::Now;
 use super::tasks::{AssignReply, TaskEntry};
-use super::unplaced::{failed_nodes, unplaced_reason};
+use super::unplaced::{ObstacleCounts, failed_nodes, unplaced_reason};
 use super::windows::WindowState;
 use crate::model::{DesiredState, FenceMethod, Progress, TaskRecord, TaskState};
 use crate::peers::StartStage;
@@ -20,6 +20,16 @@ const SLOW: Duration = Duration::from_secs(5);
 
 /// Returns the record with the newest progress, and with a reason while the task does not run.
 pub(crate) fn describe(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Arc<TaskRecord> {
+    describe_among(cluster, entry, now, &mut ObstacleCounts::default())
+}
+
+/// As [`describe`], for one of several tasks that are described at once.
+pub(crate) fn describe_among(
+    cluster: &ClusterState,
+    entry: &TaskEntry,
+    now: Now,
+    counts: &mut ObstacleCounts,
+) -> Arc<TaskRecord> {
     let record = &entry.record;
     let live = entry.telemetry();
     let is_held = entry.runtime.next_write > now.boot || entry.runtime.is_busy;
@@ -28,7 +38,7 @@ pub(crate) fn describe(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> A
     let group = record.spec.kind().group().filter(|_| !record.state.is_terminal());
     let reason = write_failure.or_else(|| match record.state {
         _ if group.is_some() => group.map(|spec| group_reason(cluster, record, spec)),
-        TaskState::Pending => pending_reason(cluster, entry, now),
+        TaskState::Pending => pending_reason(cluster, entry, now, counts),
         TaskState::Paused => WindowState::of(record, now).and_then(|window| window.reason(record)),
         TaskState::Assigned | TaskState::Cancelling if !record.has_begun() => not_begun_reason(entry, now),
         TaskState::Lost => lost_reason(cluster, record),
@@ -83,7 +93,7 @@ fn total_progress(cluster: &ClusterState, members: &GroupMembers) -> Progress {
 }
 
 /// Explains why a pending task is not assigned; `None` if it is about to be.
-fn pending_reason(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Option<String> {
+fn pending_reason(cluster: &ClusterState, entry: &TaskEntry, now: Now, counts: &mut ObstacleCounts) -> Option<String> {
     let (record, runtime) = (&entry.record, &entry.runtime);
     if let Some(reason) = demand_reason(cluster, record) {
         return Some(reason);
@@ -122,7 +132,7 @@ fn pending_reason(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Option
         let nodes = failed_nodes(cluster, record).map(|failed| format!("; {failed}")).unwrap_or_default();
         return Some(format!("retry in {seconds} s{nodes}"));
     }
-    unplaced_reason(cluster, entry, now)
+    unplaced_reason(cluster, entry, now, counts)
 }
 
 /// Returns the number of further members of the task's group that may run, if there is a bound and it has not run yet.

@@ -6,6 +6,7 @@ use super::level::check_level;
 use super::pending_mutations::not_found;
 use super::status::{RunnerSummary, RunningTotals, Status};
 use super::tasks::TaskEntry;
+use super::unplaced::ObstacleCounts;
 use super::{Dispatcher, explain};
 use crate::model::{
     Actor, Dependency, DesiredState, FenceMethod, GroupName, Membership, NodeId, Record, SignedOrder, Submission,
@@ -253,8 +254,9 @@ impl Dispatcher {
             query.group.is_none() || entry.record.group.as_ref().map(|member| &member.group) == query.group.as_ref()
         };
         let mut entries = self.cluster.tasks.page(query.state, query.after.as_ref()).filter(is_listed);
-        let tasks: Vec<_> =
-            entries.by_ref().take(limit).map(|entry| explain::describe(&self.cluster, entry, now)).collect();
+        let mut counts = ObstacleCounts::default();
+        let describe = |entry: &TaskEntry| explain::describe_among(&self.cluster, entry, now, &mut counts);
+        let tasks: Vec<_> = entries.by_ref().take(limit).map(describe).collect();
         let next = entries.next().and_then(|_| tasks.last().map(|last| last.id.clone()));
         Page { tasks, next }
     }

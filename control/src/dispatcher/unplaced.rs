@@ -6,7 +6,7 @@ use super::now::Now;
 use super::place::{EligibleNodes, eligible_nodes};
 use super::quotas::Quota;
 use super::tasks::TaskEntry;
-use crate::model::{KindName, NodeId, Registration, TaskRecord};
+use crate::model::{KindName, Labels, NodeId, Registration, TaskRecord};
 use std::collections::BTreeMap;
 
 /// Most nodes that a reason names; there may be a thousand.
@@ -35,8 +35,19 @@ enum Obstacle {
     Excluded,
 }
 
+/// Numbers of nodes by what keeps tasks from them, of tasks for which that depends on their labels and kind alone. Counted
+/// once for all tasks that are explained together, as those of one page: with a thousand nodes, looking at each for every
+/// task takes too long.
+#[derive(Debug, Default)]
+pub(crate) struct ObstacleCounts(BTreeMap<(Labels, KindName), BTreeMap<Obstacle, usize>>);
+
 /// Explains why a ready task is not assigned; `None` if it is about to be.
-pub(crate) fn unplaced_reason(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Option<String> {
+pub(crate) fn unplaced_reason(
+    cluster: &ClusterState,
+    entry: &TaskEntry,
+    now: Now,
+    counts: &mut ObstacleCounts,
+) -> Option<String> {
     let record = &entry.record;
     if let Some(node) = record.only_node().ok().flatten() {
         return pinned_reason(cluster, entry, &node, now);
@@ -45,7 +56,7 @@ pub(crate) fn unplaced_reason(cluster: &ClusterState, entry: &TaskEntry, now: No
     if nodes == 0 {
         return Some(String::from("waiting for a runner: none is registered"));
     }
-    let obstacles = obstacles(cluster, entry, now);
+    let obstacles = obstacles(cluster, entry, now, counts);
     let failed = failed_nodes(cluster, record);
     if obstacles.values().sum::<usize>() < nodes {
         // One of them gets it at once.
@@ -62,24 +73,38 @@ pub(crate) fn unplaced_reason(cluster: &ClusterState, entry: &TaskEntry, now: No
 }
 
 /// Returns the numbers of nodes that cannot have a task now, by what keeps them from it.
-fn obstacles(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> BTreeMap<Obstacle, usize> {
+fn obstacles(
+    cluster: &ClusterState,
+    entry: &TaskEntry,
+    now: Now,
+    counts: &mut ObstacleCounts,
+) -> BTreeMap<Obstacle, usize> {
     let (record, fleet) = (&entry.record, &cluster.fleet);
     let kind = KindName::from(&record.spec);
-    let is_plain = record.placement.is_unset()
+    let is_like_others = record.placement.apart_from.is_none()
         && record.moving.is_none()
         && record.failed_nodes().is_empty()
-        && entry.runtime.backoffs.is_empty()
+        && entry.runtime.backoffs.is_empty();
+    if !is_like_others {
+        return count_obstacles(cluster, entry, now);
+    }
+    let is_plain = record.placement.require.is_empty()
         && fleet.exclusions.is_empty()
         && fleet.quotas.most(kind).is_none()
         && !fleet.may_lack(kind);
     if is_plain {
-        // Nothing depends on the task: with a thousand nodes, looking at each for every task of a list takes too long.
+        // Nothing depends on the task.
         let unavailable = fleet.unavailable().iter().filter(|(_, count)| **count > 0);
         return unavailable.map(|(why, count)| (Obstacle::Unavailable(*why), *count)).collect();
     }
-    let eligible = eligible_nodes(cluster, record);
+    let known = counts.0.entry((record.placement.require.clone(), kind));
+    known.or_insert_with(|| count_obstacles(cluster, entry, now)).clone()
+}
+
+fn count_obstacles(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> BTreeMap<Obstacle, usize> {
+    let eligible = eligible_nodes(cluster, &entry.record);
     let mut counts = BTreeMap::new();
-    for there in fleet.all() {
+    for there in cluster.fleet.all() {
         if let Some(obstacle) = obstacle(cluster, entry, (there, &eligible), now) {
             *counts.entry(obstacle).or_default() += 1;
         }

@@ -2,7 +2,7 @@
 
 use super::support::*;
 use crate::coord::{Op, Session};
-use crate::dispatcher::Config;
+use crate::dispatcher::{Config, Query};
 use crate::model::{
     NodeId, NoopTask, PlacementRules, Record, Registration, SettingName, Submission, TaskSpec, TaskState, VerifyTask,
     parse_label,
@@ -68,6 +68,34 @@ async fn a_task_runs_only_where_the_labels_are_that_it_requires() {
     assert_eq!(reason(&center, "e").await, "waiting for n1, which lacks disk=ssd");
     labelled(&center, "n3", 1, &["disk=tape", "rack=a"]).await;
     assert_eq!(node_of(&center, "c").await, "n3");
+}
+
+/// Tasks of one page that need the same share what is counted for them; those with other needs, or a key, do not.
+#[tokio::test(start_paused = true)]
+async fn a_list_says_of_each_task_what_is_said_of_it_alone() {
+    let center = TestCenter::new(134, Config::default()).await;
+    labelled(&center, "n1", 1, &["disk=hdd"]).await;
+    labelled(&center, "n2", 1, &["disk=ssd"]).await;
+    center.leader.settings(vec![(SettingName::SlotsVerify, "1".to_owned())], None).await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    submit(&center, "a", noop(1), rules(&["disk=hdd"], &[], Some("db"))).await;
+    submit(&center, "b", verify(), rules(&["disk=ssd"], &[], None)).await;
+    for name in ["c", "d"] {
+        node_of(&center, if name == "c" { "a" } else { "b" }).await;
+        submit(&center, &format!("{name}1"), noop(1), rules(&["disk=ssd"], &[], None)).await;
+        submit(&center, &format!("{name}2"), noop(1), rules(&["disk=tape"], &[], None)).await;
+        submit(&center, &format!("{name}3"), verify(), rules(&["disk=ssd"], &[], None)).await;
+        submit(&center, &format!("{name}4"), noop(1), rules(&["disk=hdd"], &[], Some("db"))).await;
+        submit(&center, &format!("{name}5"), noop(1), PlacementRules::default()).await;
+    }
+    sleep(Duration::from_secs(1)).await;
+    let page = center.leader.list(Query::default()).await.unwrap();
+    assert_eq!(page.tasks.len(), 12);
+    for listed in &page.tasks {
+        assert_eq!(listed.reason, center.leader.get(&listed.id).await.unwrap().reason, "{}", listed.id);
+    }
+    let reasons: std::collections::BTreeSet<&String> = page.tasks.iter().map(|task| &task.reason).collect();
+    assert!(reasons.len() >= 4, "they wait for different things: {reasons:?}");
 }
 
 #[tokio::test(start_paused = true)]
