@@ -2,6 +2,7 @@
 
 use crate::args::Cli;
 use blockhaul_control::config::RawConfig;
+use blockhaul_control::timestamp::Timestamp;
 use clap::{Command, CommandFactory};
 use clap_mangen::Man;
 use std::fs::File;
@@ -27,10 +28,18 @@ fn write_tree(command: &Command, folder: &Path) -> Result<()> {
 
 fn write_page(command: Command, section: &str, folder: &Path) -> Result<()> {
     let source = format!("{MANUAL} {}", env!("CARGO_PKG_VERSION"));
-    let page = Man::new(command).section(section).source(source).manual(MANUAL);
+    let page = Man::new(command).section(section).date(date()).source(source).manual(MANUAL);
     let mut file = BufWriter::new(File::create(folder.join(page.get_filename()))?);
     page.render(&mut file)?;
     file.flush()
+}
+
+/// Returns the day of `$SOURCE_DATE_EPOCH`, as `2026-01-31`; without one a dash, as an empty date would be left out and the
+/// rest of the title would move up.
+fn date() -> String {
+    let seconds = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|text| text.parse::<u64>().ok());
+    let time = seconds.map(|seconds| Timestamp(seconds.saturating_mul(1000)).to_string());
+    time.and_then(|time| time.split_once('T').map(|(day, _)| day.to_owned())).unwrap_or_else(|| String::from("-"))
 }
 
 #[cfg(test)]
@@ -52,7 +61,9 @@ mod tests {
         assert!(names.iter().all(|name| !name.contains("generate") && !name.contains("help")), "{names:?}");
         let page = std::fs::read_to_string(folder.path().join("blockhaul-submit-copy.1")).unwrap();
         let first = page.lines().find(|line| line.starts_with(".TH")).unwrap();
-        assert!(first.contains("blockhaul-submit-copy 1") && first.contains("Blockhaul 0."), "{first}");
+        let title = (first.starts_with(".TH blockhaul-submit-copy 1 "), first.ends_with("\" Blockhaul"));
+        assert_eq!(title, (true, true), "{first}");
+        assert!(first.contains(&date()), "{first}");
         assert!(page.contains("source\\-stable") && page.contains(".SH SYNOPSIS"), "{page}");
     }
 }

@@ -28,7 +28,7 @@ exec "$DEB" --package blockhaul-tools --no-build --no-dbgsym --strip --locked --
 /// A folder or file cannot be written.
 pub(super) fn make(tally: &mut Tally, dist: &Path, epoch: u64) -> Result<Option<PathBuf>, Refused> {
     let Some(built) = build::programs(tally, Linking::Dynamic, epoch)? else { return Ok(None) };
-    let blockhaul = generated::built(&built.join("blockhaul"));
+    let blockhaul = generated::built(&built.join("blockhaul"), epoch);
     let folder = built.join("generated");
     generated::manual(tally, &blockhaul, &created(&folder.join("man"))?);
     generated::completions(tally, &blockhaul, &folder.join("completions"))?;

@@ -18,10 +18,14 @@ pub(super) fn from_source() -> Box<Blockhaul> {
     Box::new(|| cargo(&["run", "--quiet", "--package", "blockhaul-tools", "--bin", "blockhaul", "--"]))
 }
 
-/// Returns a program that has been built.
-pub(super) fn built(program: &Path) -> Box<Blockhaul> {
+/// Returns a program that has been built, with the date of what it writes.
+pub(super) fn built(program: &Path, epoch: u64) -> Box<Blockhaul> {
     let program = program.to_owned();
-    Box::new(move || Command::new(&program))
+    Box::new(move || {
+        let mut command = Command::new(&program);
+        command.env("SOURCE_DATE_EPOCH", epoch.to_string());
+        command
+    })
 }
 
 /// Writes the manual pages.

@@ -28,7 +28,7 @@ exec unshare --mount --net --pid --fork --propagation private sh -eu -c '
 /// Installs, uses, upgrades, removes and purges the package.
 const INSIDE: &str = r#"
 cd /tmp
-dpkg --install blockhaul.deb
+dpkg --install --path-include="/usr/share/*" blockhaul.deb
 for program in blockhaul taskd copy-bench; do $program --version; done
 dpkg --verify blockhaul
 test "$(stat --format=%U:%a /var/lib/blockhaul)" = blockhaul:700
@@ -51,7 +51,7 @@ kill $!
 wait $!
 
 echo 'slots = 2' >> /etc/blockhaul/taskd.toml
-dpkg --install --force-confdef blockhaul.deb
+dpkg --install --force-confdef --path-include="/usr/share/*" blockhaul.deb
 grep 'slots = 2' /etc/blockhaul/taskd.toml
 dpkg --remove blockhaul
 test ! -e /usr/bin/blockhaul

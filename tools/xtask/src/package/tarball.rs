@@ -40,7 +40,7 @@ pub(super) fn make(tally: &mut Tally, dist: &Path, epoch: u64) -> Result<(), Ref
         strip.arg("--strip-all").arg(built.join(program)).arg(programs.join(program));
         tally.run(&format!("{program}: stripped"), &mut strip);
     }
-    let blockhaul = generated::built(&built.join("blockhaul"));
+    let blockhaul = generated::built(&built.join("blockhaul"), epoch);
     generated::manual(tally, &blockhaul, &created(&folder.join("share/man"))?);
     generated::completions(tally, &blockhaul, &folder.join("share/completions"))?;
     created(&folder.join("etc"))?;
