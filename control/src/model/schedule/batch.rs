@@ -155,9 +155,10 @@ pub(crate) fn encode_members(members: &[MemberTemplate]) -> Result<Vec<Vec<u8>>>
         }
         let Some(part) = parts.last_mut() else { continue };
         // The end of the list so far becomes a comma.
-        match part.last_mut() {
-            Some(last) if *last == b']' => *last = b',',
-            _ => {}
+        if let Some(last) = part.last_mut()
+            && *last == b']'
+        {
+            *last = b',';
         }
         part.extend(text);
         part.push(b']');
