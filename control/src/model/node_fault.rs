@@ -149,6 +149,8 @@ mod tests {
             ];
             let expected = if is_about_task.contains(&code) { FaultOrigin::Task } else { FaultOrigin::Node };
             assert_eq!(failure(code, Side::Engine, Operation::Journal).origin(), expected, "{code}");
+            // An order that is refused is that of the task.
+            let expected = if code == Code::Permission { FaultOrigin::Task } else { expected };
             assert_eq!(failure(code, Side::Caller, Operation::Journal).origin(), expected, "{code}");
         }
         // The journal belongs to another destination than the one that is there now.

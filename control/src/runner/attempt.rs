@@ -454,7 +454,7 @@ fn log_end(outcome: &Outcome) {
         End::Succeeded => tracing::info!(planned = progress.planned, durable = progress.durable, "work done"),
         End::Stopped(reason) => {
             let (planned, durable) = (progress.planned, progress.durable);
-            tracing::info!(reason = reason.as_str(), quiesced, planned, durable, "work stopped");
+            tracing::info!(%reason, quiesced, planned, durable, "work stopped");
         }
         End::Failed(failure) => {
             let Failure { code, side, operation, offset, length, errno, retryable, message } = failure;

@@ -4,7 +4,7 @@ use super::content_check::ContentCheck;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, RangeSet};
 use crate::journal::{Content, JournalFile, Run};
-use crate::limits::{SAMPLE_READ_BYTES, TICK};
+use crate::limits::{DIRECT_ALIGN_BYTES, SAMPLE_READ_BYTES, TICK};
 use crate::nbd::connection_revoker::ConnectionRevoker;
 use crate::pass::durable_sample::DurableSample;
 use crate::spec::{CopySpec, Overwrite, ResumePolicy};
@@ -179,12 +179,13 @@ fn of_leaf(leaf: &DurableLeaf) -> Run {
 
 /// Ranges to compare where no digest was kept: the ends of the first, the last and the longest range.
 fn compared(durable: &RangeSet, size: u64) -> Vec<Run> {
-    let durable = whole_leaves(durable, size, SAMPLE_READ_BYTES);
+    let align = DIRECT_ALIGN_BYTES.into();
+    let durable = whole_leaves(durable, size, align);
     let (first, last) = (durable.iter().next(), durable.iter().last());
     let longest = durable.iter().max_by_key(|run| run.len());
     let piece = |start: u64, end: u64| ByteRange::new(start, end.min(start + SAMPLE_READ_BYTES));
     let ends = |run: ByteRange| {
-        let last = (run.end() - 1) / SAMPLE_READ_BYTES * SAMPLE_READ_BYTES;
+        let last = run.end().saturating_sub(SAMPLE_READ_BYTES).next_multiple_of(align).max(run.start());
         [piece(run.start(), run.end()), piece(last, run.end())]
     };
     let mut pieces: Vec<ByteRange> = [first, last, longest].into_iter().flatten().flat_map(ends).collect();
@@ -218,6 +219,21 @@ pub(crate) fn record_undigested(journal: &mut JournalFile, ranges: &RangeSet) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A range of a small block is all that a copy may have made durable.
+    #[test]
+    fn the_ends_of_what_has_no_digests_are_compared_however_short_it_is() {
+        const MIB: u64 = 1 << 20;
+        let pieces = |ranges: &[(u64, u64)], size| {
+            let ranges = ranges.iter().map(|&(start, end)| ByteRange::new(start, end)).collect();
+            let pieces = compared(&ranges, size).into_iter().map(|run| (run.range.start(), run.range.end()));
+            pieces.collect::<Vec<_>>()
+        };
+        assert_eq!(pieces(&[(0, MIB / 4)], 4 * MIB), [(0, MIB / 4)]);
+        assert_eq!(pieces(&[(MIB / 4, 3 * MIB)], 4 * MIB), [(MIB / 4, MIB / 4 + MIB), (2 * MIB, 3 * MIB)]);
+        assert_eq!(pieces(&[(0, 2 * MIB + 5)], 2 * MIB + 5), [(0, MIB), (MIB + 4096, 2 * MIB + 5)]);
+        assert_eq!(pieces(&[(1, 4095)], 4 * MIB), []);
+    }
 
     #[test]
     fn claims_are_trimmed_inwards_to_whole_leaves() {

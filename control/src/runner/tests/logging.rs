@@ -54,7 +54,7 @@ async fn an_attempt_logs_its_beginning_its_stop_and_its_outcome() {
     }
     assert!(!text.contains("stops"), "{text}");
     let text = String::from_utf8(log_of(&logs, &stopped).await.text).unwrap();
-    for said in ["asked to stop reason=UserCancel", "work stopped reason=UserCancel", "state=\"CANCELLED\""] {
+    for said in ["asked to stop reason=UserCancel", "work stopped reason=ECancelled", "state=\"CANCELLED\""] {
         assert!(text.contains(said), "{said}:\n{text}");
     }
     assert!(!text.contains("failed"), "{text}");

@@ -86,6 +86,7 @@ async fn what_is_signed_runs_and_nothing_of_the_record_is_believed() {
     let signed = Signed::new().await;
     let forged = TaskRecord { admitted: true, map: executor::bytes(50), ..good("t") };
     signed.harness.store_record(forged);
+    *signed.harness.executor.opening.lock().unwrap() = Duration::from_secs(1);
     signed.assign("t").await;
     let copy = signed.harness.copy("t").await;
     let mark = copy.work.lock().unwrap().as_ref().and_then(|work| work.mark.clone());
