@@ -182,8 +182,7 @@ impl Node {
         };
         let incarnation = Incarnation(uuid::Uuid::new_v4().simple().to_string());
         let last_end = handle.begin_run(state.path(), &incarnation);
-        let identity =
-            LocalIdentity { center: center.clone(), node: config.node.clone(), incarnation: incarnation.clone() };
+        let identity = LocalIdentity { center: center.clone(), node: config.node.clone(), incarnation };
         let listener = listen(&config, &state, &identity, &roles, vip.as_ref()).await?;
         let address = advertised(&config, listener.address());
         tracing::info!(node = %config.node, listen = %listener.address(), %address, "listening");
@@ -199,7 +198,7 @@ impl Node {
         let metrics = metrics(&config, &roles, &runner).await?;
         let overview = Overview {
             node: config.node.clone(),
-            incarnation: incarnation.clone(),
+            incarnation: identity.incarnation.clone(),
             started: Instant::now(),
             restarts,
             runner: runner.handle(),
@@ -215,7 +214,7 @@ impl Node {
         let leading = LeaderRole {
             dispatcher: dispatcher_config(&config),
             node: config.node,
-            incarnation,
+            incarnation: identity.incarnation,
             address,
             calls: runners,
             clock: Arc::new(HostClock),

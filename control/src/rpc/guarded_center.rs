@@ -5,8 +5,8 @@
 //! ```
 //! What always holds: the service behind it is reached through here alone, and no call gets past [`GuardedCenter::guard`].
 //! What a call needs and whether it is audited is in the table of [`Method::demand`]. The leader decides by its own file
-//! of roles; other nodes only refer to it. The caller of a stream is authorized again at each of its messages, of which there is one a second at
-//! least: it ends soon after its role was taken away.
+//! of roles; other nodes only refer to it. The caller of a stream is authorized again at each of its messages, of which there
+//! is one a second at least: it ends soon after its role was taken away.
 
 use super::center::{Answer, CenterService};
 use super::error::RpcError;

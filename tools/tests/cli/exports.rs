@@ -101,8 +101,8 @@ fn a_map_shows_the_extents_of_an_export() {
     need!("a_map_shows_the_extents_of_an_export", &[Need::Program("nbdkit")]);
     let server = Server::start(&scratch, "s", &file);
     let expected = [
-        json!({"offset": 0, "length": MIB, "kind": "data"}),
-        json!({"offset": MIB, "length": 3 * MIB, "kind": "hole"}),
+        json!({"schema": 1, "event": "extent", "offset": 0, "length": MIB, "kind": "data"}),
+        json!({"schema": 1, "event": "extent", "offset": MIB, "length": 3 * MIB, "kind": "hole"}),
     ];
     let outcome = scratch.json(&["map", &server.uri("")]);
     assert_eq!((outcome.code, &outcome.lines[..]), (Some(0), &expected[..]), "the only export is the default one");
@@ -110,7 +110,8 @@ fn a_map_shows_the_extents_of_an_export() {
     let args = [&["--filter=noextents"], &file[..]].concat();
     let silent = Server::start(&scratch, "silent", &args);
     let outcome = scratch.json(&["map", &silent.uri("")]);
-    assert_eq!(outcome.lines, [json!({"offset": 0, "length": 4 * MIB, "kind": "data"})]);
+    let expected = json!({"schema": 1, "event": "extent", "offset": 0, "length": 4 * MIB, "kind": "data"});
+    assert_eq!(outcome.lines, [expected]);
 }
 
 #[test]
@@ -125,7 +126,11 @@ fn a_server_is_mapped_to_its_exports() {
     let server = Server::start(&scratch, "s", &args);
     let mut outcome = scratch.json(&["map", &server.uri("")]);
     outcome.lines.sort_by_key(|line| line["export"].to_string());
-    let line = |name: &str, size| json!({"export": name, "size": size, "read_only": true, "description": null});
+    let line = |export: &str, size| {
+        json!({
+            "schema": 1, "event": "export", "export": export, "size": size, "read_only": true, "description": null
+        })
+    };
     assert_eq!(outcome.lines, [line("one", MIB), line("two", MIB / 2)], "{outcome:?}");
     let human = scratch.blockhaul(&["map", &server.uri("")]).output().unwrap();
     let text = String::from_utf8(human.stdout).unwrap();
