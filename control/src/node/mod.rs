@@ -227,10 +227,9 @@ impl Node {
             failed,
         };
         let liveness = LivenessCounters::of([runner_pulse, leading.dispatcher.liveness.clone()]);
-        let keeper = SessionKeeper::new(Arc::new(BootstrappingClient::new(service, center, state)));
         handle.attach(&overview);
         Ok(InitialisedNode {
-            keeper,
+            keeper: SessionKeeper::new(Arc::new(BootstrappingClient::new(service, center, state))),
             leading,
             runner,
             engine,

@@ -77,7 +77,6 @@ async fn only_what_is_signed_runs_and_a_removed_key_refuses_what_waits() {
     std::fs::write(room.path("volumes/a"), noise(1 << 20)).unwrap();
     put(&room, 0);
     let daemon: Daemon = room.start(&["--order-keys", text(&room.path("keys"))]);
-    daemon.says("order keys read");
     let mut client = daemon.client();
     let terms = terms(&mut client).await;
     let signed = |number: usize, mut request: wire::SubmitRequest| {
