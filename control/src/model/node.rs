@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 /// Schema of all records, checked by every `taskd` before it does anything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
-    /// Level of the center: see [`level`](super::level).
+    /// Level of the center: see `docs/design/0025-levels.md`.
     pub schema: u32,
     /// Random identity of the center.
     pub center: String,
