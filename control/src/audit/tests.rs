@@ -100,6 +100,8 @@ async fn a_log_that_cannot_be_written_refuses_all_but_a_stop_and_recovers() {
         assert!(refused.message.contains(word), "{word}: {refused}");
     }
     log.begin(change("b"), Unlogged::Made).await.unwrap().end(Ok(()));
+    // Its answer comes after the attempt to write the last line of the change before it, which nobody waits for.
+    log.begin(change("after b"), Unlogged::Refused).await.unwrap_err();
     fs::remove_dir(&path).unwrap();
     std::os::unix::fs::symlink("/dev/full", &path).unwrap();
     assert_eq!(log.begin(change("c"), Unlogged::Refused).await.unwrap_err().code, Code::NoSpace);
