@@ -13,6 +13,7 @@ mod full_pipe;
 pub mod java;
 pub mod nbd;
 mod need;
+pub mod order_keys;
 pub mod programs;
 pub mod running;
 pub mod safe_dir;

@@ -7,29 +7,16 @@ use blockhaul_control::rpc::client::CenterClient;
 use blockhaul_control::rpc::error::RpcError;
 use blockhaul_control::rpc::wire;
 use blockhaul_engine::error::Code;
+use blockhaul_testkit::order_keys::{private_key, public_key};
 use nix::sys::signal::Signal;
 use std::time::Duration;
 
-/// The keys of the first two tests of RFC 8032, as openssl writes them.
-const KEYS: [&str; 2] = [
-    "MC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g",
-    "MC4CAQAwBQYDK2VwBCIEIEzNCJso/5banbbDRuwRTg9bijGfNaumJNqM9u1PuKb7",
-];
-const PUBLIC: [&str; 2] = [
-    "MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=",
-    "MCowBQYDK2VwAyEAPUAXw+hDiVqStwqnTRt+vJyYLM8uxJaMwM1V8Sr0Zgw=",
-];
-
-fn pem(kind: &str, body: &str) -> String {
-    format!("-----BEGIN {kind}-----\n{body}\n-----END {kind}-----\n")
-}
-
 fn key(number: usize) -> SigningKey {
-    SigningKey::parse(pem("PRIVATE KEY", KEYS[number]).as_bytes()).unwrap()
+    SigningKey::parse(private_key(number).as_bytes()).unwrap()
 }
 
 fn put(room: &Room, number: usize) {
-    std::fs::write(room.path(&format!("keys/{number}.pub")), pem("PUBLIC KEY", PUBLIC[number])).unwrap();
+    std::fs::write(room.path(&format!("keys/{number}.pub")), public_key(number)).unwrap();
 }
 
 /// Returns what this client signs for the center.
@@ -56,7 +43,7 @@ fn keys_that_make_no_sense_are_refused_at_start() {
         std::fs::create_dir_all(room.path(folder)).unwrap();
     }
     std::fs::write(room.path("bad/x.pub"), "nothing").unwrap();
-    std::fs::write(room.path("private/x.pem"), pem("PRIVATE KEY", KEYS[0])).unwrap();
+    std::fs::write(room.path("private/x.pem"), private_key(0)).unwrap();
     for (folder, code, words) in [
         ("missing", 1, "--order-keys"),
         ("bad", 2, "x.pub: it holds no PUBLIC KEY"),

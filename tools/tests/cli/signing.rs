@@ -1,22 +1,9 @@
 //! Tests the commands that sign: single tasks, batches, copies between hooks, retries and schedules.
 
 use crate::asking::TestCenter;
+use blockhaul_testkit::order_keys::{private_key, public_key};
 use blockhaul_testkit::scratch::Scratch;
 use serde_json::Value;
-
-/// The keys of the first two tests of RFC 8032, as openssl writes them.
-const KEYS: [&str; 2] = [
-    "MC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g",
-    "MC4CAQAwBQYDK2VwBCIEIEzNCJso/5banbbDRuwRTg9bijGfNaumJNqM9u1PuKb7",
-];
-const PUBLIC: [&str; 2] = [
-    "MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=",
-    "MCowBQYDK2VwAyEAPUAXw+hDiVqStwqnTRt+vJyYLM8uxJaMwM1V8Sr0Zgw=",
-];
-
-fn pem(kind: &str, body: &str) -> String {
-    format!("-----BEGIN {kind}-----\n{body}\n-----END {kind}-----\n")
-}
 
 /// A center that runs only what is signed, and files with both private keys.
 struct Signed {
@@ -31,9 +18,9 @@ impl Signed {
         let folder = scratch.path("keys");
         std::fs::create_dir(&folder).unwrap();
         let keys = [0, 1].map(|number| {
-            std::fs::write(folder.join(format!("{number}.pub")), pem("PUBLIC KEY", PUBLIC[number])).unwrap();
+            std::fs::write(folder.join(format!("{number}.pub")), public_key(number)).unwrap();
             let key = scratch.path(format!("{number}.key"));
-            std::fs::write(&key, pem("PRIVATE KEY", KEYS[number])).unwrap();
+            std::fs::write(&key, private_key(number)).unwrap();
             key.to_str().unwrap().to_owned()
         });
         let center = TestCenter::start(&scratch, &["--order-keys", folder.to_str().unwrap()]);
