@@ -6,8 +6,9 @@
 //! The stored epoch also shows whether a destination is the one that earlier attempts have written: the durable bytes
 //! of a task's record count only for that one.
 //!
-//! Where orders are checked, a mark beside the epoch names the order under which it was written: `user.blockhaul.order`, or a record
-//! `order-...` in the state directory. It counts only together with the epoch that it names.
+//! A runner that checks signed orders also stores a digest of the order that last wrote the destination, as
+//! `user.blockhaul.order` or as a record `order-...` in the state directory. The digest holds the epoch of that grant, and is
+//! ignored if the stored epoch is another one.
 //!
 //! What always holds: the stored epoch never falls, and is durable before the first write under its grant.
 

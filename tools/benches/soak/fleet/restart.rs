@@ -1,8 +1,7 @@
 //! Restarts all nodes and all runners one after the other, with a kill of the leader in the middle, while tasks are
 //! submitted and run; checks that each task ends, and is done once.
 //!
-//! What was done is seen in two ways: each record has one attempt that succeeded, and the runners have noted each task once
-//! as completed.
+//! A task was done once if its record has one attempt that succeeded, and if the runners have noted one completion of it.
 
 use super::cell::{Cell, Center, NODES, on_runners};
 use super::timed_executor;

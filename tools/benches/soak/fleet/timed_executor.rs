@@ -1,8 +1,8 @@
 //! Carries out copies and comparisons without volumes: each asks for its permit, lasts for the time that the name of its
 //! source says, and succeeds.
 //!
-//! What the runner does about it is what it does about the engine. Each success is noted in a file, so that what was done
-//! can be compared with what the records say.
+//! The runner calls this executor as it calls the one with the engine. The executor notes each success in a file; a
+//! measurement compares the file with the records of the tasks.
 
 use async_trait::async_trait;
 use blockhaul_control::execution::{
