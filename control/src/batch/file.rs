@@ -182,7 +182,13 @@ pub fn parse(text: &str, place: &Place, identify: &dyn Fn(&TaskVolume) -> String
         named.push(Named { id, after, work, placement, windows });
     }
     let digest = blake3::hash(text.as_bytes()).to_hex().to_string();
-    Batch { digest, parallel, on_failure, hold, members: linked(named, place)? }.ordered(identify)
+    let patterns: Vec<Work> = named.iter().map(|member| member.work.clone()).collect();
+    let batch = Batch { digest, parallel, on_failure, hold, members: linked(named, place)? }.ordered(identify)?;
+    if !matches!(place, Place::Schedule(_)) {
+        return Ok(batch);
+    }
+    let members = batch.members.into_iter().zip(patterns).map(|(member, work)| Member { work, ..member }).collect();
+    Ok(Batch { members, ..batch })
 }
 
 /// Resolves the names of dependencies and checks each member.
@@ -199,7 +205,10 @@ fn linked(named: Vec<Named>, place: &Place) -> Result<Vec<Member>> {
                 if let Place::Local(node) = place {
                     spec.kind_mut().imply_node(node);
                 }
-                spec.kind().validate()
+                match place {
+                    Place::Schedule(at) => spec.at(*at).map(|resolved| *spec = resolved),
+                    Place::Local(_) | Place::Center => spec.kind().validate(),
+                }
             }
             Work::Run(_) => Ok(()),
         };
@@ -342,6 +351,7 @@ fn one_line(error: &toml::de::Error, text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::timestamp::Timestamp;
     use blockhaul_engine::error::Code;
     use blockhaul_engine::flow::graph::Condition;
 
@@ -465,6 +475,23 @@ mod tests {
         let batch = parse(&format!("{chain}after=['a']"), &here()).unwrap();
         assert!(batch.members[0].after.is_empty());
         assert!(refusal("[[copy]]\nfrom='/a'\nto='/b'\n[[copy]]\nfrom='/b'\nto='/a'").contains("wait for each other"));
+    }
+
+    #[test]
+    fn in_a_schedule_patterns_are_kept_and_checked_as_they_will_be() {
+        let place = Place::Schedule(Timestamp(1_795_276_800_000));
+        let copy = "node = 'n'\nsource-stable = true\nfrom";
+        let text = format!(
+            "[[copy]]\nid = 'b'\n{copy} = 'nbd://h/%Y-a%%'\nto = 'nbd://h/%j'\n\
+             [[copy]]\nid = 'a'\n{copy} = '/%d'\nto = 'nbd://h/%Y-a%25'\n"
+        );
+        let members = parse(&text, &place).unwrap().members;
+        let Work::Task(TaskSpec::Copy(first)) = &members[0].work else { panic!("it is a copy: {members:?}") };
+        assert_eq!((&*first.source, &*first.destination), ("nbd://h/%Y-a%%", "nbd://h/%j"));
+        assert_eq!(members[0].after.iter().map(|after| after.on).collect::<Vec<_>>(), [1], "it reads what 'a' writes");
+        let wrong = parse(&text.replace("%d", "%x"), &place).unwrap_err().message;
+        assert!(wrong.starts_with("member a: '%x'"), "{wrong}");
+        assert!(parse(&text, &Place::Center).unwrap_err().message.starts_with("member b: "));
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod order;
 pub use file::parse;
 
 use crate::model::{NodeId, PlacementRules, TaskId, TaskSpec, TaskVolume};
+use crate::timestamp::Timestamp;
 use blockhaul_engine::error::{Error, Result};
 use blockhaul_engine::flow::graph::Condition;
 use blockhaul_hooks::{HookArgument, HookName};
@@ -145,6 +146,9 @@ pub enum Place {
     Local(NodeId),
     /// In a task center.
     Center,
+    /// In a task center, again and again: the names of volumes have the patterns of a schedule. They are checked, and
+    /// compared, as they are at this instant in UTC.
+    Schedule(Timestamp),
 }
 
 impl Batch {

@@ -37,12 +37,12 @@ pub(super) struct GroupSubmission {
 }
 
 impl GroupSubmission {
-    /// Reads and checks the batch file.
+    /// Reads and checks the batch file, whose members run in a center or in a schedule of one.
     ///
     /// # Errors
     /// What is wrong with the file, or an id of a member that would be too long; nothing is sent.
-    pub(super) fn resolve(raw: &RawBatchTask) -> Result<Self> {
-        let batch = batch::parse(&read_batch_file(&raw.file)?, &Place::Center, &TaskVolume::key)?;
+    pub(super) fn resolve(raw: &RawBatchTask, place: &Place) -> Result<Self> {
+        let batch = batch::parse(&read_batch_file(&raw.file)?, place, &TaskVolume::key)?;
         let id = match &raw.id {
             Some(id) => TaskId::new(id.clone())?,
             None => default_id(&raw.file, &batch.digest)?,
@@ -76,11 +76,13 @@ impl GroupSubmission {
     /// copy, for which the place of the copy is held, and one after its end, whatever that is. They run on the copy's node.
     ///
     /// # Errors
-    /// An id of a member that would be too long.
-    pub(super) fn of_copy(copy: wire::SubmitRequest, hooks: CopyHooks) -> Result<Self> {
+    /// What is wrong with the names of the volumes, or an id of a member that would be too long.
+    pub(super) fn of_copy(copy: wire::SubmitRequest, place: &Place, hooks: CopyHooks) -> Result<Self> {
         let CopyHooks { before, finally } = hooks;
         let group = TaskId::new(copy.id.as_str())?;
-        let node = TaskSpec::try_from(copy.spec.clone()).and_then(|spec| spec.node()).ok().flatten();
+        let spec = TaskSpec::try_from(copy.spec.clone())?;
+        let spec = if let Place::Schedule(at) = place { spec.at(*at)? } else { spec };
+        let node = spec.node()?;
         let hold = before.is_some();
         let member = |name: &str, spec: Option<wire::Spec>, on: Option<(&str, Condition)>| {
             let after = on.map(|(name, condition)| {
@@ -300,7 +302,7 @@ mod tests {
         let words = [&["blockhaul", "submit", "batch", file.to_str().unwrap()], arguments].concat();
         let Command::Submit(raw) = Cli::try_parse_from(words).unwrap().command else { panic!("it says submit") };
         let RawSubmit { work: RawWork::Batch(raw) } = *raw else { panic!("it says batch") };
-        GroupSubmission::resolve(&raw)
+        GroupSubmission::resolve(&raw, &Place::Center)
     }
 
     const CHAIN: &str = "
@@ -363,7 +365,7 @@ mod tests {
             ..wire::SubmitRequest::default()
         };
         let GroupSubmission { group, levels } =
-            GroupSubmission::of_copy(copy.clone(), hooks(Some("freeze"), Some("thaw"))).unwrap();
+            GroupSubmission::of_copy(copy.clone(), &Place::Center, hooks(Some("freeze"), Some("thaw"))).unwrap();
         let Some(wire::spec::Work::Group(work)) = group.spec.unwrap().work else { panic!("it is a group") };
         assert_eq!((group.id.as_str(), work.members, work.hold, group.after.len()), ("c", 3, true, 0));
         let members: Vec<&wire::SubmitRequest> = levels.iter().flatten().collect();
@@ -375,7 +377,8 @@ mod tests {
         let Some(wire::spec::Work::Run(thaw)) = members[2].spec.clone().unwrap().work else { panic!("it is a hook") };
         assert_eq!((thaw.hook.as_str(), thaw.node.as_deref()), ("thaw", Some("n1")));
         assert!(members[2].group.as_ref().unwrap().clean_up && !members[1].group.as_ref().unwrap().clean_up);
-        let GroupSubmission { group, levels } = GroupSubmission::of_copy(copy, hooks(None, Some("thaw"))).unwrap();
+        let GroupSubmission { group, levels } =
+            GroupSubmission::of_copy(copy, &Place::Center, hooks(None, Some("thaw"))).unwrap();
         let Some(wire::spec::Work::Group(work)) = group.spec.unwrap().work else { panic!("it is a group") };
         assert_eq!((work.members, work.hold, levels[0][0].after[0].task.as_str()), (2, false, "t"));
     }

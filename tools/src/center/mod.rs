@@ -23,6 +23,7 @@ use args::{
     RawRunners, RawSet, RawSettingsCommand, RawStatus, RawSubmit, RawTaskId, RawWatch, Setting,
 };
 use batch::GroupSubmission;
+use blockhaul_control::batch::Place;
 use blockhaul_control::clock::HostClock;
 use blockhaul_control::model::Position;
 use blockhaul_control::rpc::change_view::{FollowedEvent, TransitionView};
@@ -188,7 +189,8 @@ pub(crate) fn submit(RawSubmit { work }: RawSubmit) -> Result<Exit> {
     if check {
         return check::run(request, &hooks, center);
     }
-    let group = if hooks.is_empty() { None } else { Some(GroupSubmission::of_copy(request.clone(), hooks)?) };
+    let group =
+        (!hooks.is_empty()).then(|| GroupSubmission::of_copy(request.clone(), &Place::Center, hooks)).transpose()?;
     let mut session = CenterSession::open(center)?;
     let signer = session.signer(signing)?;
     let task = match group {
@@ -202,7 +204,7 @@ pub(crate) fn submit(RawSubmit { work }: RawSubmit) -> Result<Exit> {
 }
 
 fn submit_group(raw: RawBatchTask) -> Result<Exit> {
-    let submission = GroupSubmission::resolve(&raw)?;
+    let submission = GroupSubmission::resolve(&raw, &Place::Center)?;
     let signing = Signing::resolve(&raw.signing)?;
     let mut session = CenterSession::open(raw.center)?;
     let signer = session.signer(signing)?;

@@ -10,6 +10,8 @@ use super::submit::{self, SingleTask, milliseconds};
 use super::{CenterSession, LOOK_EVERY, call, show};
 use crate::exit::Exit;
 use crate::output::print_stderr;
+use blockhaul_control::batch::Place;
+use blockhaul_control::clock::{Clock, HostClock};
 use blockhaul_control::rpc::schedule_view::ScheduleInfo;
 use blockhaul_control::rpc::wire;
 use blockhaul_control::timestamp::Timestamp;
@@ -134,7 +136,7 @@ fn single(work: SingleTask) -> Result<Scheduled> {
         return Ok(Scheduled { task: request, members: Vec::new(), center, signing });
     }
     request.id = GROUP.to_owned();
-    let (task, members) = GroupSubmission::of_copy(request, hooks)?.scheduled()?;
+    let (task, members) = GroupSubmission::of_copy(request, &place(), hooks)?.scheduled()?;
     Ok(Scheduled { task, members, center, signing })
 }
 
@@ -142,8 +144,13 @@ fn batch(mut raw: RawBatchTask) -> Result<Scheduled> {
     check_flags(raw.id.is_some(), raw.wait)?;
     raw.id = Some(GROUP.to_owned());
     let signing = Signing::resolve(&raw.signing)?;
-    let (task, members) = GroupSubmission::resolve(&raw)?.scheduled()?;
+    let (task, members) = GroupSubmission::resolve(&raw, &place())?.scheduled()?;
     Ok(Scheduled { task, members, center: raw.center, signing })
+}
+
+/// Returns where the tasks of a schedule run. The patterns in their names are checked as they are now.
+fn place() -> Place {
+    Place::Schedule(Timestamp(HostClock.unix_ms()))
 }
 
 fn check_flags(has_id: bool, waits: bool) -> Result<()> {
@@ -267,9 +274,14 @@ mod tests {
         assert_eq!(members, [("root", false), ("thaw", true)]);
         assert_eq!(request.members[1].task.as_ref().unwrap().after[0].task, "root");
         assert!(request.members.iter().all(|member| member.task.as_ref().unwrap().group.is_none()));
-        let hooks = ["--every", "1h", "copy", "/a", "/b", "--node", "n", "--before", "freeze", "--finally", "thaw"];
+        let hooks = ["--before", "freeze", "--finally", "thaw"];
+        let hooks = [&["--every", "1h", "copy", "file://n/a", "nbd://h/%Y", "--source-stable"][..], &hooks].concat();
         let between = resolved(&hooks).unwrap();
         assert_eq!(between.members.iter().map(name_of).collect::<Vec<_>>(), ["before", "copy", "finally"]);
+        let Some(wire::spec::Work::Run(freeze)) = between.members[0].task.clone().unwrap().spec.unwrap().work else {
+            panic!("it is a hook")
+        };
+        assert_eq!(freeze.node.as_deref(), Some("n"), "it runs where the copy does");
         let again = resolved(&hooks).unwrap();
         assert_eq!(again, between, "the same command is the same request");
     }

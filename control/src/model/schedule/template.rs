@@ -2,7 +2,9 @@
 //! group; [`MemberTemplate`](super::MemberTemplate) describes the members.
 
 use super::time_pattern::resolve_volume;
+use super::trigger::local_time;
 use crate::model::{PlacementRules, ScheduleName, SignedOrder, Submission, TaskId, TaskSpec, TaskTimes};
+use crate::timestamp::Timestamp;
 use blockhaul_engine::error::{Error, Result};
 use jiff::Zoned;
 use serde::{Deserialize, Serialize};
@@ -76,6 +78,16 @@ impl Template {
             order,
             ..Submission::new(id, self.priority, self.max_attempts, spec)
         })
+    }
+}
+
+impl TaskSpec {
+    /// Returns the work of a schedule's template at an instant, in UTC.
+    ///
+    /// # Errors
+    /// `EBadRequest`: its names make no valid task at this instant.
+    pub fn at(&self, instant: Timestamp) -> Result<Self> {
+        spec_at(self, &local_time(instant.0, "UTC")?)
     }
 }
 
