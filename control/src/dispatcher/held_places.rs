@@ -14,7 +14,7 @@
 
 use super::cluster_state::{ClusterState, destination_key};
 use super::quotas::Quota;
-use crate::model::{KindName, Labels, NodeId, TaskId, TaskRecord};
+use crate::model::{KindName, Labels, NodeId, Registration, TaskId, TaskRecord};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -100,6 +100,8 @@ enum Lack {
     Slots { node: Option<NodeId>, free: u32, needed: u32 },
     /// The node of a member is not registered.
     Node(NodeId),
+    /// The `taskd` of a member's node does not know its kind.
+    Kind { node: NodeId, kind: KindName },
     /// Another task has the destination, or a group keeps it.
     Destination { volume: String, task: TaskId },
 }
@@ -264,6 +266,9 @@ impl<'a> HeldPlaces<'a> {
     ) {
         let fleet = &self.cluster.fleet;
         let Some(there) = fleet.get(node) else { return place.lacks(Lack::Node(node.clone())) };
+        if !fleet.can_run(there, need.kind) {
+            return place.lacks(Lack::Kind { node: node.clone(), kind: need.kind });
+        }
         let needed = count.min(fleet.slots_for(there, need.kind));
         let kept = place.slots.get(node).copied().unwrap_or_default();
         let free = self.free_slots(node, need.kind, group, assigned).saturating_sub(kept).min(needed);
@@ -282,8 +287,9 @@ impl<'a> HeldPlaces<'a> {
     ) {
         let kept = |place: &Place, node: &NodeId| place.slots.get(node).copied().unwrap_or_default();
         let fleet = &self.cluster.fleet;
-        let able = |labels: &Labels| need.require.iter().all(|(key, value)| labels.get(key) == Some(value));
-        let able_nodes = fleet.all().filter(|there| able(&there.labels));
+        let has_labels = |labels: &Labels| need.require.iter().all(|(key, value)| labels.get(key) == Some(value));
+        let is_able = |there: &Registration| has_labels(&there.labels) && fleet.can_run(there, need.kind);
+        let able_nodes = fleet.all().filter(|there| is_able(there));
         let most = able_nodes
             .map(|there| fleet.slots_for(there, need.kind).saturating_sub(kept(place, &there.node)))
             .fold(0, u32::saturating_add);
@@ -293,7 +299,7 @@ impl<'a> HeldPlaces<'a> {
             if left == 0 {
                 break;
             }
-            if fleet.get(&load.node).is_none_or(|there| !able(&there.labels)) {
+            if !fleet.get(&load.node).is_some_and(is_able) {
                 continue;
             }
             let free = self.free_slots(&load.node, need.kind, group, assigned);
@@ -340,6 +346,7 @@ impl fmt::Display for Lack {
             Self::Slots { node: Some(node), free, needed } => write!(f, "{node} has {free} of {needed} slots free"),
             Self::Slots { node: None, free, needed } => write!(f, "{free} of {needed} slots are free"),
             Self::Node(node) => write!(f, "{node} is not registered"),
+            Self::Kind { node, kind } => write!(f, "{node} has a taskd that cannot run a {}", <&str>::from(kind)),
             Self::Destination { volume, task } => write!(f, "task {task} writes {volume}"),
         }
     }

@@ -38,7 +38,7 @@ fn member(group: &str, name: &str, spec: TaskSpec, after: &[(&str, Condition)]) 
 }
 
 /// Submits a freeze on n1, a copy on n1, one on n2, and a thaw on n1.
-async fn machine(center: &TestCenter, group: &str) {
+pub(super) async fn machine(center: &TestCenter, group: &str) {
     let leader = &center.leader;
     leader.submit(submission(group, holding(4))).await.unwrap();
     leader.submit(member(group, "freeze", on("n1"), &[])).await.unwrap();

@@ -1,6 +1,7 @@
 //! Tests levels: when the level of a center is raised, what is refused before, and what nodes announce.
 
 use super::golden::at;
+use super::holding::machine;
 use super::support::*;
 use crate::coord::{CreateMode, Op, Session, paths};
 use crate::dispatcher::Config;
@@ -167,4 +168,24 @@ async fn nodes_show_what_has_ended_on_them_whoever_leads() {
         assert_eq!((shown.idle_since_ms, shown.failures, shown.refused), (ended, 0, vec![String::from("g:1")]));
         center.change_leader(leader).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_holds_its_place_only_where_all_kinds_of_its_members_are_known() {
+    let config = Config { reconcile_every: Duration::from_secs(1), ..Config::default() };
+    let center = TestCenter::new(122, config).await;
+    let first = center.runner("n1", "a", 4, Behaviour::Accepting).await;
+    announce(&first, "n1", "a", None).await;
+    let second = center.runner("n2", "a", 4, Behaviour::Accepting).await;
+    announce(&second, "n2", "a", Some("copy")).await;
+    sleep(Duration::from_secs(3)).await;
+    machine(&center, "g").await;
+    sleep(Duration::from_secs(3)).await;
+    let freeze = center.leader.get(&id("g.freeze")).await.unwrap();
+    let lack = "waiting until all that g needs is free: n2 has a taskd that cannot run a copy";
+    assert_eq!((freeze.state, &*freeze.reason), (TaskState::Pending, lack));
+    center.lose(&second).await;
+    let upgraded = center.runner("n2", "b", 4, Behaviour::Accepting).await;
+    announce(&upgraded, "n2", "b", None).await;
+    center.begin(&first, "g.freeze").await;
 }
