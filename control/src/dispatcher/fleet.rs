@@ -10,6 +10,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
+use strum::VariantArray;
 
 /// Load of a runner; the one that gets the next task sorts first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +70,8 @@ pub(crate) struct Fleet {
     abilities: BTreeMap<NodeId, Abilities>,
     /// Level of the center, if it has one.
     level: Option<u32>,
+    /// Kinds of tasks that at least one registered process cannot run.
+    lacked: BTreeSet<KindName>,
     /// Nodes whose registrations cannot be decoded: they are there, and get no tasks.
     unreadable: BTreeSet<NodeId>,
     /// Addresses of processes that are kept from registering, by their node's name.
@@ -146,11 +149,13 @@ impl Fleet {
     /// Applies what the runners announce that they can do.
     pub(crate) fn set_abilities(&mut self, abilities: BTreeMap<NodeId, Abilities>) {
         self.abilities = abilities;
+        self.find_lacked();
     }
 
     /// Applies the level of the center.
     pub(crate) fn set_level(&mut self, level: Option<u32>) {
         self.level = level;
+        self.find_lacked();
     }
 
     /// Notes the nodes whose registrations cannot be decoded. Returns those of before.
@@ -199,9 +204,15 @@ impl Fleet {
         }
     }
 
-    /// Tells whether there may be nodes that do not know a kind of task.
-    pub(crate) fn may_lack(&self, kind: KindName) -> bool {
-        self.runners.values().any(|runner| !self.can_run(runner, kind))
+    /// Tells whether there are registered processes that cannot run a kind of task.
+    pub(crate) fn is_lacked(&self, kind: KindName) -> bool {
+        self.lacked.contains(&kind)
+    }
+
+    /// Notes the kinds that some cannot run: once for each change of the processes, not for each task that is explained.
+    fn find_lacked(&mut self) {
+        let is_lacked = |kind: &KindName| self.runners.values().any(|runner| !self.can_run(runner, *kind));
+        self.lacked = KindName::VARIANTS.iter().copied().filter(is_lacked).collect();
     }
 
     fn announced(&self, runner: &Registration) -> Option<&Abilities> {
@@ -241,6 +252,7 @@ impl Fleet {
             self.in_backoff.remove(node);
         }
         nodes.iter().for_each(|node| self.refresh(node));
+        self.find_lacked();
         changed
     }
 

@@ -91,7 +91,7 @@ fn obstacles(
     let is_plain = record.placement.require.is_empty()
         && fleet.exclusions.is_empty()
         && fleet.quotas.most(kind).is_none()
-        && !fleet.may_lack(kind);
+        && !fleet.is_lacked(kind);
     if is_plain {
         // Nothing depends on the task.
         let unavailable = fleet.unavailable().iter().filter(|(_, count)| **count > 0);
