@@ -47,6 +47,7 @@ pub(crate) struct DecisionLimits {
     pub(crate) hold_off: Duration,
     pub(crate) answer_within: Duration,
     pub(crate) tasks_max: usize,
+    pub(crate) ended_max: usize,
 }
 
 /// Returns what to do now, within the budget of writes and calls.
@@ -75,7 +76,8 @@ pub(crate) fn decide(cluster: &ClusterState, limits: &DecisionLimits, now: Now, 
     decisions
 }
 
-/// Purges ended tasks, the first submitted first, while there are more than `tasks_max` tasks.
+/// Purges ended tasks, the first submitted first, while there are more than `tasks_max` tasks, or more than `ended_max` of
+/// them have ended.
 fn purge_surplus(
     cluster: &ClusterState,
     limits: &DecisionLimits,
@@ -83,7 +85,9 @@ fn purge_surplus(
     budget: &mut Budget,
     decisions: &mut Vec<Decision>,
 ) {
-    let surplus = cluster.tasks.len().saturating_sub(limits.tasks_max);
+    let tasks = &cluster.tasks;
+    let over = tasks.len().saturating_sub(limits.tasks_max);
+    let surplus = over.max(tasks.ended().len().saturating_sub(limits.ended_max));
     if surplus == 0 {
         return;
     }

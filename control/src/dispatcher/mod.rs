@@ -114,6 +114,9 @@ pub(crate) struct Config {
     /// Most tasks. Above, ended tasks are purged early, the oldest first. While as many tasks have not ended, new ones
     /// are refused with `EOverloaded`. Default 100,000.
     pub tasks_max: usize,
+    /// Most tasks that have ended. Above, the oldest are purged early, except those that a live group or dependent needs.
+    /// Default 50,000.
+    pub ended_max: usize,
     /// Clock skew of the nodes, where it is measured. Default none: this node's clock is the only one.
     pub clock_skew: Option<watch::Receiver<ClockSkew>>,
     /// Fence program, for tasks whose fence is `command`; without a program they are refused. Default none.
@@ -133,6 +136,7 @@ impl Default for Config {
             answer_within: Duration::from_secs(15),
             reconcile_every: Duration::from_secs(30),
             tasks_max: 100_000,
+            ended_max: 50_000,
             clock_skew: None,
             fence: None,
             liveness: LivenessCounter::default(),
@@ -214,6 +218,7 @@ impl Dispatcher {
             hold_off: config.hold_off,
             answer_within: config.answer_within,
             tasks_max: config.tasks_max,
+            ended_max: config.ended_max,
         };
         let this = Self {
             writer: Writer { session, leader_term },

@@ -12,6 +12,8 @@ use crate::model::{
     TaskState,
 };
 use blockhaul_engine::error::Code;
+use blockhaul_engine::flow::graph::Condition;
+use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -375,6 +377,29 @@ async fn ended_tasks_are_purged_to_make_room_for_new_ones() {
     sleep(Duration::from_secs(1)).await;
     let left = center.leader.list(Query::default()).await.unwrap().tasks;
     assert_eq!(left.iter().map(|task| task.id.as_str()).collect::<Vec<_>>(), ["a", "b", "c", "d"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ended_tasks_above_their_bound_go_the_oldest_first_but_not_those_that_are_needed() {
+    let center = TestCenter::new(15, Config { ended_max: 3, ..Config::default() }).await;
+    for index in 0..3 {
+        center.leader.submit(submission(&format!("t{index}"), noop(1))).await.unwrap();
+    }
+    center.leader.submit(submission("live", noop(1))).await.unwrap();
+    let after = [(id("t0"), Condition::End), (id("live"), Condition::End)].into();
+    let waits = Submission { after, ..submission("waits", noop(1)) };
+    center.leader.submit(waits).await.unwrap();
+    for index in 0..8 {
+        let name = format!("t{index}");
+        if index > 2 {
+            center.leader.submit(submission(&name, noop(1))).await.unwrap();
+        }
+        center.leader.command(&id(&name), TaskCommand::Cancel).await.unwrap();
+    }
+    sleep(Duration::from_secs(1)).await;
+    let left = center.leader.list(Query::default()).await.unwrap().tasks;
+    let left: BTreeSet<&str> = left.iter().map(|task| task.id.as_str()).collect();
+    assert_eq!(left, BTreeSet::from(["live", "t0", "t6", "t7", "waits"]));
 }
 
 #[tokio::test(start_paused = true)]

@@ -21,6 +21,7 @@ const LIMITS: DecisionLimits = DecisionLimits {
     hold_off: Duration::from_secs(2),
     answer_within: Duration::from_secs(15),
     tasks_max: 4,
+    ended_max: 4,
 };
 pub(super) const ROOM: Budget = Budget { writes: 64, calls: 64 };
 
