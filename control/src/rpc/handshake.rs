@@ -56,16 +56,23 @@ trait Stream: AsyncRead + AsyncWrite + Send {}
 impl<T: AsyncRead + AsyncWrite + Send> Stream for T {}
 
 /// Connection that is ready for the services.
-pub(super) struct Connection {
+pub(crate) struct Connection {
     stream: Pin<Box<dyn Stream>>,
     info: ConnectionInfo,
 }
 
 /// What every request of a connection carries.
 #[derive(Clone, Debug)]
-pub(super) struct ConnectionInfo {
-    pub(super) asked: RequestSeen,
+pub(crate) struct ConnectionInfo {
+    pub(crate) asked: RequestSeen,
     caller: Caller,
+}
+
+impl ConnectionInfo {
+    /// Returns what a connection of nobody carries.
+    pub(crate) fn nobody() -> Self {
+        Self { asked: RequestSeen::default(), caller: Caller::default() }
+    }
 }
 
 /// Returns who makes a request: nobody who is known, if it came another way than through a connection of the port.

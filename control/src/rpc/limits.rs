@@ -33,6 +33,9 @@ pub const PEER_SHARE: usize = 4;
 /// Connections at once to the metrics: few programs collect them.
 pub const METRICS_CONNECTIONS_MAX: usize = 64;
 
+/// Connections at once to the console: each of its readers has some.
+pub const CONSOLE_CONNECTIONS_MAX: usize = 128;
+
 /// Tasks watched, and logs read, at once.
 pub const WATCHES_MAX: usize = 1024;
 

@@ -30,6 +30,7 @@ use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -74,6 +75,7 @@ impl Protection {
 pub struct Listener {
     address: SocketAddr,
     service: Option<ServiceEndpoint>,
+    center: Arc<GuardedCenter>,
     stopping: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -96,7 +98,10 @@ impl Listener {
         let (service, second) = service.map(|ip| ServiceEndpoint::open(ip, &socket)).transpose()?.unzip();
         let address = socket.local_addr().map_err(|error| of_address(&error, address))?;
         let (stopping, stopped) = watch::channel(false);
-        let (health, services) = services(&protection, identity, &roles, here, stopped.clone())?;
+        let Protection { tls: _, access, orders, audit } = protection.clone();
+        let center = CenterService::new(roles.clone(), identity.center.clone(), here, orders, stopped.clone());
+        let center = Arc::new(GuardedCenter::new(center, access, audit));
+        let (health, services) = services(&protection, identity, &roles, Arc::clone(&center))?;
         let tls = protection.tls;
         let (connections, incoming) = mpsc::channel(1);
         let connection_limit = ConnectionLimit::new(connections_max(raise_descriptors()));
@@ -117,12 +122,17 @@ impl Listener {
         drop(connections);
         tasks.push(tokio::spawn(serving));
         tasks.push(tokio::spawn(report_health(health, roles, stopped)));
-        Ok(Self { address, service, stopping, tasks })
+        Ok(Self { address, service, center, stopping, tasks })
     }
 
     /// Returns the service address's endpoint, if there is one.
     pub(crate) fn service(&self) -> Option<ServiceEndpoint> {
         self.service.clone()
+    }
+
+    /// Returns the service of clients, behind its guard.
+    pub(crate) fn center(&self) -> Arc<GuardedCenter> {
+        Arc::clone(&self.center)
     }
 
     /// Returns the address that it listens at.
@@ -172,8 +182,7 @@ fn services(
     protection: &Protection,
     identity: LocalIdentity,
     roles: &NodeRoles,
-    here: Option<NodeId>,
-    stopping: watch::Receiver<bool>,
+    center: Arc<GuardedCenter>,
 ) -> Result<(HealthReporter, Services)> {
     let mut server = Server::builder()
         .layer(MapRequestLayer::new(seen as fn(Request) -> Request))
@@ -192,9 +201,8 @@ fn services(
         .build_v1()
         .map_err(|error| Error::internal(Operation::Start, format!("describe the protocol: {error}")))?;
     let (reporter, health) = tonic_health::server::health_reporter();
-    let Protection { tls: _, access, orders, audit } = protection.clone();
-    let center = CenterService::new(roles.clone(), identity.center.clone(), here, orders, stopping);
-    let center = CenterServer::new(GuardedCenter::new(center, access.clone(), audit));
+    let access = protection.access.clone();
+    let center = CenterServer::from_arc(center);
     let runner = RunnerServer::new(RunnerService::new(roles.clone()));
     let dispatcher = DispatcherServer::new(DispatcherService::new(roles.clone()));
     let services = server
@@ -257,7 +265,7 @@ async fn report_health(health: HealthReporter, mut roles: NodeRoles, mut stoppin
 }
 
 /// Hands connections to the transport until the end, each as soon as its handshake is over.
-async fn accept(
+pub(crate) async fn accept(
     socket: TcpListener,
     connection_limit: ConnectionLimit,
     service: Option<ServiceEndpoint>,
