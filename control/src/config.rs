@@ -7,6 +7,7 @@
 use crate::access::AccessControl;
 use crate::clock::HostClock;
 use crate::cluster::storage_probe::{DataAddress, ProbeTiming};
+pub use crate::console::ConsoleConfig;
 use crate::coord::{NODE_BYTES_MAX, SESSION_TIMEOUT_MAX, SESSION_TIMEOUT_MIN};
 use crate::host_port::{HostPort, parse_server};
 use crate::model::{Incarnation, NodeId, OpId, Record, Registration, parse_label};
@@ -139,6 +140,13 @@ pub struct RawConfig {
     /// Serve metrics for Prometheus at ADDR:PORT, over plain HTTP [default: not served]
     #[arg(long, value_name = "ADDR", env = "TASKD_METRICS")]
     pub metrics: Option<String>,
+    /// Serve the web console at ADDR:PORT, with the certificates and roles of --listen; give every node the same port
+    /// [default: not served]
+    #[arg(long, value_name = "ADDR", env = "TASKD_CONSOLE")]
+    pub console: Option<String>,
+    /// Let users of the console pause, resume, cancel, drain and run what their roles allow [default: it only shows]
+    #[arg(long, env = "TASKD_CONSOLE_WRITE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub console_write: Option<bool>,
     /// Probe the peers from this address or interface of the storage network; a node that reaches none of them gives up
     /// its roles until it does [default: not probed]
     #[arg(long, value_name = "ADDR|INTERFACE[:PORT]", env = "TASKD_DATA_ADDRESS")]
@@ -218,6 +226,8 @@ pub struct Config {
     pub fence_command: Option<PathBuf>,
     /// Address at which metrics are served.
     pub metrics: Option<SocketAddr>,
+    /// Web console; `None`: not served.
+    pub console: Option<ConsoleConfig>,
     /// Address and timing in the storage network; `None`: not probed.
     pub data: Option<(DataAddress, ProbeTiming)>,
     /// Service address as given: checked when the node is initialised, as that needs the host.
@@ -289,6 +299,8 @@ impl RawConfig {
             hooks_dir: self.hooks_dir.or(file.hooks_dir),
             fence_command: self.fence_command.or(file.fence_command),
             metrics: self.metrics.or(file.metrics),
+            console: self.console.or(file.console),
+            console_write: self.console_write.or(file.console_write),
             data_address: self.data_address.or(file.data_address),
             data_channel_interval: self.data_channel_interval.or(file.data_channel_interval),
             data_channel_timeout: self.data_channel_timeout.or(file.data_channel_timeout),
@@ -338,6 +350,8 @@ impl RawConfig {
             hooks_dir,
             fence_command,
             metrics,
+            console,
+            console_write,
             data_address,
             data_channel_interval,
             data_channel_timeout,
@@ -365,6 +379,12 @@ impl RawConfig {
         metrics.map_or(Ok(()), |at| {
             protected("--metrics", at, is_insecure || at.ip().is_loopback(), "an address of the loopback interface")
         })?;
+        let console = console.map(|text| address("--console", &text)).transpose()?;
+        console.map_or(Ok(()), |at| protected("--console", at, is_protected || at.ip().is_loopback(), CERTIFICATES))?;
+        let may_write = console_write.unwrap_or(false);
+        if may_write && console.is_none() {
+            return Err(Error::bad_request("--console-write without --console: say where the console is served"));
+        }
         let config = Config {
             node: node(node_id, is_alone)?,
             store: store(is_alone, zookeeper, zookeeper_auth, session_timeout)?,
@@ -381,6 +401,7 @@ impl RawConfig {
             hooks_dir: hooks_dir.map(|path| absolute("--hooks-dir", &path)).transpose()?,
             fence_command: fence_command.map(|path| absolute("--fence-command", &path)).transpose()?,
             metrics,
+            console: console.map(|address| ConsoleConfig { address, may_write }),
             data: data(data_address, data_channel_interval, data_channel_timeout)?,
             vip,
             cores,

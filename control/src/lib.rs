@@ -17,6 +17,7 @@ pub mod batch;
 pub mod clock;
 pub mod cluster;
 pub mod config;
+mod console;
 pub mod coord;
 mod dispatcher;
 pub mod execution;

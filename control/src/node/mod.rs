@@ -22,6 +22,7 @@ mod overview;
 mod roles;
 mod service_manager;
 mod shutdown;
+mod web_servers;
 
 pub use crate::config::Limits;
 pub use crate::stop_bounds::TOTAL_MAX as STOP_MAX;
@@ -29,6 +30,7 @@ pub(crate) use leader_role::LeaderRole;
 pub use node_handle::NodeHandle;
 pub(crate) use roles::Roles;
 pub use shutdown::{Stop, StopHandle};
+use web_servers::WebServers;
 
 use crate::audit::AuditLog;
 use crate::clock::{Clock, ClockOffset, HostClock};
@@ -44,7 +46,6 @@ use crate::coord::zookeeper::{Settings, ZooKeeper};
 use crate::dispatcher::{Config as DispatcherConfig, FenceCommand, FenceProgram};
 use crate::execution::Executor;
 use crate::liveness::LivenessCounters;
-use crate::metrics::Metrics;
 use crate::model::{Incarnation, NodeId};
 use crate::order::{EndedOrders, OrderVerifier, RunnerOrders};
 use crate::peers::{CenterId, LocalIdentity, RunnerClient};
@@ -88,7 +89,7 @@ pub struct InitialisedNode {
     runner: Runner,
     engine: Arc<Engine>,
     listener: Listener,
-    metrics: Option<Metrics>,
+    web: WebServers,
     storage_probe: Option<StorageProbe>,
     local_runner: watch::Sender<Option<RunnerHandle>>,
     serving: watch::Sender<bool>,
@@ -195,7 +196,7 @@ impl Node {
             RunnerConfig { data, restarts, last_end, ..runner_config(&config, &identity, &address, &state)? };
         let runner_pulse = runner_config.liveness.clone();
         let runner = Runner::new(runner_config, dependencies);
-        let metrics = metrics(&config, &roles, &runner).await?;
+        let web = WebServers::open(&config, &roles, &runner.handle(), &listener).await?;
         let overview = Overview {
             node: config.node.clone(),
             incarnation: identity.incarnation.clone(),
@@ -234,7 +235,7 @@ impl Node {
             runner,
             engine,
             listener,
-            metrics,
+            web,
             storage_probe,
             local_runner,
             serving,
@@ -261,8 +262,7 @@ impl InitialisedNode {
     /// # Errors
     /// Says which role cannot run on this node, and why; the node has stopped then, too.
     pub async fn run(self) -> Result<()> {
-        let Self { keeper, leading, runner, engine, listener, metrics, storage_probe, local_runner, serving, .. } =
-            self;
+        let Self { keeper, leading, runner, engine, listener, web, storage_probe, local_runner, serving, .. } = self;
         let Self { clock_told, failures, liveness, overview, is_alone, stopper, .. } = self;
         local_runner.send_replace(Some(runner.handle()));
         let storage_network = storage_probe.as_ref().map(StorageProbe::seen);
@@ -318,12 +318,7 @@ impl InitialisedNode {
             // Those tasks may still write: their session has to expire, and the engine cannot be waited for.
             std::mem::forget((keeper, engine));
         }
-        let metrics = async {
-            if let Some(metrics) = metrics {
-                metrics.close().await;
-            }
-        };
-        tokio::join!(listener.close(), metrics);
+        tokio::join!(listener.close(), web.close());
         tracing::info!("stopped");
         result
     }
@@ -371,11 +366,6 @@ fn runner_orders(config: &Config, center: &CenterId, state: &StateDir) -> Result
     let Some(verifier) = order_verifier(config, center) else { return Ok(None) };
     let ended = EndedOrders::open(state.path(), HostClock.unix_ms())?;
     Ok(Some(RunnerOrders::new(verifier, config.node.clone(), boot_id(), ended)))
-}
-
-async fn metrics(config: &Config, roles: &NodeRoles, runner: &Runner) -> Result<Option<Metrics>> {
-    let Some(at) = config.metrics else { return Ok(None) };
-    Metrics::open(at, roles.clone(), runner.handle(), config.tls.clone()).await.map(Some)
 }
 
 async fn open_storage_probe(config: &Config) -> Result<Option<StorageProbe>> {

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod certificates;
+mod console;
 mod copying;
 mod daemon;
 mod ending;

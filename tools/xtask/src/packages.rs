@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 /// Packages, each with the programs that show that it is installed, from whatever source. A name that starts with a
 /// slash is a file.
-const PACKAGES: [(&str, &[&str]); 19] = [
+const PACKAGES: [(&str, &[&str]); 21] = [
     ("nbdkit", &["nbdkit"]),
     ("libnbd-bin", &["nbdcopy", "nbdinfo"]),
     ("qemu-utils", &["qemu-img", "qemu-io", "qemu-nbd"]),
@@ -24,6 +24,8 @@ const PACKAGES: [(&str, &[&str]); 19] = [
     ("strace", &["strace"]),
     ("openssl", &["openssl"]),
     ("faketime", &["faketime"]),
+    ("curl", &["curl"]),
+    ("chromium", &["chromium"]),
     ("default-jre-headless", &["java"]),
     ("zookeeper", &["/usr/share/java/zookeeper.jar"]),
 ];
