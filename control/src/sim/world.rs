@@ -614,10 +614,14 @@ impl World {
         self.invariants.confirmed(&runner.node);
         for _ in 0..30 {
             sleep(CHECK_EVERY).await;
+            // Others that are down start meanwhile: one of them has to lead.
+            self.apply_due(Instant::now());
             if self.client.confirm(&runner.node).await {
                 break;
             }
         }
-        self.start(node);
+        if self.incarnations[node].is_none() {
+            self.start(node);
+        }
     }
 }
