@@ -65,6 +65,8 @@ impl Dispatcher {
             }
             Decision::Idle(task) => {
                 self.cluster.clear_due(&task);
+                // It was ready, until its group was paused.
+                self.cluster.unqueue(&task);
                 self.cluster.release_resolved(&task, now.boot);
             }
             Decision::NotifyFailure(task) => {

@@ -48,6 +48,24 @@ async fn machine(seed: u64, on_failure: OnFailure, parallel: Option<u32>) -> Tes
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_member_that_waits_for_a_slot_does_not_get_it_while_its_group_is_paused() {
+    let center = TestCenter::new(29, Config::default()).await;
+    let runner = center.runner("n1", "a", 1, Behaviour::Accepting).await;
+    center.leader.submit(submission("other", noop(1))).await.unwrap();
+    center.begin(&runner, "other").await;
+    center.leader.submit(submission("g", group(1, None, OnFailure::Stop))).await.unwrap();
+    center.leader.submit(member("g.a", &[], false)).await.unwrap();
+    center.leader.command(&id("g"), TaskCommand::Seal).await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    center.leader.command(&id("g"), TaskCommand::Pause).await.unwrap();
+    assert!(center.step(&runner, "other", done()).await);
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(center.stored("g.a").state, TaskState::Pending, "it was in the queue when its group was paused");
+    center.leader.command(&id("g"), TaskCommand::Resume).await.unwrap();
+    center.begin(&runner, "g.a").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn no_member_starts_before_the_seal_and_the_group_ends_with_its_last_member() {
     let center = TestCenter::new(21, Config::default()).await;
     let runner = center.runner("n1", "a", 9, Behaviour::Accepting).await;
