@@ -65,6 +65,10 @@ pub(crate) struct ClusterState {
     writers: BTreeMap<String, BTreeSet<TaskId>>,
     /// Claims of tasks that are being assigned.
     reserved: BTreeMap<TaskId, Vec<String>>,
+    /// Number of observations of records.
+    observed: u64,
+    /// How many of them there had been when the last read of the runners has begun.
+    runners_read_after: u64,
     due: BTreeSet<(Duration, TaskId)>,
     due_at: BTreeMap<TaskId, Duration>,
 }
@@ -94,7 +98,9 @@ impl ClusterState {
         let group = record.group.as_ref().map(|member| member.group.clone());
         let needed: Vec<TaskId> = record.after.iter().map(|dependency| dependency.task.clone()).collect();
         let waits = is_waiting(&record);
-        let entry = updated_entry(before, Arc::new(record), version, created, now.boot);
+        let mut entry = updated_entry(before, Arc::new(record), version, created, now.boot);
+        self.observed += 1;
+        entry.runtime.observed = self.observed;
         self.index(&entry, now.boot);
         let aged = self.tasks.insert(entry);
         self.rerank(&aged);
@@ -435,8 +441,22 @@ impl ClusterState {
         }
     }
 
-    /// Applies the registrations as they were read.
-    pub(crate) fn observe_runners(&mut self, runners: BTreeMap<NodeId, Registration>, now: Duration) {
+    /// Returns the number of observations of records so far.
+    pub(crate) fn observed(&self) -> u64 {
+        self.observed
+    }
+
+    /// Tells whether the process of a task's holder is known to be gone: it was not registered when the runners were read, and
+    /// that read has begun after the task's record was observed as it is. From an earlier read nothing follows: the process
+    /// may have registered since, and have a lease.
+    pub(crate) fn is_holder_gone(&self, entry: &TaskEntry) -> bool {
+        let is_registered = entry.record.holder.as_ref().is_none_or(|holder| self.fleet.peer(holder).is_some());
+        !is_registered && self.runners_read_after >= entry.runtime.observed
+    }
+
+    /// Applies the registrations as they were read after `observed` observations of records.
+    pub(crate) fn observe_runners(&mut self, runners: BTreeMap<NodeId, Registration>, observed: u64, now: Duration) {
+        self.runners_read_after = observed;
         let changed = self.fleet.replace(runners);
         let mut affected: BTreeSet<TaskId> = BTreeSet::new();
         for node in &changed {

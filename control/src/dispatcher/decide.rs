@@ -271,7 +271,7 @@ fn assigned(
         return idle(record, None);
     }
     if cluster.fleet.peer(holder).is_none() {
-        return transition(TaskEvent::RunnerLost);
+        return holder_missing(cluster, entry);
     }
     if let AssignReply::Refused { code, why } = &runtime.assign_reply {
         let is_only = matches!(record.spec.kind().node(), Ok(Some(_)));
@@ -308,7 +308,7 @@ fn running(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> (Decision, Op
         return idle(record, None);
     }
     if cluster.fleet.peer(holder).is_none() {
-        return (Decision::Transition { task: record.id.clone(), events: vec![TaskEvent::RunnerLost] }, None);
+        return holder_missing(cluster, entry);
     }
     let is_to_stop = record.desired() != DesiredState::Run || record.is_leaving();
     if !(is_to_stop || runtime.needs_notification) || runtime.is_calling {
@@ -318,6 +318,15 @@ fn running(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> (Decision, Op
         return idle(record, Some(runtime.next_call));
     }
     (Decision::Notify(record.id.clone(), holder.clone()), None)
+}
+
+/// Decides about a task whose holder was not registered when the runners were read last.
+fn holder_missing(cluster: &ClusterState, entry: &TaskEntry) -> (Decision, Option<Duration>) {
+    let task = entry.record.id.clone();
+    if cluster.is_holder_gone(entry) {
+        return (Decision::Transition { task, events: vec![TaskEvent::RunnerLost] }, None);
+    }
+    (Decision::ReadRunners(task), None)
 }
 
 /// Decides about a task whose runner is lost: fences that runner as the task's fence demands.

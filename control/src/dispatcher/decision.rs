@@ -37,6 +37,8 @@ pub(crate) enum Decision {
     Block(TaskId, String),
     /// As `Block`, for a condition that is no claim, and decide again after a while in any case.
     Await(TaskId, String),
+    /// Read the runners, and decide about the task again soon.
+    ReadRunners(TaskId),
     /// Decide about the task again at this boot time.
     WakeAt(TaskId, Duration),
     /// Do nothing about the task until something changes.
@@ -81,6 +83,7 @@ impl Budget {
             Decision::Queue(..)
             | Decision::Block(..)
             | Decision::Await(..)
+            | Decision::ReadRunners(_)
             | Decision::WakeAt(..)
             | Decision::Idle(_)
             | Decision::ReadMembers(_)

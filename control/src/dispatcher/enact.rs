@@ -19,6 +19,9 @@ use std::time::Duration;
 /// Wait after a decision that the state machine refuses: a defect, which must not spin.
 const DEFECT_WAIT: Duration = Duration::from_secs(5);
 
+/// Time after which a task is decided about again for which the runners are read.
+const RUNNERS_CHECK: Duration = Duration::from_millis(100);
+
 impl Dispatcher {
     /// Enacts one decision.
     pub(crate) fn enact(&mut self, decision: Decision, now: Now) {
@@ -56,6 +59,11 @@ impl Dispatcher {
             Decision::Await(task, condition) => {
                 self.cluster.await_condition(&task, condition, now.boot);
                 self.watch_deadline(&task, now);
+            }
+            Decision::ReadRunners(task) => {
+                self.cluster.clear_due(&task);
+                self.reads.queue_fleet_read();
+                self.cluster.make_due(&task, now.boot + RUNNERS_CHECK);
             }
             Decision::WakeAt(task, until) => {
                 self.cluster.clear_due(&task);

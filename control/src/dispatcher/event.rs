@@ -135,6 +135,8 @@ pub(crate) struct PendingMutation {
 /// The runners and the drain records of operators.
 #[derive(Debug, Default)]
 pub(crate) struct FleetRead {
+    /// Number of observations of records when the read has begun.
+    pub(crate) observed: u64,
     pub(crate) runners: BTreeMap<NodeId, Registration>,
     /// Nodes whose registrations cannot be decoded.
     pub(crate) unreadable: BTreeSet<NodeId>,

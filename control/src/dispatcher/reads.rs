@@ -134,10 +134,11 @@ impl Dispatcher {
         if is_settled && !self.reads.is_reading_fleet && self.reads.fleet_at.is_some_and(|at| at <= now) {
             (self.reads.is_reading_fleet, self.reads.fleet_at) = (true, None);
             let (session, is_first) = (self.writer.session.clone(), !self.reads.is_loaded);
-            crate::async_spawn::spawn_into(
-                &mut self.jobs,
-                async move { Event::Fleet(read_fleet(session, is_first).await) },
-            );
+            let observed = self.cluster.observed();
+            crate::async_spawn::spawn_into(&mut self.jobs, async move {
+                let read = read_fleet(session, is_first).await;
+                Event::Fleet(read.map(|(fleet, watch)| (FleetRead { observed, ..fleet }, watch)))
+            });
         }
     }
 
@@ -211,7 +212,7 @@ impl Dispatcher {
         self.cluster.fleet.set_abilities(fleet.abilities);
         self.cluster.fleet.refused = fleet.refused;
         self.cluster.set_unreadable(fleet.unreadable, now);
-        self.cluster.observe_runners(fleet.runners, now);
+        self.cluster.observe_runners(fleet.runners, fleet.observed, now);
         for (address, nodes) in self.cluster.fleet.find_conflicts() {
             let nodes = nodes.iter().map(NodeId::as_str).collect::<Vec<_>>().join(", ");
             tracing::warn!(

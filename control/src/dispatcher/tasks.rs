@@ -55,6 +55,8 @@ pub(crate) struct TaskRuntime {
     pub(crate) is_calling: bool,
     /// Boot time at which this state with this holder was first seen.
     pub(crate) since: Duration,
+    /// Number of the observation of its record, of all records.
+    pub(crate) observed: u64,
     /// Last answer of its runner about the assignment, while the task has not begun.
     pub(crate) assign_reply: AssignReply,
     /// Last start stage that the task's runner has reported.

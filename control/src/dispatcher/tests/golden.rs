@@ -68,7 +68,7 @@ fn cluster(tasks: impl IntoIterator<Item = TaskRecord>, all: &[(&str, &str, u32)
     for record in tasks {
         cluster.observe(record, 0, None, at(0));
     }
-    cluster.observe_runners(runners(all), at(0).boot);
+    cluster.observe_runners(runners(all), cluster.observed(), at(0).boot);
     cluster
 }
 
@@ -124,6 +124,7 @@ fn line(decision: &Decision) -> String {
         Decision::Queue(task, _) => format!("{task}: queue"),
         Decision::Block(task, claim) => format!("{task}: blocked by {claim}"),
         Decision::Await(task, condition) => format!("{task}: await {condition}"),
+        Decision::ReadRunners(task) => format!("{task}: read the runners"),
         Decision::WakeAt(task, until) => format!("{task}: wake at {}", until.as_secs()),
         Decision::Idle(task) => format!("{task}: idle"),
         Decision::NotifyFailure(task) => format!("{task}: notify of its failure"),
@@ -230,6 +231,21 @@ fn tasks_of_a_lost_runner_are_fenced_by_their_kind_of_fence() {
     assert_eq!(lines(&mut command, at(1), ROOM), ["fence n1"]);
     command.fences.insert((NodeId::new("n1").unwrap(), String::from("a")), FenceProgress::Done);
     assert_eq!(lines(&mut command, at(1), ROOM), ["x: fenced(command)"]);
+}
+
+/// A runner can register, get a lease and begin a task while an earlier read of the runners, without it, is on its way.
+#[test]
+fn a_runner_is_lost_only_by_a_read_that_has_begun_after_its_last_sign_of_life() {
+    let export = export("x", "nbd://h/b", FenceMethod::Lease);
+    let mut view = cluster([assigned(&export, "n1")], &[("n1", "a", 1)]);
+    let before = view.observed();
+    view.observe(running(&export, "n1"), 1, None, at(1));
+    view.observe_runners(runners(&[]), before, at(1).boot);
+    assert_eq!(lines(&mut view, at(1), ROOM), ["x: read the runners"]);
+    view.observe_runners(runners(&[("n1", "a", 1)]), view.observed(), at(2).boot);
+    assert_eq!(lines(&mut view, at(2), ROOM), ["x: idle"]);
+    view.observe_runners(runners(&[]), view.observed(), at(3).boot);
+    assert_eq!(lines(&mut view, at(3), ROOM), ["x: runner lost"]);
 }
 
 #[test]

@@ -303,7 +303,7 @@ async fn a_member_that_has_to_wait_after_it_was_resolved_frees_its_slot() {
     let (mut leader, _handle) = center.idle_leader("l2").await;
     let registration = center.registration("n1", "a", 1);
     let to = Holder { node: registration.node.clone(), incarnation: registration.incarnation.clone() };
-    leader.cluster.observe_runners([(registration.node.clone(), registration)].into(), Duration::ZERO);
+    leader.cluster.observe_runners([(registration.node.clone(), registration)].into(), 0, Duration::ZERO);
     let record = TaskRecord::new(member("g.a", &[], false), 1);
     let now = leader.now();
     leader.cluster.observe(record, 0, None, now);

@@ -34,7 +34,7 @@ fn the_level_is_raised_when_every_node_that_counts_announces_the_next_one() {
     let decided = |announced: &[&str], unreadable: &[&str], absent: &[(&str, u64)], level: u32| {
         let mut cluster = ClusterState::default();
         let there = ["n1", "n2"].map(|name| (node(name), Registration::example(name)));
-        cluster.observe_runners(BTreeMap::from(there), now.boot);
+        cluster.observe_runners(BTreeMap::from(there), 0, now.boot);
         let able = |name: &&str| (node(name), Abilities::of_this_program(life(name)));
         cluster.fleet.set_abilities(announced.iter().map(able).collect());
         cluster.set_unreadable(unreadable.iter().map(|name| node(name)).collect(), now.boot);

@@ -317,7 +317,7 @@ async fn a_decision_that_is_read_before_its_write_is_answered_is_followed_up() {
     let to = Holder { node: NodeId::new("n1").unwrap(), incarnation: Incarnation(String::from("a")) };
     let there = center.registration("n1", "a", 1);
     dispatcher.reads.is_loaded = true;
-    dispatcher.cluster.observe_runners([(to.node.clone(), there)].into(), dispatcher.now().boot);
+    dispatcher.cluster.observe_runners([(to.node.clone(), there)].into(), 0, dispatcher.now().boot);
     dispatcher.observe(pending.clone(), 0, None);
     dispatcher.turn(true);
     assert!(dispatcher.cluster.tasks.get(&name).unwrap().runtime.is_busy, "it is being assigned");
