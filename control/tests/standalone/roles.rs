@@ -80,6 +80,9 @@ async fn clients_have_the_rights_of_their_roles_and_changes_are_kept() {
     ci.submit(noop("t", 1)).await.unwrap();
     assert_eq!(ci.follow("t", |_| ()).await.unwrap().state, "SUCCEEDED");
     assert_eq!(viewer.get(name("t")).await.unwrap().id, "t");
+    let transitions = viewer.events(name("t")).await.unwrap().transitions;
+    assert_eq!((&*transitions[0].state, transitions[0].client.as_deref()), ("PENDING", Some("ci")), "{transitions:?}");
+    assert!(transitions[1..].iter().all(|later| later.client.is_none()), "{transitions:?}");
     let (code, why) = refusal(viewer.submit(noop("u", 1)).await);
     assert!(code == Code::Permission && why.contains("'viewer'") && why.contains("role submit"), "{why}");
     let drain = wire::DrainRequest { node: String::from("n1"), now: false, undo: false, ..Default::default() };
