@@ -9,12 +9,12 @@ use super::tasks::TaskEntry;
 use super::unplaced::ObstacleCounts;
 use super::{Dispatcher, explain};
 use crate::model::{
-    Actor, Dependency, DesiredState, FenceMethod, GroupName, Membership, NodeId, Record, SignedOrder, Submission,
-    TaskId, TaskRecord, TaskState, Transitions,
+    Actor, Dependency, DesiredState, FenceMethod, GroupName, Membership, NodeId, Record, ScheduleName, SignedOrder,
+    Submission, TaskId, TaskRecord, TaskState, Transitions,
 };
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::flow::graph::Condition;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use strum::VariantArray;
 use tokio::sync::{oneshot, watch};
@@ -320,11 +320,23 @@ impl Dispatcher {
             runners: fleet.all().count(),
             level: self.cluster.level.as_ref().map(|level| level.meta.schema),
             restarts: fleet.all().map(|there| there.restarts).fold(0, u64::saturating_add),
+            last_successes: self.last_successes(),
             running: running.fold(RunningTotals::default(), |totals, entry| {
                 totals.plus(&entry.telemetry().unwrap_or(entry.record.progress))
             }),
             metrics: self.config.metrics.clone(),
         }
+    }
+
+    fn last_successes(&self) -> BTreeMap<ScheduleName, u64> {
+        let mut last = BTreeMap::new();
+        let tasks = &self.cluster.tasks;
+        for record in tasks.of(TaskState::Succeeded).iter().filter_map(|id| tasks.get(id)).map(|entry| &entry.record) {
+            let Some(schedule) = record.schedule.as_ref().filter(|_| record.group.is_none()) else { continue };
+            let ended_ms: &mut u64 = last.entry(schedule.clone()).or_default();
+            *ended_ms = record.updated_ms.max(*ended_ms);
+        }
+        last
     }
 
     fn fence(&mut self, node: &NodeId, by: &Actor) -> Result<Vec<oneshot::Receiver<Result<Arc<TaskRecord>>>>> {

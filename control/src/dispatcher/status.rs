@@ -1,8 +1,9 @@
 //! Reports the state of the leader.
 
-use crate::model::{Drain, Epoch, Leader, NodeId, Progress, Registration, TaskId, TaskState};
+use crate::model::{Drain, Epoch, Leader, NodeId, Progress, Registration, ScheduleName, TaskId, TaskState};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use std::collections::BTreeMap;
 
 /// Status of the center.
 #[derive(Clone, Debug)]
@@ -21,6 +22,8 @@ pub(crate) struct Status {
     pub level: Option<u32>,
     /// Restarts of the processes of all registered nodes together.
     pub restarts: u64,
+    /// When a task of each schedule has succeeded last, in milliseconds since 1970, of the tasks that are kept.
+    pub last_successes: BTreeMap<ScheduleName, u64>,
     /// Progress of all running tasks together.
     pub running: RunningTotals,
     /// Counters and latencies.

@@ -14,6 +14,7 @@ use super::source_claims::SourceClaims;
 use super::write_lease::WriteLease;
 use crate::attempt_log::ASSIGNED_FIELD;
 use crate::execution::{End, Execution, ExecutionHandle, Outcome, WritePermitRequest, stopped_early};
+use crate::model::KindName;
 use crate::model::state_machine::{self, Checkpoint, TaskEvent};
 use crate::model::{
     DesiredState, DurableMap, Epoch, Failure, FenceMethod, Holder, Summary, TaskId, TaskRecord, TaskState,
@@ -215,6 +216,7 @@ impl Attempt {
         }
         self.set_stage(StartStage::Opening);
         let (admission, permit_request) = oneshot::channel();
+        let (kind, started) = (KindName::from(&record.spec), context.now());
         let running = self.start(context, &record, gate, admission);
         let outcome = self.supervise(context, &*running, permit_request).await;
         let outcome = tokio::select! { biased;
@@ -222,6 +224,7 @@ impl Attempt {
             reason = self.wait_for_stop() => Outcome { end: End::Stopped(reason), ..outcome },
         };
         log_end(&outcome);
+        context.metrics.count(kind, &outcome, context.now().saturating_sub(started));
         self.finish(context, &*running, outcome).await;
         AssignmentStatus::Ended
     }

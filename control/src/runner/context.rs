@@ -1,6 +1,7 @@
 //! Holds the state that all parts of a runner share: its registration, its phase, and its queue of notifications.
 
 use super::leader_notifier::LeaderNotifier;
+use super::metrics::RunnerMetrics;
 use super::write_lease::ActiveRegistration;
 use super::{RunnerConfig, RunnerDependencies};
 use crate::coord::{CoordError, SessionState};
@@ -24,6 +25,7 @@ pub(super) struct RunnerContext {
     pub config: RunnerConfig,
     pub dependencies: RunnerDependencies,
     pub notifier: LeaderNotifier,
+    pub metrics: RunnerMetrics,
     /// Wanted phase of the runner; its registration follows.
     pub phase: watch::Sender<RunnerPhase>,
     /// Current registration.
@@ -63,6 +65,7 @@ impl RunnerContext {
             config,
             dependencies,
             notifier: LeaderNotifier::default(),
+            metrics: RunnerMetrics::default(),
             phase: watch::Sender::new(RunnerPhase::Absent),
             registration: watch::Sender::new(None),
             renew: Notify::new(),

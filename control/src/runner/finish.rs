@@ -186,7 +186,7 @@ fn checkpoint(record: &TaskRecord, outcome: &Outcome) -> Checkpoint {
 
 /// Returns the error code of a stopped attempt. After a lost lease a task that is still this runner's is returned like
 /// any interrupted one.
-fn outcome_of(reason: StopReason) -> Code {
+pub(super) fn outcome_of(reason: StopReason) -> Code {
     match reason {
         StopReason::UserCancel => Code::Cancelled,
         StopReason::RunnerInterrupt | StopReason::LeaseLost => Code::RunnerInterrupt,

@@ -192,6 +192,11 @@ impl RunnerHandle {
             .is_some_and(|registration| registration.session.states().borrow().is_connected())
     }
 
+    /// Returns the counters of this node's attempts.
+    pub(crate) fn metrics(&self) -> super::RunnerMetrics {
+        self.0.context.metrics.clone()
+    }
+
     /// Returns the time left of the lease; zero without one. For metrics.
     #[must_use]
     pub fn lease_left(&self) -> std::time::Duration {

@@ -27,6 +27,7 @@ mod handle;
 mod hook_execution;
 mod last_run;
 mod leader_notifier;
+mod metrics;
 mod node_state;
 mod progress_reports;
 mod registration;
@@ -42,6 +43,7 @@ pub(crate) use engine_executor::EngineExecutor;
 pub use handle::RunnerHandle;
 pub(crate) use hook_execution::NodeHooks;
 pub(crate) use last_run::{begin_run, end_run};
+pub(crate) use metrics::RunnerMetrics;
 #[cfg(test)]
 pub(crate) use node_state::Memory;
 pub use node_state::{NodeState, StateDir, boot_id};

@@ -7,6 +7,7 @@ mod console;
 mod copying;
 mod daemon;
 mod ending;
+mod metrics;
 mod orders;
 mod refusing;
 mod roles;

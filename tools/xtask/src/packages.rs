@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 /// Packages, each with the programs that show that it is installed, from whatever source. A name that starts with a
 /// slash is a file.
-const PACKAGES: [(&str, &[&str]); 21] = [
+const PACKAGES: [(&str, &[&str]); 22] = [
     ("nbdkit", &["nbdkit"]),
     ("libnbd-bin", &["nbdcopy", "nbdinfo"]),
     ("qemu-utils", &["qemu-img", "qemu-io", "qemu-nbd"]),
@@ -26,6 +26,7 @@ const PACKAGES: [(&str, &[&str]); 21] = [
     ("faketime", &["faketime"]),
     ("curl", &["curl"]),
     ("chromium", &["chromium"]),
+    ("prometheus", &["promtool"]),
     ("default-jre-headless", &["java"]),
     ("zookeeper", &["/usr/share/java/zookeeper.jar"]),
 ];

@@ -205,6 +205,7 @@ fn status() -> Status {
         runners: 1,
         level: Some(2),
         restarts: 2,
+        last_successes: Default::default(),
         running: Default::default(),
         metrics: Default::default(),
     }

@@ -1,18 +1,22 @@
 //! Serves metrics for Prometheus over plain HTTP at `/metrics`: those of this node and, while it leads, those of the
 //! center.
 //!
-//! Nothing is counted here: each request asks the roles for their state. Each connection carries one request and is
-//! closed, so that the bound of [`ConnectionLimit`] for the first request bounds the whole connection.
+//! `docs/metrics.md` describes each of them. Nothing is counted here: each request asks the roles for their state. Each
+//! connection carries one request and is closed, so that the bound of [`ConnectionLimit`] for the first request bounds the
+//! whole connection.
 
-use crate::dispatcher::{DispatcherMetrics, Status};
+mod process;
+mod text_format;
+
+use crate::dispatcher::{DispatcherMetrics, RunnerSummary, Status};
 use crate::rpc::connection_limit::{ConnectionLimit, GuardedStream};
 use crate::rpc::limits::{GOODBYE_MAX, METRICS_CONNECTIONS_MAX};
 use crate::rpc::local_roles::NodeRoles;
 use crate::rpc::tls::Tls;
-use crate::runner::RunnerHandle;
+use crate::runner::{RunnerHandle, RunnerMetrics};
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use blockhaul_engine::error::{Error, Operation, Result, Side};
@@ -117,13 +121,18 @@ impl axum::serve::Listener for LimitedListener {
     }
 }
 
-async fn page(State(sources): State<Sources>) -> impl IntoResponse {
+async fn page(State(sources): State<Sources>, headers: HeaderMap) -> impl IntoResponse {
     let registry = sources.registry().await;
+    let accepted = headers.get(header::ACCEPT).and_then(|accepted| accepted.to_str().ok()).unwrap_or_default();
     let mut text = String::new();
     match encode(&mut text, &registry) {
-        Ok(()) => {
+        Ok(()) if accepted.contains("application/openmetrics-text") => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             (StatusCode::OK, [(header::CONTENT_TYPE, kind), CLOSE], text)
+        }
+        Ok(()) => {
+            let kind = "text/plain; version=0.0.4; charset=utf-8";
+            (StatusCode::OK, [(header::CONTENT_TYPE, kind), CLOSE], text_format::classic(&text))
         }
         Err(error) => {
             let kind = (header::CONTENT_TYPE, "text/plain");
@@ -137,22 +146,53 @@ struct StateLabel {
     state: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NodeLabel {
+    node: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ScheduleLabel {
+    schedule: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BuildLabel {
+    version: &'static str,
+}
+
 impl Sources {
     async fn registry(&self) -> Registry {
-        let mut registry = Registry::with_prefix("blockhaul");
-        self.of_node(&mut registry);
-        let status = match self.roles.dispatcher() {
-            Ok(dispatcher) => timeout(ANSWER_WAIT, dispatcher.status()).await.ok().and_then(Result::ok),
+        let mut all = Registry::default();
+        process::register(&mut all);
+        let registry = all.sub_registry_with_prefix("blockhaul");
+        self.of_node(registry);
+        let center = match self.roles.dispatcher() {
+            Ok(dispatcher) => {
+                let asked = async { Ok::<_, Error>((dispatcher.status().await?, dispatcher.runners().await?)) };
+                timeout(ANSWER_WAIT, asked).await.ok().and_then(Result::ok)
+            }
             Err(_) => None,
         };
-        registry.register("leader", "Whether this node leads", whole(status.is_some().into()));
-        if let Some(status) = status {
-            of_center(&mut registry, &status);
+        registry.register("leader", "Whether this node leads", whole(center.is_some().into()));
+        if let Some((status, nodes)) = center {
+            of_center(registry, &status);
+            of_nodes(registry, &nodes);
         }
-        registry
+        all
     }
 
     fn of_node(&self, registry: &mut Registry) {
+        let build = Family::<BuildLabel, Whole>::default();
+        build.get_or_create(&BuildLabel { version: env!("CARGO_PKG_VERSION") }).set(1);
+        registry.register("build_info", "Version of this process; the value is 1", build);
+        let RunnerMetrics { attempts, durations, bytes } = self.runner.metrics();
+        registry.register("attempts", "Attempts that have ended on this node, by outcome", attempts);
+        let help = "Time from the start of an attempt's work to its end";
+        registry.register_with_unit("attempt_duration", help, Unit::Seconds, durations);
+        let help = "Bytes of the attempts that have ended on this node, by what was done with them";
+        registry.register_with_unit("attempt", help, Unit::Bytes, bytes);
+        registry.register("runner_slots", "Tasks that this node may run at once", whole(self.runner.slots().into()));
         registry.register("runner_tasks", "Tasks that this node holds", whole(self.runner.held().len() as u64));
         registry.register(
             "runner_registered",
@@ -196,6 +236,14 @@ fn of_center(registry: &mut Registry, status: &Status) {
         "Rate of all running copies",
         whole(status.running.rate_bytes_per_second),
     );
+    let successes = Family::<ScheduleLabel, Real>::default();
+    for (schedule, ended_ms) in &status.last_successes {
+        #[allow(clippy::cast_precision_loss, reason = "a gauge is a float")]
+        let seconds = *ended_ms as f64 / 1000.0;
+        successes.get_or_create(&ScheduleLabel { schedule: schedule.to_string() }).set(seconds);
+    }
+    let help = "When a task of a schedule has succeeded last, since 1970, of the tasks that are kept";
+    registry.register_with_unit("schedule_last_success_time", help, Unit::Seconds, successes);
     let DispatcherMetrics { assignments, schedules_fired, schedules_skipped, store, queue_wait, assignment } =
         status.metrics.clone();
     registry.register("assignments", "Tasks assigned by this process", assignments);
@@ -210,6 +258,25 @@ fn of_center(registry: &mut Registry, status: &Status) {
     }
 }
 
+/// Registers what the leader knows of the nodes.
+fn of_nodes(registry: &mut Registry, nodes: &[RunnerSummary]) {
+    let there = nodes.iter().filter(|node| node.registration.is_some());
+    registry.register("nodes_registered", "Nodes that are registered", whole(there.count() as u64));
+    let excluded = nodes.iter().filter(|node| node.excluded.is_some()).count() as u64;
+    registry.register("nodes_excluded", "Nodes that get no tasks, as they failed several", whole(excluded));
+    let draining = nodes.iter().filter(|node| node.drain.is_some()).count() as u64;
+    registry.register("nodes_draining", "Nodes that an operator drains", whole(draining));
+    let offsets = Family::<NodeLabel, Real>::default();
+    for node in nodes {
+        let Some(offset_ms) = node.clock_offset_ms else { continue };
+        #[allow(clippy::cast_precision_loss, reason = "a gauge is a float")]
+        let seconds = offset_ms as f64 / 1000.0;
+        offsets.get_or_create(&NodeLabel { node: node.node.to_string() }).set(seconds);
+    }
+    let help = "Time by which the wall clock of a node is ahead of its peers'";
+    registry.register_with_unit("node_clock_offset", help, Unit::Seconds, offsets);
+}
+
 fn whole(number: u64) -> Whole {
     let gauge = Whole::default();
     gauge.set(number);
@@ -220,7 +287,7 @@ fn whole(number: u64) -> Whole {
 mod tests {
     use super::*;
     use crate::dispatcher::RunningTotals;
-    use crate::model::{Epoch, Leader, TaskState};
+    use crate::model::{Epoch, Leader, ScheduleName, TaskState};
 
     #[test]
     fn every_number_of_a_center_has_a_line() {
@@ -237,6 +304,7 @@ mod tests {
             runners: 1,
             restarts: 0,
             level: None,
+            last_successes: [(ScheduleName::new("nightly").unwrap(), 1500)].into(),
             running: RunningTotals { planned_bytes: 10, durable_bytes: 4, rate_bytes_per_second: 2 },
             metrics,
         };
@@ -251,6 +319,7 @@ mod tests {
             "blockhaul_running_durable_bytes 4",
             "blockhaul_running_rate_bytes_per_second 2",
             "blockhaul_assignments_total 9",
+            "blockhaul_schedule_last_success_time_seconds{schedule=\"nightly\"} 1.5",
             "blockhaul_queue_wait_seconds_count 1",
             "blockhaul_assignment_seconds_sum 0.25",
             "blockhaul_coordination_seconds_bucket{le=\"0.256\"} 1",
