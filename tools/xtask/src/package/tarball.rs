@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// Files of the repository, with their places in the tarball.
-const FILES: [(&str, &str); 7] = [
+const FILES: [(&str, &str); 9] = [
     ("README.md", "README.md"),
     ("CHANGELOG.md", "CHANGELOG.md"),
     ("LICENSE-APACHE", "LICENSE-APACHE"),
@@ -20,6 +20,8 @@ const FILES: [(&str, &str); 7] = [
     ("packaging/taskd.toml", "etc/taskd.toml"),
     ("packaging/systemd/taskd.service", "etc/taskd.service"),
     ("packaging/blockhaul.sysusers", "etc/blockhaul.sysusers"),
+    ("packaging/prometheus/blockhaul.rules.yml", "share/prometheus/blockhaul.rules.yml"),
+    ("packaging/grafana/blockhaul.json", "share/grafana/blockhaul.json"),
 ];
 
 /// Builds the programs and makes the tarball, with its checksum beside it.
@@ -43,7 +45,9 @@ pub(super) fn make(tally: &mut Tally, dist: &Path, epoch: u64) -> Result<(), Ref
     let blockhaul = generated::built(&built.join("blockhaul"), epoch);
     generated::manual(tally, &blockhaul, &created(&folder.join("share/man"))?);
     generated::completions(tally, &blockhaul, &folder.join("share/completions"))?;
-    created(&folder.join("etc"))?;
+    for place in ["etc", "share/prometheus", "share/grafana"] {
+        created(&folder.join(place))?;
+    }
     for (from, to) in FILES {
         let copied = std::fs::copy(root().join(from), folder.join(to));
         copied.map_err(|error| format!("copy {from} to {}: {error}", folder.display()))?;
