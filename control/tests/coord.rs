@@ -158,6 +158,39 @@ async fn every_cut_is_counted() {
     }
 }
 
+/// Hundreds of requests wait at once when the connection is lost, and some of their callers give up at that moment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn all_requests_end_when_the_connection_is_lost_and_their_callers_may_leave() {
+    let ensemble = Ensemble::start(1);
+    let wire = TcpProxy::to(&ensemble.address(0));
+    let session = open(&wire.address(), patient()).await;
+    for _ in 0..20 {
+        until(&*session, SessionState::is_connected).await;
+        wire.set(Mode::Stall);
+        let mut requests: Vec<_> = (0..300)
+            .map(|_| {
+                let session = Arc::clone(&session);
+                tokio::spawn(async move { session.get("/").await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        wire.set(Mode::Cut);
+        for request in requests.iter().step_by(3) {
+            request.abort();
+        }
+        for request in requests.drain(..) {
+            match request.await {
+                Ok(Err(CoordError::NotConnected | CoordError::Unknown(_))) => {}
+                Ok(other) => panic!("nothing was forwarded: {other:?}"),
+                Err(ended) => assert!(ended.is_cancelled(), "{ended}"),
+            }
+        }
+        wire.set(Mode::Pass);
+    }
+    until(&*session, SessionState::is_connected).await;
+    persist(&*session, create("/later", CreateMode::Persistent)).await.expect("it is new");
+}
+
 /// Long before the ensemble says so: it cannot. Then a new session takes over what the old one has left.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_expiry_is_noticed_without_a_server() {

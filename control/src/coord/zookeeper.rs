@@ -10,6 +10,8 @@
 //!   [`CoordError::Unknown`].
 //! - The library does not tell a short loss apart from the connection after it: every report of a connection counts as
 //!   a new one.
+//! - The library's list of those who wait for a change of its state is unsound: with more than 32 of them, one that is dropped
+//!   while the others are told corrupts memory. So one task waits for it, and all else waits for what that task reports.
 //! - The library waits twice as long after each round over the servers, up to the session timeout. After a few seconds
 //!   without any server, many more pass before it notices that they are back. It is given each server several times
 //!   over, so that the rounds are long and the waits are short.
@@ -211,7 +213,7 @@ impl ZooKeeperSession {
         client: &zk::Client,
         request: impl Future<Output = Result<T, zk::Error>>,
     ) -> Result<Option<T>, CoordError> {
-        match unless_lost(client, request, || zk::Error::ConnectionLoss).await {
+        match unless_lost(self.states(), request, || zk::Error::ConnectionLoss).await {
             Ok(answer) => Ok(Some(answer)),
             Err(zk::Error::NoNode) => Ok(None),
             Err(error) => Err(reply::reading_error(&error, connection(client.state()))),
@@ -260,15 +262,22 @@ fn publish(report: &watch::Sender<SessionState>, now: ConnectionState) {
 /// Returns the request's outcome, or `lost` as soon as the connection is lost: the library would keep an unsent request
 /// for the next connection, however late that comes.
 async fn unless_lost<T, E>(
-    client: &zk::Client,
+    mut states: watch::Receiver<SessionState>,
     request: impl Future<Output = Result<T, E>>,
     lost: impl FnOnce() -> E,
 ) -> Result<T, E> {
-    let mut changes = client.state_watcher();
+    let begun = *states.borrow_and_update();
+    // The library has said that there is a connection. Its report may come a moment later.
+    let expected = begun.reconnects + u64::from(begun.connection == ConnectionState::Disconnected);
     let mut request = pin!(request);
     let is_lost = async {
-        while connection(changes.peek_state()) == ConnectionState::Connected {
-            changes.changed().await;
+        let mut is_over = begun.is_over();
+        while !is_over {
+            if states.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+            let now = states.borrow_and_update();
+            is_over = now.connection != ConnectionState::Connected || now.reconnects != expected;
         }
     };
     tokio::select! {
@@ -334,7 +343,7 @@ impl Session for ZooKeeperSession {
             added.map_err(|_| CoordError::Refused { index, why: Refusal::Impossible })?;
         }
         let lost = || zk::MultiWriteError::from(zk::Error::ConnectionLoss);
-        let results = unless_lost(&client, writer.commit(), lost).await.map_err(reply::writing_error)?;
+        let results = unless_lost(self.states(), writer.commit(), lost).await.map_err(reply::writing_error)?;
         Ok(results.iter().map(reply::done).collect())
     }
 
