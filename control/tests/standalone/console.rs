@@ -9,6 +9,7 @@ use blockhaul_testkit::{Need, need};
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// A daemon with a console.
 struct Site {
@@ -166,6 +167,10 @@ fn browsers_have_the_rights_of_their_certificates() {
     };
     let (viewer, ops, stranger) = (ours.certify("viewer"), ours.certify("ops"), ours.certify("stranger"));
     let change = ["-X", "POST", "-H", &origin];
+    // Until a leader is elected, pages say that there is none.
+    while ask(&viewer, "/nodes", &[]).0 == "503" {
+        std::thread::sleep(Duration::from_millis(50));
+    }
     assert_eq!(ask(&viewer, "/nodes", &[]).0, "200");
     let (status, answer) = ask(&viewer, "/nodes/n1/drain", &change);
     assert!(status == "403" && answer.contains("role operate"), "{status} {answer}");

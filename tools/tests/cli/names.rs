@@ -126,6 +126,7 @@ fn text_from_the_records_of_a_center_is_shown_escaped() {
         printed(&output);
         plain(&output.stdout)
     };
+    until("the node is registered", || !ask(&["runners"]).is_empty());
     let line = ask(&["runners"]);
     assert!(line.contains(&format!("zone={shown}")) && line.lines().count() == 1, "{line}");
     let object = ask(&["runners", "--json"]);
